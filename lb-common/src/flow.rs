@@ -1,0 +1,146 @@
+//! `FLOWS` and `HALF_OPEN`: what happens to the packets of one tuple.
+//!
+//! A connection has two entries, one for each direction, and each is found by the tuple that the
+//! packet itself carries. So a known packet costs one look-up, and its rewriting needs no idea of
+//! direction.
+
+use crate::map_type::map_type;
+
+map_type! {
+    /// Key of `FLOWS` and `HALF_OPEN`: an IPv4 packet's own tuple, in network byte order.
+    #[repr(align(4))]
+    pub struct FlowKey4 {
+        /// Source address.
+        pub src: [u8; 4],
+        /// Destination address.
+        pub dst: [u8; 4],
+        /// Source port, network byte order.
+        pub src_port: [u8; 2],
+        /// Destination port, network byte order.
+        pub dst_port: [u8; 2],
+        /// IP protocol number.
+        pub protocol: u8,
+        /// Zero.
+        pub reserved: [u8; 3],
+    }
+}
+
+map_type! {
+    /// Key of `FLOWS6` and `HALF_OPEN6`.
+    #[repr(align(8))]
+    pub struct FlowKey6 {
+        /// Source address.
+        pub src: [u8; 16],
+        /// Destination address.
+        pub dst: [u8; 16],
+        /// Source port, network byte order.
+        pub src_port: [u8; 2],
+        /// Destination port, network byte order.
+        pub dst_port: [u8; 2],
+        /// IP protocol number.
+        pub protocol: u8,
+        /// Zero.
+        pub reserved: [u8; 3],
+    }
+}
+
+map_type! {
+    /// Value of `FLOWS` and `HALF_OPEN`: one cache line.
+    #[repr(align(8))]
+    pub struct FlowEntry4 {
+        /// Source address after rewriting.
+        pub new_src: [u8; 4],
+        /// Destination address after rewriting.
+        pub new_dst: [u8; 4],
+        /// Source port after rewriting, network byte order.
+        pub new_src_port: [u8; 2],
+        /// Destination port after rewriting, network byte order.
+        pub new_dst_port: [u8; 2],
+        /// What the rewriting adds to the ones' complement sum of the IPv4 header, the lower TTL
+        /// included (RFC 1624).
+        pub ip_delta: u16,
+        /// What the rewriting adds to the sum of the TCP or UDP checksum, pseudo-header included.
+        pub l4_delta: u16,
+        /// Backend identifier.
+        pub backend: u32,
+        /// Bits, see [`state`].
+        pub state: u32,
+        /// Time of the last packet of this direction: `CLOCK_MONOTONIC_COARSE`, nanoseconds.
+        pub last_seen_ns: u64,
+        /// Packets of this direction.
+        pub packets: u64,
+        /// Bytes of this direction, Ethernet header included.
+        pub bytes: u64,
+        /// MAC address that the client's packets come from; replies go there.
+        pub client_mac: [u8; 6],
+        /// Our MAC address on the client's side.
+        pub local_mac: [u8; 6],
+        /// Interface on the client's side.
+        pub client_ifindex: u32,
+    }
+}
+
+map_type! {
+    /// Value of `FLOWS6` and `HALF_OPEN6`; fields as in [`FlowEntry4`].
+    #[repr(align(8))]
+    pub struct FlowEntry6 {
+        /// Source address after rewriting.
+        pub new_src: [u8; 16],
+        /// Destination address after rewriting.
+        pub new_dst: [u8; 16],
+        /// Source port after rewriting, network byte order.
+        pub new_src_port: [u8; 2],
+        /// Destination port after rewriting, network byte order.
+        pub new_dst_port: [u8; 2],
+        /// Zero: IPv6 has no header checksum.
+        pub ip_delta: u16,
+        /// What the rewriting adds to the sum of the TCP or UDP checksum, pseudo-header included.
+        pub l4_delta: u16,
+        /// Backend identifier.
+        pub backend: u32,
+        /// Bits, see [`state`].
+        pub state: u32,
+        /// Time of the last packet of this direction: `CLOCK_MONOTONIC_COARSE`, nanoseconds.
+        pub last_seen_ns: u64,
+        /// Packets of this direction.
+        pub packets: u64,
+        /// Bytes of this direction, Ethernet header included.
+        pub bytes: u64,
+        /// MAC address that the client's packets come from; replies go there.
+        pub client_mac: [u8; 6],
+        /// Our MAC address on the client's side.
+        pub local_mac: [u8; 6],
+        /// Interface on the client's side.
+        pub client_ifindex: u32,
+    }
+}
+
+/// Bits of a flow entry's `state`.
+///
+/// `RETURN` is set in one of the two entries of a connection. The others describe the connection;
+/// they are kept in the entry of the client's direction alone.
+pub mod state {
+    /// The entry is for packets from the backend to the client.
+    pub const RETURN: u32 = 1;
+    /// The client has sent FIN.
+    pub const CLIENT_FIN: u32 = 2;
+    /// The backend has sent FIN.
+    pub const BACKEND_FIN: u32 = 4;
+    /// Either side has sent RST, or we did.
+    pub const RESET: u32 = 8;
+
+    /// Whether the connection is over, so that it no longer counts as open and its tuple may be
+    /// used anew.
+    #[must_use]
+    #[inline(always)]
+    pub const fn closed(state: u32) -> bool {
+        state & RESET != 0 || state & (CLIENT_FIN | BACKEND_FIN) == CLIENT_FIN | BACKEND_FIN
+    }
+
+    /// Whether one side has finished and the other has not.
+    #[must_use]
+    #[inline(always)]
+    pub const fn closing(state: u32) -> bool {
+        !closed(state) && state & (CLIENT_FIN | BACKEND_FIN) != 0
+    }
+}

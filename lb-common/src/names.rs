@@ -1,0 +1,41 @@
+//! Names of the maps, the program and the globals, as `bpftool` shows them. Said once, here.
+
+/// The XDP program, and its function's name in the object.
+pub const PROGRAM: &str = "ballast";
+
+/// Filter of floating addresses: a bitmap over a hash of the address.
+pub const VIPS: &str = "VIPS";
+/// `ServiceKey` to `Service`.
+pub const SERVICES: &str = "SERVICES";
+/// Backend identifier to `Backend`.
+pub const BACKENDS: &str = "BACKENDS";
+/// The selection tables of all services, one after another: slot to backend identifier.
+pub const MAGLEV: &str = "MAGLEV";
+/// Flows of IPv4, by the packet's own tuple.
+pub const FLOWS: &str = "FLOWS";
+/// Flows of IPv6.
+pub const FLOWS6: &str = "FLOWS6";
+/// IPv4 connections that the backend has not answered yet.
+pub const HALF_OPEN: &str = "HALF_OPEN";
+/// IPv6 connections that the backend has not answered yet.
+pub const HALF_OPEN6: &str = "HALF_OPEN6";
+/// Count of packets by `Reason`, per CPU.
+pub const REASONS: &str = "REASONS";
+/// Counters by service, per CPU.
+pub const SERVICE_STATS: &str = "SERVICE_STATS";
+/// Counters by backend, per CPU.
+pub const BACKEND_STATS: &str = "BACKEND_STATS";
+/// Open connections by backend; mapped into the daemon's memory, so that both sides add atomically.
+pub const ACTIVE: &str = "ACTIVE";
+/// Round-robin position by service.
+pub const CURSORS: &str = "CURSORS";
+/// Ring buffer of `Event`.
+pub const EVENTS: &str = "EVENTS";
+/// `Meta` of the pinned maps.
+pub const META: &str = "META";
+
+/// Every map that is pinned, in no particular order.
+pub const PINNED: [&str; 15] = [
+    VIPS, SERVICES, BACKENDS, MAGLEV, FLOWS, FLOWS6, HALF_OPEN, HALF_OPEN6, REASONS, SERVICE_STATS,
+    BACKEND_STATS, ACTIVE, CURSORS, EVENTS, META,
+];

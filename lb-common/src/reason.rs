@@ -1,0 +1,82 @@
+//! `REASONS`: why a packet was not forwarded.
+//!
+//! A packet is either forwarded, and counted in its backend's `BACKEND_STATS`, or counted under one
+//! reason.
+
+macro_rules! reasons {
+    ($( $(#[$doc:meta])* $name:ident, $label:literal, $disposition:ident; )*) => {
+        /// Why a packet was not forwarded to its other side.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u32)]
+        pub enum Reason {
+            $( $(#[$doc])* $name, )*
+        }
+
+        impl Reason {
+            /// All reasons, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[ $( Self::$name, )* ];
+
+            /// Number of reasons, and of entries in `REASONS`.
+            pub const COUNT: u32 = Self::ALL.len() as u32;
+
+            /// The name in `status` and in metrics.
+            #[must_use]
+            pub const fn label(self) -> &'static str {
+                match self { $( Self::$name => $label, )* }
+            }
+
+            /// What becomes of a packet that is counted under this reason.
+            #[must_use]
+            #[inline(always)]
+            pub const fn disposition(self) -> Disposition {
+                match self { $( Self::$name => Disposition::$disposition, )* }
+            }
+        }
+    };
+}
+
+/// What becomes of a packet that is not forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Disposition {
+    /// The node's own network stack gets it, unchanged.
+    Pass,
+    /// It ends here.
+    Drop,
+    /// A TCP packet is answered with a reset; one that must not be answered ends here.
+    Reset,
+}
+
+reasons! {
+    /// Neither IPv4 nor IPv6: ARP, LLDP and the like.
+    NotIp, "not_ip", Pass;
+    /// Its destination is no floating address.
+    NotOurs, "not_ours", Pass;
+    /// To a floating address, but no flow and no service has its port.
+    NoService, "no_service", Pass;
+    /// To a floating address, neither TCP, UDP nor an ICMP error: ping, for example.
+    OtherProtocol, "other_protocol", Pass;
+    /// An ICMP error about no flow of ours.
+    IcmpUnrelated, "icmp_unrelated", Pass;
+    /// Ends before the headers that it announces.
+    Truncated, "truncated", Pass;
+    /// To a floating address, with a header that contradicts itself.
+    Malformed, "malformed", Drop;
+    /// A fragment to a floating address: it does not show its ports.
+    Fragment, "fragment", Drop;
+    /// Its time to live ends here.
+    TtlExpired, "ttl_expired", Drop;
+    /// The service has no backend that can serve.
+    NoBackend, "no_backend", Reset;
+    /// A TCP packet in mid-connection whose connection is unknown.
+    NoFlow, "no_flow", Reset;
+    /// The connection's backend is gone.
+    BackendGone, "backend_gone", Reset;
+    /// The MAC address of the backend's next hop is not known.
+    NoNeighbour, "no_neighbour", Drop;
+    /// All ports towards the chosen backend are taken.
+    PortsExhausted, "ports_exhausted", Drop;
+    /// The flow tables took no further entry.
+    TableFull, "table_full", Drop;
+    /// A map entry that user space should have written is missing: a defect of ballast.
+    Inconsistent, "inconsistent", Drop;
+}

@@ -1,0 +1,70 @@
+//! `SERVICES`: a floating address, port and protocol, and how a backend is chosen for it.
+
+use crate::map_type::map_type;
+
+map_type! {
+    /// Key of `SERVICES`.
+    #[derive(PartialOrd, Ord)]
+    pub struct ServiceKey {
+        /// The floating address; IPv4 as an IPv4-mapped IPv6 address (`::ffff:a.b.c.d`).
+        pub address: [u8; 16],
+        /// Port, host byte order.
+        pub port: u16,
+        /// IP protocol number: 6 or 17.
+        pub protocol: u8,
+        /// Zero.
+        pub reserved: u8,
+    }
+}
+
+map_type! {
+    /// Value of `SERVICES`.
+    pub struct Service {
+        /// Index into `SERVICE_STATS` and `CURSORS`.
+        pub index: u32,
+        /// First slot of the service's table in `MAGLEV`.
+        pub table_start: u32,
+        /// Slots in the service's table; 0 when no backend can serve.
+        pub table_len: u32,
+        /// A [`Balance`] as a number.
+        pub balance: u32,
+    }
+}
+
+/// How a new connection's backend is chosen.
+///
+/// Each method reads the same kind of table, a run of backend identifiers that user space built;
+/// they differ in the slot that they take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Balance {
+    /// Slot by the hash of the tuple; the table is a Maglev table (Eisenbud et al., NSDI 2016).
+    Maglev = 0,
+    /// Next slot in turn; the table is a smooth weighted round-robin schedule.
+    RoundRobin = 1,
+    /// A slot at random; the table is a smooth weighted round-robin schedule.
+    Random = 2,
+    /// The backend with the fewest open connections for its weight; the table lists each once.
+    LeastConn = 3,
+}
+
+impl Balance {
+    /// The method that `number` stands for in a map value.
+    #[must_use]
+    pub const fn from_number(number: u32) -> Option<Self> {
+        match number {
+            0 => Some(Self::Maglev),
+            1 => Some(Self::RoundRobin),
+            2 => Some(Self::Random),
+            3 => Some(Self::LeastConn),
+            _ => None,
+        }
+    }
+}
+
+/// `a.b.c.d` as `::ffff:a.b.c.d`.
+#[must_use]
+#[inline(always)]
+pub const fn mapped(v4: [u8; 4]) -> [u8; 16] {
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3]]
+}

@@ -1,0 +1,2 @@
+//! The data path.
+#![cfg_attr(not(test), no_std)]

@@ -1,0 +1,12 @@
+//! The control plane: keeps the maps of the kernel program true.
+
+pub mod admin;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod control;
+pub mod dataplane;
+pub mod events;
+pub mod health;
+pub mod net;
+pub mod vrrp;

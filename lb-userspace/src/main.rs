@@ -1,0 +1,5 @@
+//! The `ballast` binary.
+
+fn main() -> std::process::ExitCode {
+    ballast::cli::main()
+}

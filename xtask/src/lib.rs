@@ -1,0 +1,1 @@
+//! ballast's own tools, as a library: the lab is used by the tests too.
