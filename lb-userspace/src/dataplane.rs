@@ -145,3 +145,110 @@ pub struct Counters {
     /// By backend identifier, with open connections.
     pub backends: Vec<(u32, BackendStats, u64)>,
 }
+
+/// What `status` says of the kernel's side.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Info {
+    /// Identifier of the loaded program, as in `bpftool prog`.
+    pub program_id: u32,
+    /// Whether this daemon found pinned maps and went on with them.
+    pub adopted: bool,
+    /// Interfaces with the program: name, index, mode.
+    pub attachments: Vec<Attachment>,
+    /// Maps: name, entries it may hold, bytes of kernel memory.
+    pub maps: Vec<MapSize>,
+}
+
+/// The program on one interface.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Attachment {
+    /// Name of the interface.
+    pub interface: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// How the program runs there.
+    pub mode: AttachMode,
+}
+
+/// Size of one map.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct MapSize {
+    /// Name.
+    pub name: String,
+    /// Most entries.
+    pub max_entries: u32,
+    /// Kernel memory.
+    pub bytes: u64,
+}
+
+/// The loaded program with its maps.
+#[derive(Debug)]
+pub struct Dataplane {
+    _private: (),
+}
+
+impl Dataplane {
+    /// Loads the program and creates its maps, or adopts those that a previous daemon pinned.
+    pub fn open(options: &Options) -> anyhow::Result<Self> {
+        let _ = options;
+        unimplemented!("dataplane")
+    }
+
+    /// What stands in the maps now.
+    pub fn adopted(&self) -> anyhow::Result<Adopted> {
+        unimplemented!("dataplane")
+    }
+
+    /// Writes to the maps, in order. Stops at the first error; applying again is harmless.
+    pub fn apply(&mut self, ops: &[Op]) -> anyhow::Result<()> {
+        let _ = ops;
+        unimplemented!("dataplane")
+    }
+
+    /// Puts the program on an interface, in place of the one that a previous daemon left there,
+    /// without losing a packet. Does nothing if it is there already.
+    pub fn attach(&mut self, interface: &str, ifindex: u32) -> anyhow::Result<AttachMode> {
+        let _ = (interface, ifindex);
+        unimplemented!("dataplane")
+    }
+
+    /// Takes the program off an interface.
+    pub fn detach(&mut self, ifindex: u32) -> anyhow::Result<()> {
+        let _ = ifindex;
+        unimplemented!("dataplane")
+    }
+
+    /// Program, maps and interfaces.
+    pub fn info(&self) -> anyhow::Result<Info> {
+        unimplemented!("dataplane")
+    }
+
+    /// Counters of the given services and backends.
+    pub fn counters(&self, services: &[u32], backends: &[u32]) -> anyhow::Result<Counters> {
+        let _ = (services, backends);
+        unimplemented!("dataplane")
+    }
+
+    /// All connections, up to `limit`; half-open ones too.
+    pub fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>> {
+        let _ = limit;
+        unimplemented!("dataplane")
+    }
+
+    /// Removes what is too old, and corrects the counts of open connections.
+    pub fn sweep(&mut self, now_ns: u64, timeouts: &Timeouts) -> anyhow::Result<Sweep> {
+        let _ = (now_ns, timeouts);
+        unimplemented!("dataplane")
+    }
+
+    /// Takes the records that the kernel program left in `EVENTS` since the last call.
+    pub fn take_events(&mut self) -> Vec<lb_common::event::Event> {
+        unimplemented!("dataplane")
+    }
+}
+
+/// Removes links, maps and the directory that [`Dataplane::open`] pinned.
+pub fn remove_pins(pins: &std::path::Path) -> anyhow::Result<()> {
+    let _ = pins;
+    unimplemented!("dataplane")
+}
