@@ -16,22 +16,27 @@ pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
-/// `cargo`, in the workspace, with the folder in its path that `cargo install` puts programs into:
-/// the BPF linker is looked for there.
+/// `cargo`, in the workspace.
 pub fn cargo() -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let cargo = std::env::var_os("CARGO").map(PathBuf::from);
+    let mut command = rust_tool(cargo.unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace());
-    if let Some(home) = cargo_home() {
-        command.env("PATH", shell::path_with(&[home.join("bin")]));
-    }
     command
 }
 
-/// `CARGO_HOME`, or where it is when that is not set.
-pub fn cargo_home() -> Option<PathBuf> {
-    std::env::var_os("CARGO_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(std::env::home_dir()?.join(".cargo")))
+/// `rustup`.
+pub fn rustup() -> Command {
+    rust_tool("rustup".into())
+}
+
+/// A tool that finds the others, also where the user's `PATH` does not lead to `cargo install`'s
+/// folder: the BPF linker is looked for there.
+fn rust_tool(program: PathBuf) -> Command {
+    let mut command = Command::new(program);
+    if let Some(home) = shell::cargo_home() {
+        command.env("PATH", shell::path_with(&[home.join("bin")]));
+    }
+    command
 }
 
 /// Builds the `ballast` binary, with the XDP program inside, and says where it is.

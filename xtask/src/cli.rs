@@ -5,7 +5,7 @@ use std::{net::SocketAddr, process::ExitCode};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{interrupt, lab};
+use crate::{build, interrupt, lab, setup};
 
 mod lab_command;
 
@@ -19,6 +19,21 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Installs what building and testing need, as far as it is missing
+    ///
+    /// On Debian 12 by apt-get: Debian's Rust compiler for BPF, and the servers and tools that the
+    /// lab runs. Then bpf-linker by cargo. Where nightly Rust with rust-src and bpf-linker are there,
+    /// these compile the kernel program instead. The other commands do all this first; the second
+    /// time it takes no time.
+    Setup {
+        /// Prints the commands and does nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+
+    /// Builds the `ballast` binary, with the XDP program inside
+    Build,
+
     /// A whole site on this machine, in network namespaces
     #[command(subcommand)]
     Lab(lab_command::LabCommand),
@@ -60,6 +75,12 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode> {
     match command {
+        Command::Setup { dry_run: true } => setup::dry_run()?,
+        Command::Setup { dry_run: false } => setup::setup()?,
+        Command::Build => {
+            setup::setup()?;
+            println!("{}", build::ballast()?.display());
+        }
         Command::Lab(command) => command.run()?,
         Command::LabGuard { name } => lab::watch(&name)?,
         Command::ServeUdpEcho { name, addresses } => lab::serve_udp_echo(&name, &addresses)?,

@@ -8,5 +8,6 @@ pub mod build;
 pub mod cli;
 pub mod interrupt;
 pub mod lab;
+pub mod setup;
 pub mod shell;
 pub mod wait;

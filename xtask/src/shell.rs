@@ -66,11 +66,19 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Where an executable is: in `PATH`, or in the folders for administrators, which `PATH` lacks for
-/// ordinary users on Debian.
+/// `CARGO_HOME`, or where it is when that is not set.
+pub fn cargo_home() -> Option<PathBuf> {
+    std::env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(std::env::home_dir()?.join(".cargo")))
+}
+
+/// Where an executable is: in `PATH`; or where `cargo install` puts programs, which `PATH` need not
+/// lead to; or in the folders for administrators, which it lacks for ordinary users on Debian.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
+        .chain(cargo_home().map(|home| home.join("bin")))
         .chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from))
         .map(|folder| folder.join(name))
         .find(|file| is_executable(file))
