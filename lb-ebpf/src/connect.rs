@@ -95,8 +95,12 @@ fn open<F: Family, T: Tables + Flows<F>>(
     scratch.backend = id;
     scratch.seed = hash;
     scratch.protocol = segment.protocol;
-    if !tables.allocate() {
-        return Err(Reason::PortsExhausted);
+    let mut attempt = 0;
+    while !tables.take_port(attempt) {
+        attempt += 1;
+        if attempt == PORT_TRIES {
+            return Err(Reason::PortsExhausted);
+        }
     }
 
     let scratch = tables.scratch().ok_or(Reason::Inconsistent)?;
@@ -114,49 +118,37 @@ fn open<F: Family, T: Tables + Flows<F>>(
     Ok(action)
 }
 
-/// Finds a port of the floating address that is free towards the backend, and takes it by entering
-/// the replies' tuple in `HALF_OPEN`. Takes its arguments from the scratch and leaves the tuple in
-/// `replies` and its key in `server`.
+/// Tries to take a port of the floating address for the replies, by entering their tuple in
+/// `HALF_OPEN`. Takes its arguments from the scratch, and leaves the tuple in `replies` and its key in
+/// `server`. False if the port is in use.
 ///
 /// The client's own port comes first: then a client that uses a port anew meets its own old
 /// connection at the backend, whose TIME-WAIT its sequence numbers and timestamps are made for
-/// (RFC 6191), and never another client's.
+/// (RFC 6191), and never another client's. Then come ports in no order.
 #[inline(always)]
-pub fn allocate<F: Family, T: Tables + Flows<F>>(tables: &T) -> bool {
+pub fn take_port<F: Family, T: Tables + Flows<F>>(tables: &T, attempt: u32) -> bool {
     let Some(scratch) = tables.scratch() else { return false };
     let now_ns = tables.now_ns();
-    // Another attempt (a retransmitted SYN) walks another way.
-    scratch.seed ^= (now_ns >> 20) as u32;
-    let server_port = scratch.replies.ports.src();
     let own = u16::from_be_bytes(scratch.tuple.ports.src());
-    let mut tries = 0;
-    while tries < PORT_TRIES {
-        let candidate = if tries == 0 && own >= FIRST_NAT_PORT {
-            own
-        } else {
-            // A linear congruential sequence (Knuth, TAOCP vol. 2, 3.3.4, table 1, line 26). It stays
-            // in memory because the verifier would follow each value that it may take in a register.
-            scratch.seed = scratch.seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            FIRST_NAT_PORT.wrapping_add(maglev::slot(scratch.seed, NAT_PORTS) as u16)
-        };
-        scratch.replies.ports = Ports::new(server_port, candidate.to_be_bytes());
-        scratch.server = F::key(scratch.replies, scratch.protocol);
-        if is_free::<F, T>(tables, scratch, tries) {
-            scratch.entry = F::Entry::new(
-                scratch.replies,
-                scratch.tuple.reversed(),
-                scratch.backend,
-                state::RETURN,
-            );
-            scratch.entry.set_client_side(scratch.side);
-            scratch.entry.seen(now_ns, 0);
-            if tables.insert_half_open(&scratch.server, &scratch.entry).is_ok() {
-                return true;
-            }
-        }
-        tries += 1;
+    let candidate = if attempt == 0 && own >= FIRST_NAT_PORT {
+        own
+    } else {
+        // A linear congruential sequence (Knuth, TAOCP vol. 2, 3.3.4, table 1, line 26), which the
+        // clock moves on, so that a retransmitted SYN finds other ports.
+        let next = scratch.seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        scratch.seed = next ^ (now_ns >> 20) as u32;
+        FIRST_NAT_PORT.wrapping_add(maglev::slot(scratch.seed, NAT_PORTS) as u16)
+    };
+    scratch.replies.ports = Ports::new(scratch.replies.ports.src(), candidate.to_be_bytes());
+    scratch.server = F::key(scratch.replies, scratch.protocol);
+    if !is_free::<F, T>(tables, scratch, attempt) {
+        return false;
     }
-    false
+    scratch.entry =
+        F::Entry::new(scratch.replies, scratch.tuple.reversed(), scratch.backend, state::RETURN);
+    scratch.entry.set_client_side(scratch.side);
+    scratch.entry.seen(now_ns, 0);
+    tables.insert_half_open(&scratch.server, &scratch.entry).is_ok()
 }
 
 /// Whether no connection holds the replies' tuple `scratch.server`. A closed one is removed to make
@@ -165,14 +157,14 @@ pub fn allocate<F: Family, T: Tables + Flows<F>>(tables: &T) -> bool {
 fn is_free<F: Family, T: Tables + Flows<F>>(
     tables: &T,
     scratch: &mut Scratch<F>,
-    tries: u32,
+    attempt: u32,
 ) -> bool {
     let Some(entry) = tables.flow(&scratch.server) else { return true };
     if !state::closed(entry.state()) {
         return false;
     }
     let old = entry.rewritten().reversed();
-    if old.src != scratch.tuple.src && tries < POLITE_TRIES {
+    if old.src != scratch.tuple.src && attempt < POLITE_TRIES {
         return false;
     }
     scratch.client = F::key(old, scratch.protocol);

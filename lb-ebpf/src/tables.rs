@@ -58,7 +58,7 @@ pub trait Tables {
 /// Room for what a new connection writes into the flow tables: a BPF program's stack has 512 bytes,
 /// which two keys and an entry of IPv6 would nearly fill.
 ///
-/// It also is how the search for a port gets its arguments, see [`Flows::allocate`].
+/// It also is how the search for a port gets its arguments, see [`Flows::take_port`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Scratch<F: Family> {
@@ -105,9 +105,9 @@ pub trait Flows<F: Family> {
     /// This CPU's scratch; what it holds means nothing. Taken once for a packet.
     #[expect(clippy::mut_from_ref, reason = "memory of this CPU alone")]
     fn scratch(&self) -> Option<&mut Scratch<F>>;
-    /// Runs [`crate::connect::allocate`]. The kernel's verifier looks at a subprogram of its own
-    /// once, and not anew for each of the paths that lead to it.
-    fn allocate(&self) -> bool;
+    /// Runs [`crate::connect::take_port`]. The kernel's verifier looks at a subprogram of its own
+    /// once, and not anew for each of the paths and attempts that lead to it.
+    fn take_port(&self, attempt: u32) -> bool;
 }
 
 /// Value of a flow table, of either family.

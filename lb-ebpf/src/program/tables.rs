@@ -166,22 +166,22 @@ fn add(backend: u32, number: u64) {
     }
 }
 
-/// The search for a port, IPv4. A global subprogram: the verifier looks at it once.
+/// One attempt at a port, IPv4. A global subprogram: the verifier looks at it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn allocate4() -> u32 {
-    u32::from(connect::allocate::<V4, Maps>(&Maps))
+extern "C" fn take_port4(attempt: u32) -> u32 {
+    u32::from(connect::take_port::<V4, Maps>(&Maps, attempt))
 }
 
-/// The search for a port, IPv6.
+/// One attempt at a port, IPv6.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn allocate6() -> u32 {
-    u32::from(connect::allocate::<V6, Maps>(&Maps))
+extern "C" fn take_port6(attempt: u32) -> u32 {
+    u32::from(connect::take_port::<V6, Maps>(&Maps, attempt))
 }
 
 macro_rules! flows {
-    ($family:ty, $key:ty, $entry:ty, $flows:ident, $half_open:ident, $scratch:ident, $allocate:ident) => {
+    ($family:ty, $key:ty, $entry:ty, $flows:ident, $half_open:ident, $scratch:ident, $take_port:ident) => {
         impl Flows<$family> for Maps {
             #[inline(always)]
             fn flow(&self, key: &$key) -> Option<&mut $entry> {
@@ -224,12 +224,12 @@ macro_rules! flows {
             }
 
             #[inline(always)]
-            fn allocate(&self) -> bool {
-                $allocate() != 0
+            fn take_port(&self, attempt: u32) -> bool {
+                $take_port(attempt) != 0
             }
         }
     };
 }
 
-flows!(V4, FlowKey4, FlowEntry4, FLOWS, HALF_OPEN, SCRATCH, allocate4);
-flows!(V6, FlowKey6, FlowEntry6, FLOWS6, HALF_OPEN6, SCRATCH6, allocate6);
+flows!(V4, FlowKey4, FlowEntry4, FLOWS, HALF_OPEN, SCRATCH, take_port4);
+flows!(V6, FlowKey6, FlowEntry6, FLOWS6, HALF_OPEN6, SCRATCH6, take_port6);
