@@ -2,7 +2,11 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use lb_common::{backend::Backend, service::{Service, ServiceKey}, stats::{BackendStats, ServiceStats}};
+use lb_common::{
+    backend::Backend,
+    service::{Service, ServiceKey},
+    stats::{BackendStats, ServiceStats},
+};
 
 pub mod flows;
 pub mod load;

@@ -1,1 +1,4 @@
-//! See `dataplane`.
+//! The program's object file, and how it is loaded.
+
+/// The object that the build put into this binary. Aligned, because the ELF reader reads words.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ballast-xdp"));
