@@ -5,7 +5,7 @@ use std::{net::SocketAddr, process::ExitCode};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{build, interrupt, lab, setup};
+use crate::{build, interrupt, lab, setup, tidy};
 
 mod lab_command;
 
@@ -33,6 +33,12 @@ enum Command {
 
     /// Builds the `ballast` binary, with the XDP program inside
     Build,
+
+    /// Checks the source against the rules of the house
+    ///
+    /// Directions of imports, clocks and raw sockets in the wrong place, unfinished work, links that
+    /// lead nowhere.
+    Tidy,
 
     /// A whole site on this machine, in network namespaces
     #[command(subcommand)]
@@ -81,6 +87,7 @@ fn run(command: Command) -> Result<ExitCode> {
             setup::setup()?;
             println!("{}", build::ballast()?.display());
         }
+        Command::Tidy => tidy::tidy()?,
         Command::Lab(command) => command.run()?,
         Command::LabGuard { name } => lab::watch(&name)?,
         Command::ServeUdpEcho { name, addresses } => lab::serve_udp_echo(&name, &addresses)?,

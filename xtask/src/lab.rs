@@ -20,12 +20,9 @@ use std::{
     io::ErrorKind,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
-use nix::sys::signal::{Signal, kill};
-use serde::{Deserialize, Serialize};
 
 use crate::{bpffs, build, shell};
 
@@ -35,76 +32,31 @@ mod guard;
 mod netns;
 mod network;
 mod nginx;
+mod options;
+mod paths;
 mod postgres;
 mod process;
+mod teardown;
 pub mod topology;
 mod xdp_pass;
 
 pub use self::{
-    balancer::config as default_config, echo::serve as serve_udp_echo, guard::watch,
-    nginx::BIG_BYTES, process::Program, topology::HostName,
+    balancer::config as default_config,
+    echo::serve as serve_udp_echo,
+    guard::watch,
+    nginx::BIG_BYTES,
+    options::{Balancers, DEFAULT_NAME, Options},
+    process::Program,
+    teardown::down,
+    topology::HostName,
 };
 use self::{
     guard::Guard,
+    options::{check_name, complete, standing},
+    paths::make_dir,
+    teardown::{Lock, clear, kill_all},
     topology::{HOSTS, Role},
 };
-
-/// Name of the lab when none is given.
-pub const DEFAULT_NAME: &str = "ballast";
-
-/// Longest name: the path of a database's socket must fit `sockaddr_un`.
-const MAX_NAME: usize = 40;
-
-/// Host-like name of the namespace that holds the bridge.
-const SWITCH: &str = "sw";
-
-/// What all labs share.
-const CACHE: &str = "/var/cache/ballast-lab";
-
-/// How long killed processes may take to be gone.
-const KILL_LIMIT: Duration = Duration::from_secs(10);
-
-/// Which balancers run the daemon. Both hosts are always there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Balancers {
-    /// None.
-    None,
-    /// `lb-01`.
-    #[default]
-    First,
-    /// `lb-01` and `lb-02`.
-    Both,
-}
-
-/// What a lab is made of.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Options {
-    /// Its name: lower-case letters, digits and dashes, at most 40.
-    pub name: String,
-    /// Which balancers run the daemon.
-    pub balancers: Balancers,
-    /// How many app servers run, 0 to 3. All hosts are always there.
-    pub apps: usize,
-    /// Whether the databases run.
-    pub postgres: bool,
-    /// The balancers' configuration; [`default_config`] if absent.
-    pub config: Option<String>,
-    /// The `ballast` binary; built if absent and needed.
-    pub ballast: Option<PathBuf>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            name: DEFAULT_NAME.into(),
-            balancers: Balancers::default(),
-            apps: 3,
-            postgres: false,
-            config: None,
-            ballast: None,
-        }
-    }
-}
 
 /// A lab that stands. Dropping it takes it down, unless it was [kept](Lab::keep).
 pub struct Lab {
@@ -317,12 +269,12 @@ impl Lab {
 
     /// Configurations, logs, pids and sockets.
     pub fn state_dir(&self) -> PathBuf {
-        run_dir(&self.options.name)
+        paths::run_dir(&self.options.name)
     }
 
     /// Data of the databases, and uploads.
     pub fn data_dir(&self) -> PathBuf {
-        data_dir(&self.options.name)
+        paths::data_dir(&self.options.name)
     }
 
     /// The balancers' configuration file.
@@ -432,11 +384,11 @@ impl Lab {
     }
 
     fn namespace(&self, host: HostName) -> String {
-        namespace(&self.options.name, host.as_str())
+        paths::namespace(&self.options.name, host.as_str())
     }
 
     fn switch(&self) -> String {
-        namespace(&self.options.name, SWITCH)
+        paths::namespace(&self.options.name, paths::SWITCH)
     }
 
     fn host_dir(&self, host: HostName) -> PathBuf {
@@ -481,93 +433,8 @@ pub struct HostStatus {
     pub note: String,
 }
 
-/// Takes down the lab `name`: processes, namespaces, pins, files. Nothing may be left of it, and
-/// there is nothing wrong with a lab of which little or nothing is there.
-pub fn down(name: &str) -> Result<()> {
-    check_name(name)?;
-    check_privilege()?;
-    let _lock = Lock::take(name)?;
-    clear(name)
-}
-
-fn clear(name: &str) -> Result<()> {
-    let namespaces = namespaces(name);
-    kill_all(&namespaces.iter().filter_map(|name| netns::id(name)).collect())?;
-    for host in HOSTS.into_iter().filter(|host| host.role() == Role::Postgres) {
-        postgres::clear_shared_memory(&data_dir(name).join(host.as_str()));
-    }
-    for namespace in &namespaces {
-        netns::delete(namespace)?;
-        // Pins of balancers, and what a killed `lab up` may have left.
-        remove(&Path::new(bpffs::MOUNT_POINT).join(namespace))?;
-    }
-    postgres::clear_shared_memory(&draft(name, "postgres"));
-    for what in ["postgres", "big"] {
-        remove(&draft(name, what))?;
-    }
-    remove(&data_dir(name))?;
-    remove(&run_dir(name))
-}
-
-/// Kills all processes in the namespaces and waits until they are gone.
-fn kill_all(namespaces: &HashSet<netns::Id>) -> Result<()> {
-    // No check for interrupts: this is what an interrupt leads to.
-    let end = std::time::Instant::now() + KILL_LIMIT;
-    loop {
-        // Looked up again each time: a process may start another before it dies.
-        let processes = netns::processes(namespaces);
-        if processes.is_empty() {
-            return Ok(());
-        }
-        if std::time::Instant::now() > end {
-            bail!("processes {processes:?} did not die in {KILL_LIMIT:?}");
-        }
-        for pid in processes {
-            // It may have ended by itself.
-            let _ = kill(pid, Signal::SIGKILL);
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-fn remove(path: &Path) -> Result<()> {
-    let result = match fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    match result {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        result => result.with_context(|| format!("remove {}", path.display())),
-    }
-}
-
-fn make_dir(path: &Path) -> Result<()> {
-    fs::create_dir_all(path).with_context(|| format!("make {}", path.display()))
-}
-
-fn run_dir(name: &str) -> PathBuf {
-    Path::new("/run/ballast-lab").join(name)
-}
-
-fn data_dir(name: &str) -> PathBuf {
-    Path::new("/var/lib/ballast-lab").join(name)
-}
-
-/// What all labs share; made if it is not there.
-fn cache_dir() -> Result<PathBuf> {
-    let path = PathBuf::from(CACHE);
-    make_dir(&path)?;
-    Ok(path)
-}
-
-/// Where a lab makes a thing for the cache, to be renamed when it is whole.
-fn draft(lab: &str, what: &str) -> PathBuf {
-    Path::new(CACHE).join(format!("draft-{what}-{lab}"))
-}
-
 fn hosts(lab: &str) -> Vec<Host> {
-    HOSTS.map(|name| Host { name, namespace: namespace(lab, name.as_str()) }).into()
+    HOSTS.map(|name| Host { name, namespace: paths::namespace(lab, name.as_str()) }).into()
 }
 
 fn find(host: &str) -> Result<HostName> {
@@ -575,27 +442,6 @@ fn find(host: &str) -> Result<HostName> {
         let names = HOSTS.map(HostName::as_str).join(", ");
         format!("find host `{host}`: the lab has {names}")
     })
-}
-
-fn namespace(lab: &str, host: &str) -> String {
-    format!("{lab}-{host}")
-}
-
-fn namespaces(lab: &str) -> Vec<String> {
-    let hosts = HOSTS.into_iter().map(HostName::as_str);
-    hosts.chain([SWITCH]).map(|host| namespace(lab, host)).collect()
-}
-
-fn check_name(name: &str) -> Result<()> {
-    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    if name.is_empty() || name.len() > MAX_NAME || name.starts_with('-') || !name.chars().all(good)
-    {
-        bail!(
-            "`{name}` cannot name a lab: use lower-case letters, digits and dashes, \
-             at most {MAX_NAME} of them, and no dash in front"
-        );
-    }
-    Ok(())
 }
 
 fn check_privilege() -> Result<()> {
@@ -607,98 +453,4 @@ fn check_privilege() -> Result<()> {
         bail!("no BPF file system at {}: `{mount}` mounts it", bpffs::MOUNT_POINT);
     }
     Ok(())
-}
-
-/// What the lab of this name is made of, if it stands.
-fn standing(name: &str) -> Option<Options> {
-    let text = fs::read_to_string(run_dir(name).join("lab.json")).ok()?;
-    let whole = namespaces(name).iter().all(|name| netns::id(name).is_some());
-    if whole { serde_json::from_str(&text).ok() } else { None }
-}
-
-/// Fills in what is left open, and adds what the lab has already.
-fn complete(mut options: Options, old: Option<&Options>) -> Result<Options> {
-    if let Some(old) = old {
-        options.balancers = options.balancers.max(old.balancers);
-        options.apps = options.apps.max(old.apps);
-        options.postgres |= old.postgres;
-        options.config = options.config.or_else(|| old.config.clone());
-        options.ballast = options.ballast.or_else(|| old.ballast.clone());
-    }
-    if options.apps > 3 {
-        bail!("the lab has 3 app servers, not {}", options.apps);
-    }
-    if options.balancers != Balancers::None && options.ballast.is_none() {
-        options.ballast = Some(build::ballast()?);
-    }
-    Ok(options)
-}
-
-/// Keeps a second `up` or `down` of the same lab waiting.
-struct Lock {
-    _file: File,
-    path: PathBuf,
-}
-
-impl Lock {
-    fn take(name: &str) -> Result<Self> {
-        use std::os::unix::fs::MetadataExt as _;
-        let path = run_dir(name).with_extension("lock");
-        loop {
-            make_dir(Path::new("/run/ballast-lab"))?;
-            let file = match File::create(&path) {
-                // The folder went away in between, with the last lab.
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                file => file.with_context(|| format!("open {}", path.display()))?,
-            };
-            file.lock().with_context(|| format!("lock {}", path.display()))?;
-            // The one who had it may have removed the file meanwhile.
-            let current = fs::metadata(&path).map(|meta| meta.ino()).ok();
-            if current == file.metadata().map(|meta| meta.ino()).ok() {
-                return Ok(Self { _file: file, path });
-            }
-        }
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // Removed while it is held, so that nobody else can hold what is removed. The folders go
-        // with the last lab; they are not empty before.
-        let _ = fs::remove_file(&self.path);
-        for folder in ["/run/ballast-lab", "/var/lib/ballast-lab"] {
-            let _ = fs::remove_dir(folder);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_that_would_break_a_path_are_refused() {
-        for name in ["", "-a", "Lab", "a/b", "a b", "ä", &"a".repeat(MAX_NAME + 1)] {
-            assert!(check_name(name).is_err(), "{name}");
-        }
-        for name in ["ballast", "t1-reload", &"a".repeat(MAX_NAME)] {
-            assert!(check_name(name).is_ok(), "{name}");
-        }
-    }
-
-    #[test]
-    fn the_longest_name_leaves_room_for_a_sockets_path() {
-        let name = "a".repeat(MAX_NAME);
-        let socket = run_dir(&name).join("pg-01").join(".s.PGSQL.5432.lock");
-        assert!(socket.as_os_str().len() < 108, "{}", socket.display());
-    }
-
-    #[test]
-    fn namespaces_of_two_labs_differ_even_if_one_name_begins_with_the_other() {
-        let one: HashSet<_> = namespaces("lab").into_iter().collect();
-        assert_eq!(one.len(), HOSTS.len() + 1);
-        for other in ["lab-2", "lab-lb", "lab-sw"] {
-            assert!(namespaces(other).iter().all(|name| !one.contains(name)), "{other}");
-        }
-    }
 }

@@ -10,4 +10,5 @@ pub mod interrupt;
 pub mod lab;
 pub mod setup;
 pub mod shell;
+pub mod tidy;
 pub mod wait;

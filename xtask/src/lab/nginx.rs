@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::unistd::{Group, User};
 
-use super::{HostName, Lab, netns, process::Program, topology::APP_PORT};
+use super::{HostName, Lab, netns, paths, process::Program, topology::APP_PORT};
 use crate::shell;
 
 /// Size of what `/big` answers with.
@@ -120,12 +120,12 @@ pub(super) fn prepare(lab: &Lab, host: HostName) -> Result<()> {
 
 /// The file behind `/big`: made once on a machine, the same on every machine.
 pub(super) fn big_file(lab: &str) -> Result<PathBuf> {
-    let file = super::cache_dir()?.join(format!("big-{BIG_BYTES}"));
+    let file = paths::cache_dir()?.join(format!("big-{BIG_BYTES}"));
     if file.metadata().is_ok_and(|meta| meta.len() == BIG_BYTES) {
         return Ok(file);
     }
     // Another lab may be making it too.
-    let draft = super::draft(lab, "big");
+    let draft = paths::draft(lab, "big");
     write_big(&draft, BIG_BYTES).with_context(|| format!("write {}", draft.display()))?;
     fs::rename(&draft, &file).with_context(|| format!("write {}", file.display()))?;
     Ok(file)

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nix::unistd::User;
 
-use super::{HostName, Lab, netns, process::Program, topology::POSTGRES_PORT};
+use super::{HostName, Lab, netns, paths, process::Program, topology::POSTGRES_PORT};
 use crate::{shell, wait};
 
 /// Where Debian and others put the server's programs, which are in nobody's `PATH`.
@@ -122,9 +122,9 @@ pub(super) fn restart(lab: &Lab, host: HostName) -> Result<()> {
         // A killed server leaves its number in two files, and that may belong to somebody by now, if only to
         // its own zombie. Nothing on this host uses the folder.
         clear_shared_memory(&data(lab, host));
-        super::remove(&data(lab, host).join("postmaster.pid"))?;
+        paths::remove(&data(lab, host).join("postmaster.pid"))?;
         let lock = format!(".s.PGSQL.{POSTGRES_PORT}.lock");
-        super::remove(&lab.host_dir(host).join(lock))?;
+        paths::remove(&lab.host_dir(host).join(lock))?;
     }
     program.start()
 }
@@ -200,7 +200,7 @@ fn make_data_dir(path: &Path) -> Result<()> {
 fn copy_template(lab: &Lab, host: HostName) -> Result<()> {
     let template = template(lab, host)?;
     let draft = data(lab, host).with_extension("draft");
-    super::remove(&draft)?;
+    paths::remove(&draft)?;
     // Whatever takes time runs on a host of the lab, so that `down` finds it.
     let mut copy = netns::command(&lab.namespace(host), "cp");
     copy.args(["-a", "--reflink=auto"]).arg(template).arg(&draft);
@@ -213,12 +213,12 @@ fn template(lab: &Lab, host: HostName) -> Result<PathBuf> {
         .context("find PostgreSQL 15: `cargo xtask setup` installs it")?;
     let mut hasher = DefaultHasher::new();
     (version.trim(), ROLES).hash(&mut hasher);
-    let template = super::cache_dir()?.join(format!("postgres-{:016x}", hasher.finish()));
+    let template = paths::cache_dir()?.join(format!("postgres-{:016x}", hasher.finish()));
     if template.exists() {
         return Ok(template);
     }
-    let draft = super::draft(&lab.options.name, "postgres");
-    super::remove(&draft)?;
+    let draft = paths::draft(&lab.options.name, "postgres");
+    paths::remove(&draft)?;
     make_data_dir(&draft).context("make a folder for the empty cluster")?;
     let mut initdb = as_postgres(&lab.namespace(host), "initdb");
     initdb.args(["--encoding=UTF8", "--locale=C.UTF-8", "--auth-local=peer"]);
@@ -229,7 +229,7 @@ fn template(lab: &Lab, host: HostName) -> Result<PathBuf> {
     shell::output_of(&mut single, ROLES).context("make the roles")?;
     match fs::rename(&draft, &template) {
         // Another lab was faster.
-        Err(_) if template.exists() => super::remove(&draft)?,
+        Err(_) if template.exists() => paths::remove(&draft)?,
         result => result.context("keep the empty cluster")?,
     }
     Ok(template)
@@ -237,7 +237,7 @@ fn template(lab: &Lab, host: HostName) -> Result<PathBuf> {
 
 fn clone_primary(lab: &Lab, standby: HostName, primary: HostName) -> Result<()> {
     let draft = data(lab, standby).with_extension("draft");
-    super::remove(&draft)?;
+    paths::remove(&draft)?;
     make_data_dir(&draft).context("make a folder for the clone")?;
     let slot = standby.as_str().replace('-', "_");
     query(
