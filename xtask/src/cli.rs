@@ -5,7 +5,7 @@ use std::{net::SocketAddr, process::ExitCode};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{build, interrupt, lab, setup, tidy};
+use crate::{build, interrupt, lab, run, setup, test, tidy};
 
 mod lab_command;
 
@@ -33,6 +33,32 @@ enum Command {
 
     /// Builds the `ballast` binary, with the XDP program inside
     Build,
+
+    /// Shows it: setup, build, lab up, and traffic through the floating IP while servers die
+    ///
+    /// On a terminal a live picture until Ctrl-C. Without one a report, and exit code 0 only if the
+    /// counters of the XDP program prove that the traffic went through it. A lab of this name that
+    /// stands already is used, and left standing.
+    Run {
+        /// Name of the lab
+        #[arg(long, default_value = lab::DEFAULT_NAME)]
+        name: String,
+        /// Starts no databases
+        #[arg(long)]
+        no_postgres: bool,
+        /// Threads of the client
+        #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        threads: u16,
+        /// Prints the report on a terminal too
+        #[arg(long)]
+        report: bool,
+    },
+
+    /// Runs the tests; all that this version has if no tier is named
+    Test {
+        /// Which
+        tiers: Vec<test::Tier>,
+    },
 
     /// Checks the source against the rules of the house
     ///
@@ -65,7 +91,7 @@ enum Command {
 
 /// Runs the command, prints its error, and says how it ended.
 pub fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    match execute(Cli::parse().command) {
         Ok(code) => code,
         Err(_) if interrupt::pending() => {
             eprintln!("interrupted");
@@ -79,7 +105,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<ExitCode> {
+fn execute(command: Command) -> Result<ExitCode> {
     match command {
         Command::Setup { dry_run: true } => setup::dry_run()?,
         Command::Setup { dry_run: false } => setup::setup()?,
@@ -87,6 +113,11 @@ fn run(command: Command) -> Result<ExitCode> {
             setup::setup()?;
             println!("{}", build::ballast()?.display());
         }
+        Command::Run { name, no_postgres, threads, report } => {
+            let threads = threads.into();
+            return run::run(&run::Settings { name, postgres: !no_postgres, threads, report });
+        }
+        Command::Test { tiers } => test::test(&tiers)?,
         Command::Tidy => tidy::tidy()?,
         Command::Lab(command) => command.run()?,
         Command::LabGuard { name } => lab::watch(&name)?,

@@ -45,7 +45,8 @@ pub use self::{
     echo::serve as serve_udp_echo,
     guard::watch,
     nginx::BIG_BYTES,
-    options::{Balancers, DEFAULT_NAME, Options},
+    options::{Balancers, DEFAULT_NAME, Options, TEST_PREFIX, test_name},
+    paths::RUN as RUN_DIR,
     process::Program,
     teardown::down,
     topology::HostName,
@@ -156,6 +157,11 @@ impl Lab {
         if let Some(guard) = self.guard.take() {
             guard.dismiss();
         }
+    }
+
+    /// Whether dropping it takes it down.
+    pub fn is_owned(&self) -> bool {
+        self.owned
     }
 
     /// Takes the lab down and says what went wrong with that; dropping does it in silence.

@@ -11,6 +11,15 @@ use crate::build;
 /// Name of the lab when none is given.
 pub const DEFAULT_NAME: &str = "ballast";
 
+/// What the names of the tests' labs begin with.
+pub const TEST_PREFIX: &str = "test-";
+
+/// A name for the lab of a test: no other test has it, and none that runs at the same time on this
+/// machine. `what` is a few letters.
+pub fn test_name(what: &str) -> String {
+    format!("{TEST_PREFIX}{what}-{}", std::process::id())
+}
+
 /// Longest name: the path of a database's socket must fit `sockaddr_un`.
 const MAX_NAME: usize = 40;
 
@@ -105,6 +114,11 @@ mod tests {
         for name in ["ballast", "t1-reload", &"a".repeat(MAX_NAME)] {
             assert!(check_name(name).is_ok(), "{name}");
         }
+    }
+
+    #[test]
+    fn tests_have_good_names() {
+        assert!(check_name(&test_name("reload")).is_ok());
     }
 
     #[test]

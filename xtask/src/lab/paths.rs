@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use super::topology::{HOSTS, HostName};
 
 /// Folder of all labs' configurations, logs, pids and sockets.
-pub(super) const RUN: &str = "/run/ballast-lab";
+pub const RUN: &str = "/run/ballast-lab";
 
 /// Folder of all labs' data.
 pub(super) const DATA: &str = "/var/lib/ballast-lab";
