@@ -82,7 +82,7 @@ pub async fn addresses(name: &str) -> Result<Vec<(IpAddr, u8)>, Error> {
     let netlink = Netlink::open()?;
     let ifindex = netlink.link(name).await?.ifindex;
     let addresses = netlink.addresses(ifindex).await?;
-    Ok(addresses.into_iter().map(|address| (address.address, address.prefix)).collect())
+    Ok(addresses.into_iter().map(|address| (address.ip, address.prefix)).collect())
 }
 
 /// Writes a MAC address the way people do.
@@ -91,7 +91,10 @@ pub struct Mac(pub [u8; 6]);
 
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+        for (index, byte) in self.0.iter().enumerate() {
+            let colon = if index == 0 { "" } else { ":" };
+            write!(f, "{colon}{byte:02x}")?;
+        }
+        Ok(())
     }
 }

@@ -97,7 +97,7 @@ pub(crate) struct Route {
 /// An address of this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Address {
-    pub(crate) address: IpAddr,
+    pub(crate) ip: IpAddr,
     pub(crate) prefix: u8,
     /// IPv4: it lives only as long as the first address of its subnet, unless
     /// `promote_secondaries` is set.
@@ -341,11 +341,11 @@ fn address(message: &AddressMessage) -> Option<Address> {
     }
     let flags = flags.unwrap_or(AddressFlags::empty());
     // On a point-to-point link, IFA_ADDRESS is the other end's.
-    let address = local.or(other)?;
+    let ip = local.or(other)?;
     Some(Address {
-        address,
+        ip,
         prefix: message.header.prefix_len,
-        secondary: address.is_ipv4() && flags.contains(AddressFlags::Secondary),
+        secondary: ip.is_ipv4() && flags.contains(AddressFlags::Secondary),
         duplicate: flags.contains(AddressFlags::Dadfailed),
         protocol,
     })

@@ -56,9 +56,8 @@ impl Table {
                 };
                 false
             }
-            Event::Addresses(_) | Event::Routes => true,
-            // The caller starts a new table.
-            Event::Lost => true,
+            // After a loss the caller starts a new table, too.
+            Event::Addresses(_) | Event::Routes | Event::Lost => true,
         }
     }
 

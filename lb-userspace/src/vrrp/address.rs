@@ -35,7 +35,7 @@ pub async fn remove_stale(
     let netlink = Netlink::open()?;
     let link = netlink.link(interface).await?;
     let mut removed = Vec::new();
-    for Address { address, prefix, protocol, .. } in netlink.addresses(link.ifindex).await? {
+    for Address { ip: address, prefix, protocol, .. } in netlink.addresses(link.ifindex).await? {
         if protocol == Some(PROTOCOL) && !keep.contains(&(address, prefix)) {
             remove(&netlink, &link, address, prefix).await?;
             removed.push((address, prefix));

@@ -31,7 +31,7 @@ const BURST_PAUSE: Duration = Duration::from_millis(50);
 const SECOND_BURST: Duration = Duration::from_secs(5);
 
 /// Then one announcement each minute, for neighbours that heard none.
-const REFRESH: Duration = Duration::from_secs(60);
+const REFRESH: Duration = Duration::from_mins(1);
 
 /// RFC 5227 §1.1 `PROBE_NUM`. The probes go with the first announcements: the address is not held back
 /// for their answer, because a node that takes over must serve at once.
@@ -244,7 +244,7 @@ impl Hold {
         let mut retry: Option<Instant> = None;
         for entry in &mut self.entries {
             let HeldAddress { address, prefix, .. } = entry.public;
-            let found = present.iter().find(|p| (p.address, p.prefix) == (address, prefix));
+            let found = present.iter().find(|p| (p.ip, p.prefix) == (address, prefix));
             let usable = found.is_some_and(|found| !found.duplicate);
             if usable && entry.public.held {
                 if announce_anew {
