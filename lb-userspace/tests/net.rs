@@ -250,8 +250,9 @@ fn a_silent_neighbour_is_asked_for_until_it_answers() {
     // The kernel gives up soon, so that it is the watch that asks again.
     Lan::set(&lan.near, "ipv4/neigh/eth0/retrans_time_ms", "20");
     Lan::set(&lan.near, "ipv6/neigh/eth0/retrans_time_ms", "20");
-    // And it doubts soon.
-    Lan::set(&lan.near, "ipv4/neigh/eth0/base_reachable_time_ms", "100");
+    // And it doubts soon. It takes half to one and a half of the first, and must then find that the
+    // entry was not used for the time of the second.
+    Lan::set(&lan.near, "ipv4/neigh/eth0/base_reachable_time_ms", "2500");
     Lan::set(&lan.near, "ipv4/neigh/eth0/delay_first_probe_time", "1");
     lan.run(async {
         let mut watched = watch(&["192.0.2.21", "2001:db8::21"]).await;
@@ -328,20 +329,22 @@ fn lost_announcements_are_made_good() {
         watched.mac_is("192.0.2.2", Some(THEIRS)).await;
         // This thread runs the watch too: while it waits for `ip`, nobody reads the socket, and the
         // change at the end no longer fits in.
-        let mut batch = String::new();
+        let mut batch = Vec::new();
         for round in 0..4 {
             for host in 0..1000 {
                 let (high, low) = (host / 250, host % 250 + 1);
-                batch += &format!(
+                batch.push(format!(
                     "neighbour replace 198.51.{high}.{low} lladdr 02:00:00:00:01:{round:02x} \
                      dev eth0 nud permanent\n"
-                );
+                ));
             }
         }
-        batch +=
-            &format!("neighbour replace 192.0.2.2 lladdr {} dev eth0 nud permanent\n", Mac(OTHER));
+        batch.push(format!(
+            "neighbour replace 192.0.2.2 lladdr {} dev eth0 nud permanent\n",
+            Mac(OTHER)
+        ));
         let file = std::env::temp_dir().join(format!("{}.batch", lan.near));
-        std::fs::write(&file, batch).unwrap();
+        std::fs::write(&file, batch.concat()).unwrap();
         lan.near(&format!("-batch {}", file.display()));
         std::fs::remove_file(&file).unwrap();
         watched.mac_is("192.0.2.2", Some(OTHER)).await;
