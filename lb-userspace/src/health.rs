@@ -8,7 +8,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout_at},
 };
 
-use crate::config;
+use crate::{clock, config};
 
 pub mod command;
 pub mod http;
@@ -108,7 +108,7 @@ async fn run<F>(
     let mut reported: Option<(Health, String)> = None;
     sleep(SPREAD.min(interval).mul_f64(fastrand::f64())).await;
     loop {
-        let next = Instant::now() + interval.mul_f64(1.0 + JITTER * (2.0 * fastrand::f64() - 1.0));
+        let next = clock::timer() + interval.mul_f64(1.0 + JITTER * (2.0 * fastrand::f64() - 1.0));
         let (passed, reason) = match probe().await {
             Observation::Pass(reason) => (true, reason),
             Observation::Fail(reason) => (false, reason),
@@ -154,7 +154,7 @@ pub struct Deadline {
 impl Deadline {
     /// A deadline `timeout` from now.
     pub fn after(timeout: Duration) -> Self {
-        Self { at: Instant::now() + timeout, timeout }
+        Self { at: clock::timer() + timeout, timeout }
     }
 
     /// What `step` gives, or nothing if the time is over first.

@@ -21,6 +21,7 @@ use super::{
     netlink::{Error, Event, Netlink, Notifications},
     table::{Neighbour, Table},
 };
+use crate::clock;
 
 /// Known neighbours are used this often in the kernel's eyes. The packets that the kernel program
 /// forwards never refresh its table; without this, an entry would go stale and be collected, and a
@@ -114,13 +115,13 @@ impl Watch {
         next_hops: &watch::Sender<NextHops>,
     ) -> Result<(), Error> {
         self.read_table().await?;
-        let mut routes_due = Instant::now();
+        let mut routes_due = clock::timer();
         loop {
-            if Instant::now() >= routes_due {
+            if clock::timer() >= routes_due {
                 let addresses = wanted.borrow_and_update().clone();
                 self.look_up_routes(addresses).await?;
                 // Changes of nexthop objects are not announced as changes of routes.
-                routes_due = Instant::now() + REFRESH;
+                routes_due = clock::timer() + REFRESH;
             }
             let found = self.table.next_hops();
             next_hops.send_if_modified(|published| {
@@ -136,7 +137,7 @@ impl Watch {
                     if changed.is_err() {
                         return Ok(());
                     }
-                    routes_due = Instant::now();
+                    routes_due = clock::timer();
                     None
                 }
                 () = sleep_until(due) => None,
@@ -152,9 +153,9 @@ impl Watch {
             if lost {
                 debug!("netlink announcements were lost; reading all tables again");
                 self.read_table().await?;
-                routes_due = Instant::now();
+                routes_due = clock::timer();
             } else if stale {
-                routes_due = routes_due.min(Instant::now() + SETTLE);
+                routes_due = routes_due.min(clock::timer() + SETTLE);
             }
         }
     }
@@ -188,7 +189,7 @@ impl Watch {
     /// Uses the neighbours whose time has come; gives the time of the next.
     async fn use_neighbours(&mut self) -> Option<Instant> {
         let targets = self.table.targets();
-        let now = Instant::now();
+        let now = clock::timer();
         self.uses.retain(|neighbour, _| targets.contains_key(neighbour));
         for (neighbour, known) in targets {
             let at_once = Use { known, next: now, retry: MIN_RETRY };

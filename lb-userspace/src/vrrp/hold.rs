@@ -17,9 +17,12 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{HeldAddress, HolderState, address, announce};
-use crate::net::{
-    Error, Mac,
-    netlink::{Event, Link, Netlink, Notifications},
+use crate::{
+    clock,
+    net::{
+        Error, Mac,
+        netlink::{Event, Link, Netlink, Notifications},
+    },
 };
 
 /// Announcements in a burst, and the time between two: lost ones are made good, and a switch that
@@ -109,13 +112,13 @@ impl Entry {
             conflict: None,
             problem: None,
         };
-        let now = Instant::now();
+        let now = clock::timer();
         Self { public, announced: 0, announce_at: now, add_at: now }
     }
 
     fn announce_anew(&mut self) {
         self.announced = 0;
-        self.announce_at = Instant::now();
+        self.announce_at = clock::timer();
     }
 
     fn fail(&mut self, problem: String) {
@@ -156,14 +159,14 @@ struct Hold {
 impl Hold {
     /// Holds until the holder is dropped or releases. An error is one of the sockets'.
     async fn run(&mut self, commands: &mut mpsc::Receiver<Command>) -> Result<(), Error> {
-        let mut reconcile_at = Instant::now();
+        let mut reconcile_at = clock::timer();
         loop {
-            let now = Instant::now();
+            let now = clock::timer();
             if now >= reconcile_at {
                 let retry = self.reconcile().await?;
                 // Announcements of changes may be lost without a word on a socket that is never
                 // full; looking from time to time is cheap.
-                reconcile_at = retry.unwrap_or_else(|| Instant::now() + REFRESH);
+                reconcile_at = retry.unwrap_or_else(|| clock::timer() + REFRESH);
             }
             let announce_at = self.announce();
             self.stop_listening();
@@ -183,7 +186,7 @@ impl Hold {
                     Some(Command::Set(addresses, done)) => {
                         self.set(&addresses).await;
                         let retry = self.reconcile().await?;
-                        reconcile_at = retry.unwrap_or_else(|| Instant::now() + REFRESH);
+                        reconcile_at = retry.unwrap_or_else(|| clock::timer() + REFRESH);
                         self.announce();
                         self.publish();
                         let _ = done.send(());
@@ -193,7 +196,7 @@ impl Hold {
                     let mut event = Some(event);
                     while let Some(next) = event {
                         if self.concerns(&next?) {
-                            reconcile_at = Instant::now();
+                            reconcile_at = clock::timer();
                         }
                         event = self.sockets.notifications.try_next();
                     }
@@ -240,7 +243,7 @@ impl Hold {
         };
         let announce_anew = !self.link.as_ref().is_some_and(same_link);
         let present = netlink.addresses(link.ifindex).await?;
-        let now = Instant::now();
+        let now = clock::timer();
         let mut retry: Option<Instant> = None;
         for entry in &mut self.entries {
             let HeldAddress { address, prefix, .. } = entry.public;
@@ -294,7 +297,7 @@ impl Hold {
         let link = self.link.as_ref()?;
         // Without a MAC address (a tunnel) there is nobody to tell.
         let mac = link.mac?;
-        let now = Instant::now();
+        let now = clock::timer();
         let mut next: Option<Instant> = None;
         let (sender, ifindex) = (&self.sockets.sender, link.ifindex);
         for entry in self.entries.iter_mut().filter(|entry| entry.public.held) {
@@ -352,7 +355,7 @@ impl Hold {
 
     /// Ends the time for answers: a claim that was not repeated is over.
     fn stop_listening(&mut self) {
-        let over = self.listening.take_if(|listening| Instant::now() >= listening.until);
+        let over = self.listening.take_if(|listening| clock::timer() >= listening.until);
         let Some(Listening { heard, .. }) = over else { return };
         for HeldAddress { address, conflict, .. } in
             self.entries.iter_mut().map(|entry| &mut entry.public)
