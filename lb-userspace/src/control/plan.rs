@@ -282,13 +282,10 @@ impl Planner {
         self.services.get(key).map(|placed| placed.index)
     }
 
-    /// The identifier of a backend.
-    pub fn backend_id(&self, key: &ServiceKey, address: SocketAddr) -> Option<u32> {
-        let index = self.service_index(key)?;
-        self.backends
-            .iter()
-            .find(|(_, entry)| entry.service == index && entry.address == address)
-            .map(|(&id, _)| id)
+    /// The identifiers of all backends, by the index of their service and their address.
+    pub fn ids(&self) -> BTreeMap<(u32, SocketAddr), u32> {
+        let ids = self.backends.iter().map(|(&id, entry)| ((entry.service, entry.address), id));
+        ids.collect()
     }
 
     /// Whether the maps hold no service at all: nothing was adopted and nothing written.

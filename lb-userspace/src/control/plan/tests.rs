@@ -129,6 +129,11 @@ fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
+fn id(planner: &Planner, port: u16, host: u8) -> Option<u32> {
+    let index = planner.service_index(&key(port))?;
+    planner.ids().get(&(index, address(host))).copied()
+}
+
 fn nothing() -> (Planner, Model) {
     (Planner::adopt(Adopted::default()), Model::default())
 }
@@ -151,7 +156,7 @@ fn a_first_plan_goes_from_addresses_to_services_and_a_second_is_empty() {
     });
     assert_eq!(kinds, order);
     assert_eq!(planner.plan(&wanted, seconds(1)), Plan::default());
-    let backend = model.backends[&planner.backend_id(&key(80), address(21)).unwrap()];
+    let backend = model.backends[&id(&planner, 80, 21).unwrap()];
     assert_eq!(backend.next_hop, [21; 6]);
     assert_eq!(backend.flags, backend::IN_USE | backend::FORWARD | backend::RESOLVED);
 }
@@ -175,7 +180,7 @@ fn a_removed_backend_drains_then_is_cut_then_forgotten() {
     let (mut planner, mut model) = nothing();
     let both = desired(vec![service(80, &[21, 22])]);
     apply(&mut planner, &mut model, &both, seconds(0));
-    let id = planner.backend_id(&key(80), address(21)).unwrap();
+    let id = id(&planner, 80, 21).unwrap();
     let one = desired(vec![service(80, &[22])]);
     apply(&mut planner, &mut model, &one, seconds(100));
     assert_ne!(model.backends[&id].flags & backend::FORWARD, 0);
@@ -200,12 +205,12 @@ fn a_backend_that_returns_while_it_drains_keeps_its_identifier() {
     let (mut planner, mut model) = nothing();
     let both = desired(vec![service(80, &[21, 22])]);
     apply(&mut planner, &mut model, &both, seconds(0));
-    let id = planner.backend_id(&key(80), address(21)).unwrap();
+    let id = id(&planner, 80, 21).unwrap();
     apply(&mut planner, &mut model, &desired(vec![service(80, &[22])]), seconds(1));
     apply(&mut planner, &mut model, &desired(vec![service(80, &[22])]), seconds(40));
     assert_eq!(model.backends[&id].flags & backend::FORWARD, 0);
     apply(&mut planner, &mut model, &both, seconds(50));
-    assert_eq!(planner.backend_id(&key(80), address(21)), Some(id));
+    assert_eq!(id(&planner, 80, 21), Some(id));
     assert_ne!(model.backends[&id].flags & backend::FORWARD, 0);
 }
 
@@ -214,14 +219,13 @@ fn a_new_daemon_takes_over_numbers_and_drains_the_rest() {
     let (mut planner, mut model) = nothing();
     let old = desired(vec![service(80, &[21, 22, 23]), service(81, &[24])]);
     apply(&mut planner, &mut model, &old, seconds(0));
-    let id = |planner: &Planner, host| planner.backend_id(&key(80), address(host));
-    let (kept, gone) = (id(&planner, 23), id(&planner, 21).unwrap());
+    let (kept, gone) = (id(&planner, 80, 23), id(&planner, 80, 21).unwrap());
     let index = planner.service_index(&key(80));
 
     let mut next = Planner::adopt(model.adopted());
     let new = desired(vec![service(80, &[23, 22])]);
     let plan = apply(&mut next, &mut model, &new, seconds(10));
-    assert_eq!(id(&next, 23), kept);
+    assert_eq!(id(&next, 80, 23), kept);
     assert_eq!(next.service_index(&key(80)), index);
     assert!(!plan.ops.iter().any(|op| matches!(op, Op::SetBackend { .. })), "{:?}", plan.ops);
     assert!(plan.ops.contains(&Op::RemoveService { key: key(81) }));
@@ -350,7 +354,8 @@ proptest! {
             prop_assert_eq!(planner.plan(&wanted, now), Plan::default());
             for service in &wanted.services {
                 for backend in &service.backends {
-                    let id = planner.backend_id(&service.key, backend.address).unwrap();
+                    let index = planner.service_index(&service.key).unwrap();
+                    let id = planner.ids()[&(index, backend.address)];
                     let flags = model.backends[&id].flags;
                     prop_assert_eq!(flags & backend::FORWARD != 0, backend.forward);
                 }
