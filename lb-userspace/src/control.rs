@@ -7,9 +7,13 @@
 //!
 //! **Architecture Invariant:** `plan` alone decides what is written to the maps, and in which order.
 
+pub mod daemon;
+pub mod kernel;
 pub mod plan;
 pub mod ranges;
 pub mod state;
+pub mod status;
 pub mod table;
 pub mod task;
 pub mod verdict;
+pub mod wishes;
