@@ -8,7 +8,9 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, builder::RangedU64ValueParser};
+use clap::{
+    Args, CommandFactory as _, Parser, Subcommand, ValueEnum, builder::RangedU64ValueParser,
+};
 
 use crate::{
     admin::{DEFAULT_FLOW_LIMIT, client::Call},
@@ -65,7 +67,9 @@ enum Command {
     /// Open connections live on. If the file has mistakes they are printed, and nothing changes.
     Reload,
     /// Show what the daemon does and why
-    #[command(after_help = "Examples:\n  ballast status\n  ballast status --json | jq '.services[].backends[] | {name, serving, verdict}'")]
+    #[command(
+        after_help = "Examples:\n  ballast status\n  ballast status --json | jq '.services[].backends[] | {name, serving, verdict}'"
+    )]
     Status {
         /// Print JSON
         #[arg(long)]
@@ -81,7 +85,9 @@ enum Command {
     #[command(after_help = WISH_HELP)]
     Disable(BackendArgs),
     /// Change a backend's share of new connections
-    #[command(after_help = "Examples:\n  ballast weight app-01 5\n  ballast weight app-01 default      as configured\n\nThe wish survives a restart.")]
+    #[command(
+        after_help = "Examples:\n  ballast weight app-01 5\n  ballast weight app-01 default      as configured\n\nThe wish survives a restart."
+    )]
     Weight {
         /// Name of the backend
         backend: String,
@@ -94,7 +100,9 @@ enum Command {
         json: bool,
     },
     /// List connections
-    #[command(after_help = "Examples:\n  ballast flows --service web\n  ballast flows --limit 100000 --json | jq length")]
+    #[command(
+        after_help = "Examples:\n  ballast flows --service web\n  ballast flows --limit 100000 --json | jq length"
+    )]
     Flows {
         /// Only those of this service
         #[arg(long, value_name = "NAME")]
@@ -108,7 +116,9 @@ enum Command {
         json: bool,
     },
     /// Show what happened, when and why
-    #[command(after_help = "Examples:\n  ballast events\n  ballast events --follow --json | jq -r .message")]
+    #[command(
+        after_help = "Examples:\n  ballast events\n  ballast events --follow --json | jq -r .message"
+    )]
     Events {
         /// Go on with new events until interrupted
         #[arg(long, short)]
@@ -140,7 +150,9 @@ enum Command {
         shell: clap_complete::Shell,
     },
     /// Print the manual page
-    #[command(after_help = "Examples:\n  ballast man | man -l -\n  ballast man --dir /usr/share/man/man1")]
+    #[command(
+        after_help = "Examples:\n  ballast man | man -l -\n  ballast man --dir /usr/share/man/man1"
+    )]
     Man {
         /// Write a page for each command into this directory
         #[arg(long, value_name = "PATH")]
@@ -163,8 +175,12 @@ unless --service names one.";
 #[derive(Debug, Args)]
 struct ConfigFile {
     /// The configuration
-    #[arg(long = "config", short = 'c', value_name = "FILE",
-          default_value = "/etc/ballast/ballast.toml")]
+    #[arg(
+        long = "config",
+        short = 'c',
+        value_name = "FILE",
+        default_value = "/etc/ballast/ballast.toml"
+    )]
     path: PathBuf,
 }
 

@@ -75,16 +75,16 @@ mod tests {
     #[test]
     fn sizes_have_units() {
         let shown = [0, 999, 1000, 1500, 99_949, 99_950, 999_499, 999_500, u64::MAX].map(bytes);
-        let expected =
-            ["0 B", "999 B", "1.0 kB", "1.5 kB", "99.9 kB", "100 kB", "999 kB", "1.0 MB", "18.4 EB"];
+        let expected = [
+            "0 B", "999 B", "1.0 kB", "1.5 kB", "99.9 kB", "100 kB", "999 kB", "1.0 MB", "18.4 EB",
+        ];
         assert_eq!(shown, expected);
     }
 
     #[test]
     fn ages_have_two_units() {
         let shown = [59, 60, 3599, 3600, 86_399, 90_000].map(age);
-        let expected =
-            ["59 s", "1 min 0 s", "59 min 59 s", "1 h 0 min", "23 h 59 min", "1 d 1 h"];
+        let expected = ["59 s", "1 min 0 s", "59 min 59 s", "1 h 0 min", "23 h 59 min", "1 d 1 h"];
         assert_eq!(shown, expected);
     }
 }

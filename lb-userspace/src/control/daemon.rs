@@ -251,8 +251,8 @@ fn make_directory(path: &Path, mode: u32) -> anyhow::Result<()> {
 /// Pins live only on a BPF file system.
 fn check_pins(pins: &Path) -> anyhow::Result<()> {
     let there = pins.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    let stat = nix::sys::statfs::statfs(there)
-        .with_context(|| format!("look at {}", there.display()))?;
+    let stat =
+        nix::sys::statfs::statfs(there).with_context(|| format!("look at {}", there.display()))?;
     if stat.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC {
         return Ok(());
     }

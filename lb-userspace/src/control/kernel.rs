@@ -7,9 +7,7 @@ use std::{
 
 use lb_common::event::Event;
 
-use crate::dataplane::{
-    Adopted, AttachMode, Counters, Dataplane, Flow, Info, Op, Sweep, Timeouts,
-};
+use crate::dataplane::{Adopted, AttachMode, Counters, Dataplane, Flow, Info, Op, Sweep, Timeouts};
 
 /// What the control plane asks of the kernel's side. The calls block; they are made from blocking
 /// threads. Their meaning is that of the methods of [`Dataplane`].

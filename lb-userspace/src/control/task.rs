@@ -7,13 +7,7 @@
 //! Calls to the kernel's side block, so they are made on blocking threads; so are the sweeps over
 //! the flow tables, one a second, which take long when the tables are big.
 
-use std::{
-    collections::BTreeSet,
-    net::IpAddr,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use jiff::{SignedDuration, Timestamp};
@@ -56,7 +50,7 @@ use probes::Probes;
 pub(crate) use reload::warnings;
 pub use reload::{Refused, Reloaded};
 use sweep::{Rates, Swept};
-pub use wish::{Change, Wished, WishError};
+pub use wish::{Change, WishError, Wished};
 
 /// Commands that wait for the task. Each sender waits for its answer, so few ever queue.
 const QUEUED_COMMANDS: usize = 32;

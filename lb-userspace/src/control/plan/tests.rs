@@ -205,13 +205,13 @@ fn a_backend_that_returns_while_it_drains_keeps_its_identifier() {
     let (mut planner, mut model) = nothing();
     let both = desired(vec![service(80, &[21, 22])]);
     apply(&mut planner, &mut model, &both, seconds(0));
-    let id = id(&planner, 80, 21).unwrap();
+    let removed = id(&planner, 80, 21).unwrap();
     apply(&mut planner, &mut model, &desired(vec![service(80, &[22])]), seconds(1));
     apply(&mut planner, &mut model, &desired(vec![service(80, &[22])]), seconds(40));
-    assert_eq!(model.backends[&id].flags & backend::FORWARD, 0);
+    assert_eq!(model.backends[&removed].flags & backend::FORWARD, 0);
     apply(&mut planner, &mut model, &both, seconds(50));
-    assert_eq!(id(&planner, 80, 21), Some(id));
-    assert_ne!(model.backends[&id].flags & backend::FORWARD, 0);
+    assert_eq!(id(&planner, 80, 21), Some(removed));
+    assert_ne!(model.backends[&removed].flags & backend::FORWARD, 0);
 }
 
 #[test]

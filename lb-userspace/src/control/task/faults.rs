@@ -98,7 +98,9 @@ fn message(reason: u32, service: Option<&str>, backend: Option<&str>) -> String 
             .to_owned(),
         Some(Reason::NoBackend) => format!("{service} refuses connections: no backend serves"),
         Some(Reason::NoNeighbour) => {
-            format!("packets to {backend} are dropped: the MAC address of its next hop is not known")
+            format!(
+                "packets to {backend} are dropped: the MAC address of its next hop is not known"
+            )
         }
         Some(Reason::BackendGone) => {
             format!("connections to {backend} are reset: it is gone")
@@ -108,7 +110,9 @@ fn message(reason: u32, service: Option<&str>, backend: Option<&str>) -> String 
              report it"
         ),
         Some(other) => format!("packets of {service} are counted as {}", other.label()),
-        None => format!("the kernel program gives reason {reason}, which this ballast does not know"),
+        None => {
+            format!("the kernel program gives reason {reason}, which this ballast does not know")
+        }
     }
 }
 

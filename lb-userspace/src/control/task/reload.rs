@@ -67,11 +67,8 @@ impl Task {
         let loaded = match tokio::task::spawn_blocking(move || config::load(&path)).await {
             Ok(Ok(loaded)) => loaded,
             Ok(Err(rejected)) => {
-                let message = format!(
-                    "{}: {}",
-                    self.config_path.display(),
-                    headline(&rejected.diagnostics)
-                );
+                let message =
+                    format!("{}: {}", self.config_path.display(), headline(&rejected.diagnostics));
                 let text = rejected.to_string();
                 return Err(Refused { message, text, diagnostics: rejected.diagnostics });
             }

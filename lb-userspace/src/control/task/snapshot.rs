@@ -98,12 +98,7 @@ impl Task {
             reasons: BTreeMap::new(),
             warnings: self.current_warnings(),
         };
-        Snapshot {
-            status,
-            numbers: self.numbers(),
-            rates: self.rates.clone(),
-            names: self.names(),
-        }
+        Snapshot { status, numbers: self.numbers(), rates: self.rates.clone(), names: self.names() }
     }
 
     fn current_warnings(&self) -> Vec<String> {

@@ -49,9 +49,7 @@ impl Rates {
             .collect();
         self.services = connections
             .iter()
-            .filter_map(|(index, now)| {
-                Some((*index, rate(*self.connections.get(index)?, *now)))
-            })
+            .filter_map(|(index, now)| Some((*index, rate(*self.connections.get(index)?, *now))))
             .collect();
         self.by_backend = backends
             .iter()

@@ -81,13 +81,13 @@ impl Task {
         let mut wished = Vec::new();
         for key in affected {
             let kept = self.wishes.get(&key);
-            let wish =
-                kept.map(|kept| in_force(kept, clock::monotonic())).unwrap_or_default();
+            let wish = kept.map(|kept| in_force(kept, clock::monotonic())).unwrap_or_default();
             let (service, backend) = key;
             self.state.wish(&service, &backend, wish);
-            let record = self.state.records().find(|(of, record)| {
-                of.config.name == service && record.config.name == backend
-            });
+            let record = self
+                .state
+                .records()
+                .find(|(of, record)| of.config.name == service && record.config.name == backend);
             let weight = record.map_or(1, |(_, record)| record.weight());
             let message = match request.change {
                 Change::Admin(admin) => format!("{backend} is {} by command", admin.word()),
