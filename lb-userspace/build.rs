@@ -14,7 +14,7 @@ fn main() -> anyhow::Result<()> {
     // name `bpf`. Without it, the usual way: nightly with rust-src.
     let toolchain = if has_bpf_toolchain() {
         // SAFETY: a build script has one thread here.
-        unsafe { env::set_var("RUSTC_BOOTSTRAP", "aya_ebpf") };
+        unsafe { env::set_var("RUSTC_BOOTSTRAP", "aya_ebpf,ballast_xdp") };
         Toolchain::Custom("bpf")
     } else {
         Toolchain::Nightly

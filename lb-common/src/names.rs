@@ -36,6 +36,19 @@ pub const META: &str = "META";
 
 /// Every map that is pinned, in no particular order.
 pub const PINNED: [&str; 15] = [
-    VIPS, SERVICES, BACKENDS, MAGLEV, FLOWS, FLOWS6, HALF_OPEN, HALF_OPEN6, REASONS, SERVICE_STATS,
-    BACKEND_STATS, ACTIVE, CURSORS, EVENTS, META,
+    VIPS,
+    SERVICES,
+    BACKENDS,
+    MAGLEV,
+    FLOWS,
+    FLOWS6,
+    HALF_OPEN,
+    HALF_OPEN6,
+    REASONS,
+    SERVICE_STATS,
+    BACKEND_STATS,
+    ACTIVE,
+    CURSORS,
+    EVENTS,
+    META,
 ];

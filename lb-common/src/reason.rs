@@ -59,10 +59,11 @@ reasons! {
     IcmpUnrelated, "icmp_unrelated", Pass;
     /// Ends before the headers that it announces.
     Truncated, "truncated", Pass;
-    /// To a floating address, with a header that contradicts itself.
-    Malformed, "malformed", Drop;
-    /// A fragment to a floating address: it does not show its ports.
-    Fragment, "fragment", Drop;
+    /// To a floating address, with a header that contradicts itself; the node's own stack drops it.
+    Malformed, "malformed", Pass;
+    /// A fragment to a floating address: only the first would show its ports. The node's own stack
+    /// puts the datagram together and, having no socket for it, says so to the sender.
+    Fragment, "fragment", Pass;
     /// Its time to live ends here.
     TtlExpired, "ttl_expired", Drop;
     /// The service has no backend that can serve.

@@ -28,6 +28,11 @@ map_type! {
         pub table_len: u32,
         /// A [`Balance`] as a number.
         pub balance: u32,
+        /// First slot, in `MAGLEV`, of the list that names each backend of the table once. Read by
+        /// [`Balance::LeastConn`] only.
+        pub members_start: u32,
+        /// Length of that list.
+        pub members_len: u32,
     }
 }
 
@@ -44,7 +49,8 @@ pub enum Balance {
     RoundRobin = 1,
     /// A slot at random; the table is a smooth weighted round-robin schedule.
     Random = 2,
-    /// The backend with the fewest open connections for its weight; the table lists each once.
+    /// The backend with the fewest open connections for its weight; among equals, the next in turn.
+    /// The table is a smooth weighted round-robin schedule; the members are looked through as well.
     LeastConn = 3,
 }
 

@@ -1,2 +1,127 @@
-//! The data path.
+//! The data path: what becomes of a packet.
+//!
+//! [`forward`] is the whole of it, and pure: the packet is a region of memory, the state is a
+//! [`State`], and nothing here knows whether it runs in the kernel or under `cargo test`. The BPF
+//! program around it (`main.rs`, `program/`) adds maps, helpers, and the one place where an outcome
+//! becomes an XDP action.
+//!
+//! # Architecture invariant
+//!
+//! This library never imports aya, never allocates, and never panics.
 #![cfg_attr(not(test), no_std)]
+
+pub mod checksum;
+pub mod connect;
+pub mod conntrack;
+pub mod family;
+pub mod icmp;
+pub mod known;
+pub mod packet;
+pub mod parse;
+pub mod reset;
+pub mod rewrite;
+pub mod select;
+pub mod tables;
+
+use family::{Address, Datagram, Family, V4, V6};
+use lb_common::reason::Reason;
+use packet::Packet;
+use parse::{Link, Segment};
+use tables::{Flows, State, Tables};
+
+/// Where a forwarded packet leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// By the interface that it came in by.
+    Transmit,
+    /// By another.
+    Redirect {
+        /// That interface.
+        ifindex: u32,
+    },
+}
+
+/// Decides about a packet and rewrites it. `Err` is no failure: it is the reason why the packet is
+/// not forwarded, and says what becomes of it ([`Reason::disposition`]).
+#[inline(always)]
+pub fn forward<T: State>(packet: Packet, tables: &T) -> Result<Action, Reason> {
+    // Nearly every packet belongs to a known flow and is plain; for these the offsets are constants.
+    if let Some(outcome) = known::forward(packet, tables) {
+        return outcome;
+    }
+    examine(packet, tables)
+}
+
+/// All that [`known::forward`] leaves: tags, options, first and last packets, errors.
+#[inline(always)]
+pub fn examine<T: State>(packet: Packet, tables: &T) -> Result<Action, Reason> {
+    match Link::parse(&packet)?.ether_type {
+        parse::IPV4 => examine_family::<V4, T>(packet, tables),
+        parse::IPV6 => examine_family::<V6, T>(packet, tables),
+        _ => Err(Reason::NotIp),
+    }
+}
+
+/// [`examine`] for a frame that carries a packet of the family.
+#[inline(always)]
+pub fn examine_family<F: Family, T: Tables + Flows<F>>(
+    packet: Packet,
+    tables: &T,
+) -> Result<Action, Reason> {
+    // Two steps that share nothing but the packet: each is a subprogram in the kernel, with a stack
+    // of its own.
+    follow::<F, T>(packet, tables).unwrap_or_else(|| begin::<F, T>(packet, tables))
+}
+
+/// Handles what needs no new connection: packets that are not ours, errors, and packets of
+/// connections that are known. `None`: none of these.
+#[inline(always)]
+pub fn follow<F: Family, T: Tables + Flows<F>>(
+    packet: Packet,
+    tables: &T,
+) -> Option<Result<Action, Reason>> {
+    let segment = match ours::<F, T>(&packet, tables) {
+        Ok(Ours::Segment(segment)) => segment,
+        Ok(Ours::Icmp(l3, datagram)) => {
+            return Some(icmp::translate::<F, T>(packet, tables, l3, &datagram));
+        }
+        Err(reason) => return Some(Err(reason)),
+    };
+    conntrack::in_flow::<F, T>(packet, tables, &segment)
+        .or_else(|| conntrack::in_half_open::<F, T>(packet, tables, &segment))
+}
+
+/// Handles a packet that belongs to no connection: begins one, or refuses.
+#[inline(always)]
+pub fn begin<F: Family, T: Tables + Flows<F>>(
+    packet: Packet,
+    tables: &T,
+) -> Result<Action, Reason> {
+    match ours::<F, T>(&packet, tables)? {
+        Ours::Segment(segment) => connect::connect::<F, T>(packet, tables, &segment),
+        Ours::Icmp(..) => Err(Reason::IcmpUnrelated),
+    }
+}
+
+/// A packet to a floating address.
+enum Ours<A> {
+    Segment(Segment<A>),
+    /// With the place of its IP header.
+    Icmp(usize, Datagram<A>),
+}
+
+#[inline(always)]
+fn ours<F: Family, T: Tables>(packet: &Packet, tables: &T) -> Result<Ours<F::Address>, Reason> {
+    let l3 = Link::parse(packet)?.l3;
+    let datagram = F::datagram(packet, l3)?;
+    if !tables.is_vip(datagram.dst.vip_bit()) {
+        return Err(Reason::NotOurs);
+    }
+    if datagram.fragment {
+        return Err(Reason::Fragment);
+    }
+    if datagram.protocol == F::ICMP {
+        return Ok(Ours::Icmp(l3, datagram));
+    }
+    Segment::parse::<F>(packet, l3, &datagram).map(Ours::Segment)
+}

@@ -1,5 +1,155 @@
-//! The BPF binary.
+//! The BPF binary: the XDP program around the data path.
+//!
+//! Three things stand here and nowhere else: the entry points, the one place where an outcome becomes
+//! an XDP action, and the counting that makes every packet end in exactly one counter.
 #![no_std]
 #![no_main]
+// For `program::atomic`; the build allows it to this crate by name where the compiler is a stable one.
+#![feature(asm_experimental_arch)]
+
+mod program;
+
+use core::ptr::read_volatile;
+
+use aya_ebpf::{
+    bindings::{xdp_action, xdp_md},
+    helpers::{bpf_redirect, bpf_xdp_adjust_tail},
+    macros::xdp,
+    programs::XdpContext,
+};
+use aya_log_ebpf::error;
+use lb_common::reason::{Disposition, Reason};
+use lb_ebpf::{
+    Action,
+    family::{Family, V4, V6},
+    packet::Packet,
+    parse::{self, Link},
+};
+use program::{maps, tables::Maps};
+
+/// Entry point: the hot path, and a call for everything else.
+#[xdp]
+fn ballast(ctx: XdpContext) -> u32 {
+    let packet = packet(ctx.ctx);
+    match lb_ebpf::known::forward(packet, &Maps) {
+        Some(Ok(Action::Transmit)) => return xdp_action::XDP_TX,
+        // SAFETY: the helper takes plain numbers.
+        Some(Ok(Action::Redirect { ifindex })) => {
+            return unsafe { bpf_redirect(ifindex, 0) as u32 };
+        }
+        Some(Err(reason)) => {
+            maps::count_reason(reason);
+            return xdp_action::XDP_PASS;
+        }
+        None => {}
+    }
+    match Link::parse(&packet).map(|link| link.ether_type) {
+        Ok(parse::IPV4) => match follow4(ctx.ctx) {
+            UNDECIDED => begin4(ctx.ctx),
+            action => action,
+        },
+        Ok(parse::IPV6) => match follow6(ctx.ctx) {
+            UNDECIDED => begin6(ctx.ctx),
+            action => action,
+        },
+        other => {
+            maps::count_reason(other.map_or_else(Reason::from, |_| Reason::NotIp));
+            xdp_action::XDP_PASS
+        }
+    }
+}
+
+/// No XDP action: the next subprogram decides.
+const UNDECIDED: u32 = u32::MAX;
+
+// Subprograms, so that the hot path has the registers and the instruction cache to itself, and that
+// each has its own stack of 512 bytes less the hot path's. The signature is what the verifier needs
+// to see: LLVM would split a reference to the context.
+macro_rules! subprograms {
+    ($family:ty, $follow:ident, $begin:ident) => {
+        /// What the hot path leaves of known connections.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $follow(ctx: *mut xdp_md) -> u32 {
+            match lb_ebpf::follow::<$family, Maps>(packet(ctx), &Maps) {
+                Some(outcome) => finish::<$family>(ctx, outcome),
+                None => UNDECIDED,
+            }
+        }
+
+        /// New connections.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $begin(ctx: *mut xdp_md) -> u32 {
+            finish::<$family>(ctx, lb_ebpf::begin::<$family, Maps>(packet(ctx), &Maps))
+        }
+    };
+}
+
+subprograms!(V4, follow4, begin4);
+subprograms!(V6, follow6, begin6);
+
+/// The frame that the kernel handed us.
+#[inline(always)]
+fn packet(ctx: *mut xdp_md) -> Packet {
+    // SAFETY: the kernel passes a valid context, whose `data` and `data_end` delimit memory that is
+    // ours while the program runs. The volatile reads make each `Packet` one of its own to the
+    // compiler (see `reset::Reset`).
+    unsafe {
+        Packet::new(
+            read_volatile(&raw const (*ctx).data) as usize,
+            read_volatile(&raw const (*ctx).data_end) as usize,
+            (*ctx).ingress_ifindex,
+        )
+    }
+}
+
+/// Turns an outcome into an XDP action.
+#[inline(always)]
+fn finish<F: Family>(ctx: *mut xdp_md, outcome: Result<Action, Reason>) -> u32 {
+    match outcome {
+        Ok(Action::Transmit) => xdp_action::XDP_TX,
+        // SAFETY: the helper takes plain numbers.
+        Ok(Action::Redirect { ifindex }) => unsafe { bpf_redirect(ifindex, 0) as u32 },
+        Err(reason) => {
+            maps::count_reason(reason);
+            match reason.disposition() {
+                Disposition::Pass => xdp_action::XDP_PASS,
+                Disposition::Reset => reset::<F>(ctx),
+                Disposition::Drop => {
+                    if matches!(reason, Reason::Inconsistent) {
+                        error!(&XdpContext::new(ctx), "a map entry is missing");
+                    }
+                    xdp_action::XDP_DROP
+                }
+            }
+        }
+    }
+}
+
+/// Answers with a TCP reset where the packet allows it.
+#[inline(always)]
+fn reset<F: Family>(ctx: *mut xdp_md) -> u32 {
+    let Some(due) = lb_ebpf::reset::due::<F>(&packet(ctx)) else { return xdp_action::XDP_DROP };
+    let packet = packet(ctx);
+    let Some(len) = due.write::<F>(&packet) else { return xdp_action::XDP_DROP };
+    let surplus = packet.len() as i32 - len as i32;
+    // SAFETY: the context is the kernel's; after the call, no header of the packet is used.
+    if unsafe { bpf_xdp_adjust_tail(ctx, -surplus) } != 0 {
+        return xdp_action::XDP_DROP;
+    }
+    xdp_action::XDP_TX
+}
+
+#[cfg(not(test))]
 #[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! { loop {} }
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier refuses a program that can get here, so none ever does.
+    loop {}
+}
+
+/// The kernel gives the clock and tail helpers used here to programs of any licence, but the log's
+/// only to those that say GPL.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

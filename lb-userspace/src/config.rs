@@ -22,6 +22,8 @@ mod raw;
 mod read;
 pub mod report;
 mod syntax;
+#[cfg(test)]
+mod tests;
 pub mod units;
 mod value;
 

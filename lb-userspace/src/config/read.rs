@@ -258,13 +258,14 @@ pub(super) fn note_missing(
     }
 }
 
-/// Says that a key is unknown, and which one may be meant.
+/// Says that a key is unknown, and which one may be meant: that one is returned, for it is not
+/// missing then.
 pub(super) fn note_unknown(
     unknown: &Spanned<impl AsRef<str>>,
-    section: &Section,
+    section: &'static Section,
     root: &'static Section,
     findings: &mut Findings,
-) {
+) -> Option<&'static str> {
     let name = unknown.get_ref().as_ref();
     let place =
         if section.name.is_empty() { String::new() } else { format!(" in `{}`", section.name) };
@@ -273,27 +274,27 @@ pub(super) fn note_unknown(
     if let Some(key) = section.keys.iter().filter(close).min_by_key(|key| distance(name, key.name))
     {
         finding.help(format!("did you mean `{}`?", key.shown()));
-        return;
+        return Some(key.name);
     }
-    let mut owners = root.all();
-    owners.retain(|owner| owner.keys.iter().any(|key| key.name == name));
-    match owners[..] {
-        [owner] if owner.name.is_empty() => {
-            finding.help(format!("`{name}` is a section of its own, not a part of another"));
-            return;
+    let sections = root.all();
+    let owners: Vec<_> = sections
+        .iter()
+        .flat_map(|owner| owner.keys.iter().map(move |key| (owner, key)))
+        .filter(|(_, key)| key.name == name)
+        .collect();
+    finding.help(match owners[..] {
+        [(_, Key { section: Some(section), .. })] => {
+            format!("`{name}` is a section: write its header as `{}`", section.name)
         }
-        [owner] => {
-            finding.help(format!("`{name}` belongs in `{}`: move it there", owner.name));
-            return;
+        [(owner, _)] => format!("`{name}` belongs in `{}`: move it there", owner.name),
+        [(one, _), (two, _)] => format!("`{name}` belongs in `{}` or `{}`", one.name, two.name),
+        _ => {
+            let known: Vec<_> =
+                section.keys.iter().map(|key| format!("`{}`", key.shown())).collect();
+            format!("known here: {}", known.join(", "))
         }
-        [one, two] => {
-            finding.help(format!("`{name}` belongs in `{}` or `{}`", one.name, two.name));
-            return;
-        }
-        _ => {}
-    }
-    let known: Vec<_> = section.keys.iter().map(|key| format!("`{}`", key.shown())).collect();
-    finding.help(format!("known here: {}", known.join(", ")));
+    });
+    None
 }
 
 /// How far two words are apart, in edits; `-` and `_` and case do not count.
@@ -338,14 +339,15 @@ macro_rules! section {
             ) -> Self {
                 use $crate::config::read;
                 let mut this = Self::default();
+                let mut meant = Vec::new();
                 for (key, value) in table {
                     match key.get_ref().as_ref() {
                         $(stringify!($field) => {
                             this.$field = read::Field::read(value, stringify!($field), findings);
                         })*
-                        _ => read::note_unknown(
+                        _ => meant.extend(read::note_unknown(
                             key, &Self::KEYS, &$crate::config::raw::File::KEYS, findings,
-                        ),
+                        )),
                     }
                     if let Some(known) =
                         Self::KEYS.keys.iter().find(|known| known.name == key.get_ref().as_ref())
@@ -358,7 +360,7 @@ macro_rules! section {
                         $(stringify!($field) => this.$field.is_absent(),)*
                         _ => false,
                     };
-                    if absent {
+                    if absent && !meant.contains(&key.name) {
                         read::note_missing(span.clone(), &Self::KEYS, key, findings);
                     }
                 }

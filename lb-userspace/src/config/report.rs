@@ -212,7 +212,10 @@ impl Findings {
     /// Gives every finding its line and column, and sorts by place.
     pub(super) fn locate(mut self, file: &str, text: &str) -> Vec<Diagnostic> {
         let lines = Lines::new(text);
-        self.0.sort_by_key(|finding| finding.span.as_ref().map(|span| (span.start, span.end)));
+        // What is about the file as a whole comes last.
+        self.0.sort_by_key(|finding| {
+            finding.span.as_ref().map_or((usize::MAX, 0), |span| (span.start, span.end))
+        });
         self.0
             .into_iter()
             .map(|finding| Diagnostic {
@@ -279,8 +282,8 @@ pub(super) fn mask_secrets(text: &str) -> String {
             if let Some((key, value)) = line.split_once('=')
                 && is_secret(key.trim().trim_matches(['"', '\'']))
             {
-                let at = start + line.len() - value.len();
-                spans.push(at..at + value.trim_end().len());
+                let at = start + line.len() - value.trim_start().len();
+                spans.push(at..at + value.trim().len());
             }
             start += line.len();
         }

@@ -32,12 +32,10 @@ pub(super) fn health(
         Protocol::Tcp => Word::Tcp,
         Protocol::Udp => Word::None,
     });
-    // With a wrong word, or none that could be read at all, there is nothing to compare with.
-    let known = !raw.probe.is_wrong()
-        && !service.get_ref().protocol.is_wrong()
-        && !service.get_ref().health.is_wrong();
-    if known {
-        warn_of_udp(service, &raw, word, protocol, findings);
+    if !raw.probe.is_wrong() {
+        if !service.get_ref().protocol.is_wrong() && !service.get_ref().health.is_wrong() {
+            warn_of_udp(service, &raw, word, protocol, findings);
+        }
         check_keys(&raw, word, findings);
     }
     check_times(&raw, findings);

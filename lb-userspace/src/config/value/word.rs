@@ -13,6 +13,9 @@ use crate::config::{
 pub(in crate::config) trait Word: Copy + 'static {
     /// The words and what they stand for.
     const WORDS: &'static [(&'static str, Self)];
+
+    /// How many at the end of `WORDS` do not work in this version, so that none is advised.
+    const LATER: usize = 0;
 }
 
 impl<T: Word> Read for T {
@@ -20,8 +23,9 @@ impl<T: Word> Read for T {
         let text = string(value, key, "a word", findings)?;
         let found = T::WORDS.iter().find(|(word, _)| *word == text);
         if found.is_none() {
-            let words: Vec<_> = T::WORDS.iter().map(|(word, _)| format!("\"{word}\"")).collect();
-            let near = T::WORDS
+            let offered = &T::WORDS[..T::WORDS.len() - T::LATER];
+            let words: Vec<_> = offered.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+            let near = offered
                 .iter()
                 .map(|(word, _)| (distance(text, word), word))
                 .filter(|(distance, word)| *distance <= 1 + word.len() / 4)
@@ -60,9 +64,11 @@ impl Word for Balance {
     ];
 }
 
-/// Declares an enum with a word for each variant.
+/// Declares an enum with a word for each variant, those of later versions last.
 macro_rules! word {
-    ($(#[$meta:meta])* $name:ident { $($variant:ident = $word:literal,)* }) => {
+    ($(#[$meta:meta])* $name:ident, $later:literal later {
+        $($variant:ident = $word:literal,)*
+    }) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(in crate::config) enum $name {
@@ -74,23 +80,24 @@ macro_rules! word {
 
         impl Word for $name {
             const WORDS: &'static [(&'static str, Self)] = &[$(($word, Self::$variant),)*];
+            const LATER: usize = $later;
         }
     };
 }
 
 word! {
     /// `path` of a service.
-    Route { Kernel = "kernel", Auto = "auto", Proxy = "proxy", }
+    Route, 2 later { Kernel = "kernel", Auto = "auto", Proxy = "proxy", }
 }
 
 word! {
     /// `forward` of a service.
-    Forward { Nat = "nat", Direct = "direct", Tunnel = "tunnel", }
+    Forward, 2 later { Nat = "nat", Direct = "direct", Tunnel = "tunnel", }
 }
 
 word! {
     /// `probe` of a service.
-    Probe {
+    Probe, 1 later {
         Tcp = "tcp",
         Http = "http",
         Https = "https",
@@ -102,22 +109,22 @@ word! {
 
 word! {
     /// `checksum` of a VRRP instance: what stands under the sum of an IPv4 advert of version 3.
-    Checksum { PseudoHeader = "pseudo_header", Rfc9568 = "rfc9568", }
+    Checksum, 0 later { PseudoHeader = "pseudo_header", Rfc9568 = "rfc9568", }
 }
 
 word! {
     /// `promotion` of a database.
-    Promotion { Manual = "manual", Veto = "veto", Automatic = "automatic", }
+    Promotion, 0 later { Manual = "manual", Veto = "veto", Automatic = "automatic", }
 }
 
 word! {
     /// `kind` of an alert.
-    AlertKind { Telegram = "telegram", Slack = "slack", Webhook = "webhook", Syslog = "syslog", }
+    AlertKind, 0 later { Telegram = "telegram", Slack = "slack", Webhook = "webhook", Syslog = "syslog", }
 }
 
 word! {
     /// `next_upstream` of the proxy: nginx's words.
-    NextUpstream {
+    NextUpstream, 0 later {
         Error = "error",
         Timeout = "timeout",
         InvalidHeader = "invalid_header",

@@ -1,0 +1,571 @@
+//! What differs between IPv4 and IPv6, in one place. All else is written once, for both.
+
+use lb_common::{
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
+    hash,
+    service::mapped,
+};
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+
+use crate::{
+    checksum::{self, Sum, TTL_DECREMENT},
+    packet::{Header, Mac, Packet, Truncated, load16, load32, load128, store16, store32, store128},
+    tables::Entry,
+};
+
+/// Protocol numbers of IP that the data path knows.
+pub mod protocol {
+    /// ICMP.
+    pub const ICMP: u8 = 1;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+    /// Fragment header of IPv6.
+    pub const FRAGMENT: u8 = 44;
+    /// `ICMPv6`.
+    pub const ICMPV6: u8 = 58;
+}
+
+/// An address of one family, as native words in the order of the packet's bytes.
+pub trait Address: Copy + PartialEq {
+    /// Its ones' complement sum.
+    fn sum(self) -> Sum;
+    /// As in `SERVICES` and `BACKENDS`.
+    fn mapped(self) -> [u8; 16];
+    /// Back from [`Address::mapped`].
+    fn from_mapped(bytes: &[u8; 16]) -> Self;
+    /// Its bit in `VIPS`.
+    fn vip_bit(self) -> u32;
+    /// Two words to hash.
+    fn words(self) -> (u64, u64);
+}
+
+impl Address for u32 {
+    #[inline(always)]
+    fn sum(self) -> Sum {
+        Sum::ZERO.add32(self)
+    }
+
+    #[inline(always)]
+    fn mapped(self) -> [u8; 16] {
+        mapped(self.to_ne_bytes())
+    }
+
+    #[inline(always)]
+    fn from_mapped(bytes: &[u8; 16]) -> Self {
+        let [.., a, b, c, d] = *bytes;
+        Self::from_ne_bytes([a, b, c, d])
+    }
+
+    #[inline(always)]
+    fn vip_bit(self) -> u32 {
+        hash::vip_bit4(self)
+    }
+
+    #[inline(always)]
+    fn words(self) -> (u64, u64) {
+        (u64::from(self), 0)
+    }
+}
+
+impl Address for [u64; 2] {
+    #[inline(always)]
+    fn sum(self) -> Sum {
+        Sum::ZERO.add64(self[0]).add64(self[1])
+    }
+
+    #[inline(always)]
+    fn mapped(self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        store128(&mut bytes, self);
+        bytes
+    }
+
+    #[inline(always)]
+    fn from_mapped(bytes: &[u8; 16]) -> Self {
+        load128(bytes)
+    }
+
+    #[inline(always)]
+    fn vip_bit(self) -> u32 {
+        hash::vip_bit6(self[0], self[1])
+    }
+
+    #[inline(always)]
+    fn words(self) -> (u64, u64) {
+        (self[0], self[1])
+    }
+}
+
+/// Source and destination port, as one native word in the order of the packet's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports(pub u32);
+
+impl Ports {
+    /// From two ports in network byte order.
+    #[inline(always)]
+    pub const fn new(src: [u8; 2], dst: [u8; 2]) -> Self {
+        Self(u32::from_ne_bytes([src[0], src[1], dst[0], dst[1]]))
+    }
+
+    /// Source port, network byte order.
+    #[inline(always)]
+    pub const fn src(self) -> [u8; 2] {
+        let [a, b, _, _] = self.0.to_ne_bytes();
+        [a, b]
+    }
+
+    /// Destination port, network byte order.
+    #[inline(always)]
+    pub const fn dst(self) -> [u8; 2] {
+        let [_, _, c, d] = self.0.to_ne_bytes();
+        [c, d]
+    }
+
+    /// Source and destination changed over.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reversed(self) -> Self {
+        Self(self.0.rotate_left(16))
+    }
+}
+
+/// Who sends to whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuple<A> {
+    /// Source address.
+    pub src: A,
+    /// Destination address.
+    pub dst: A,
+    /// Ports.
+    pub ports: Ports,
+}
+
+impl<A: Address> Tuple<A> {
+    /// The other direction.
+    #[inline(always)]
+    #[must_use]
+    pub fn reversed(self) -> Self {
+        Self { src: self.dst, dst: self.src, ports: self.ports.reversed() }
+    }
+
+    /// What it adds to a TCP or UDP checksum.
+    #[inline(always)]
+    pub fn sum(self) -> Sum {
+        self.src.sum().add(self.dst.sum()).add32(self.ports.0)
+    }
+
+    /// A hash of the tuple.
+    #[inline(always)]
+    pub fn hash(self) -> u32 {
+        let (a, b) = self.src.words();
+        let (c, d) = self.dst.words();
+        let ports = u64::from(self.ports.0);
+        hash::mix(a ^ (ports << 32), b ^ c.rotate_left(32) ^ d.rotate_left(13) ^ ports)
+    }
+}
+
+/// What the data path wants to know of an IP header.
+#[derive(Clone, Copy, Debug)]
+pub struct Datagram<A> {
+    /// Source address.
+    pub src: A,
+    /// Destination address.
+    pub dst: A,
+    /// What it carries.
+    pub protocol: u8,
+    /// Where that begins, from the start of the frame.
+    pub l4: usize,
+    /// Where that ends by the header's own word, from the start of the frame.
+    pub end: usize,
+    /// Time to live, or hop limit.
+    pub ttl: u8,
+    /// It is a piece of a larger datagram.
+    pub fragment: bool,
+}
+
+/// An IP version.
+pub trait Family: Sized {
+    /// Its addresses.
+    type Address: Address;
+    /// Key of its flow tables.
+    type Key: Copy;
+    /// Value of its flow tables.
+    type Entry: Entry<Self>;
+    /// Its header, without options.
+    type Hdr: Header;
+    /// Its ICMP.
+    const ICMP: u8;
+    /// Whether its ICMP's checksum covers a pseudo-header (RFC 4443, section 2.3).
+    const ICMP_PSEUDO_HEADER: bool;
+
+    /// Reads the header at `l3`.
+    fn datagram(packet: &Packet, l3: usize) -> Result<Datagram<Self::Address>, Truncated>;
+    /// Source, destination, protocol, for a header that has neither options nor fragments and whose
+    /// time to live is above 1; else `None`.
+    fn plain(header: &Self::Hdr) -> Option<(Self::Address, Self::Address, u8)>;
+    /// Key of a tuple.
+    fn key(tuple: Tuple<Self::Address>, protocol: u8) -> Self::Key;
+    /// Writes addresses, lowers the time to live, and mends the header's checksum.
+    fn rewrite(header: &mut Self::Hdr, entry: &Self::Entry);
+    /// Lowers the time to live and mends the header's checksum.
+    fn age(header: &mut Self::Hdr);
+    /// Writes addresses, as for a packet that an ICMP error quotes, and mends the header's checksum.
+    /// Returns what that adds to the sum of the header's bytes.
+    fn rewrite_quoted(header: &mut Self::Hdr, src: Self::Address, dst: Self::Address) -> Sum;
+    /// Whether `ty` is an ICMP error, which quotes the packet that it is about.
+    fn is_icmp_error(ty: u8) -> bool;
+    /// Writes a header for a TCP packet of `tcp_len` bytes.
+    fn compose(header: &mut Self::Hdr, src: Self::Address, dst: Self::Address, tcp_len: u16);
+}
+
+/// IPv4.
+#[derive(Clone, Copy, Debug)]
+pub struct V4;
+
+/// IPv6.
+#[derive(Clone, Copy, Debug)]
+pub struct V6;
+
+/// Flags and offset of an IPv4 header without "don't fragment": not 0 for a fragment.
+const FRAGMENT_MASK: u16 = u16::from_ne_bytes([0x3f, 0xff]);
+
+impl Family for V4 {
+    type Address = u32;
+    type Key = FlowKey4;
+    type Entry = FlowEntry4;
+    type Hdr = Ipv4Hdr;
+    const ICMP: u8 = protocol::ICMP;
+    const ICMP_PSEUDO_HEADER: bool = false;
+
+    #[inline(always)]
+    fn datagram(packet: &Packet, l3: usize) -> Result<Datagram<u32>, Truncated> {
+        let header = packet.header::<Ipv4Hdr>(l3)?;
+        let header_len = usize::from(header.vihl & 0xf) * 4;
+        if header.vihl >> 4 != 4 || header_len < size_of::<Ipv4Hdr>() {
+            return Err(Truncated);
+        }
+        Ok(Datagram {
+            src: load32(&header.src_addr),
+            dst: load32(&header.dst_addr),
+            protocol: header.proto,
+            l4: l3 + header_len,
+            end: l3 + usize::from(u16::from_be(load16(&header.tot_len))),
+            ttl: header.ttl,
+            fragment: load16(&header.frags) & FRAGMENT_MASK != 0,
+        })
+    }
+
+    #[inline(always)]
+    fn plain(header: &Ipv4Hdr) -> Option<(u32, u32, u8)> {
+        if header.vihl != 0x45 || load16(&header.frags) & FRAGMENT_MASK != 0 || header.ttl <= 1 {
+            return None;
+        }
+        Some((load32(&header.src_addr), load32(&header.dst_addr), header.proto))
+    }
+
+    #[inline(always)]
+    fn key(tuple: Tuple<u32>, protocol: u8) -> FlowKey4 {
+        FlowKey4 {
+            src: tuple.src.to_ne_bytes(),
+            dst: tuple.dst.to_ne_bytes(),
+            src_port: tuple.ports.src(),
+            dst_port: tuple.ports.dst(),
+            protocol,
+            reserved: [0; 3],
+        }
+    }
+
+    #[inline(always)]
+    fn rewrite(header: &mut Ipv4Hdr, entry: &FlowEntry4) {
+        store32(&mut header.src_addr, u32::from_ne_bytes(entry.new_src));
+        store32(&mut header.dst_addr, u32::from_ne_bytes(entry.new_dst));
+        header.ttl -= 1;
+        let check = checksum::adjust(load16(&header.check), entry.ip_delta);
+        store16(&mut header.check, check);
+    }
+
+    #[inline(always)]
+    fn age(header: &mut Ipv4Hdr) {
+        header.ttl -= 1;
+        let check = checksum::adjust(load16(&header.check), TTL_DECREMENT);
+        store16(&mut header.check, check);
+    }
+
+    #[inline(always)]
+    fn rewrite_quoted(header: &mut Ipv4Hdr, src: u32, dst: u32) -> Sum {
+        let before = load32(&header.src_addr).sum().add(load32(&header.dst_addr).sum());
+        let delta = src.sum().add(dst.sum()).sub(before);
+        store32(&mut header.src_addr, src);
+        store32(&mut header.dst_addr, dst);
+        let old = load16(&header.check);
+        let new = checksum::adjust(old, delta.fold());
+        store16(&mut header.check, new);
+        delta.add16(new).add16(!old)
+    }
+
+    #[inline(always)]
+    fn is_icmp_error(ty: u8) -> bool {
+        // Destination unreachable, time exceeded, parameter problem (RFC 792).
+        matches!(ty, 3 | 11 | 12)
+    }
+
+    #[inline(always)]
+    fn compose(header: &mut Ipv4Hdr, src: u32, dst: u32, tcp_len: u16) {
+        let length = tcp_len + size_of::<Ipv4Hdr>() as u16;
+        header.vihl = 0x45;
+        header.tos = 0;
+        store16(&mut header.tot_len, length.to_be());
+        store16(&mut header.id, 0);
+        header.frags = [0x40, 0];
+        header.ttl = 64;
+        header.proto = protocol::TCP;
+        store32(&mut header.src_addr, src);
+        store32(&mut header.dst_addr, dst);
+        let sum = Sum::ZERO
+            .add16(u16::from_ne_bytes([0x45, 0]))
+            .add16(length.to_be())
+            .add16(u16::from_ne_bytes([0x40, 0]))
+            .add16(u16::from_ne_bytes([64, protocol::TCP]))
+            .add32(src)
+            .add32(dst);
+        store16(&mut header.check, sum.checksum());
+    }
+}
+
+impl Family for V6 {
+    type Address = [u64; 2];
+    type Key = FlowKey6;
+    type Entry = FlowEntry6;
+    type Hdr = Ipv6Hdr;
+    const ICMP: u8 = protocol::ICMPV6;
+    const ICMP_PSEUDO_HEADER: bool = true;
+
+    #[inline(always)]
+    fn datagram(packet: &Packet, l3: usize) -> Result<Datagram<[u64; 2]>, Truncated> {
+        let header = packet.header::<Ipv6Hdr>(l3)?;
+        if header.vcf[0] >> 4 != 6 {
+            return Err(Truncated);
+        }
+        let l4 = l3 + size_of::<Ipv6Hdr>();
+        Ok(Datagram {
+            src: load128(&header.src_addr),
+            dst: load128(&header.dst_addr),
+            protocol: header.next_hdr,
+            l4,
+            end: l4 + usize::from(u16::from_be(load16(&header.payload_len))),
+            ttl: header.hop_limit,
+            fragment: header.next_hdr == protocol::FRAGMENT,
+        })
+    }
+
+    #[inline(always)]
+    fn plain(header: &Ipv6Hdr) -> Option<([u64; 2], [u64; 2], u8)> {
+        if header.vcf[0] >> 4 != 6 || header.hop_limit <= 1 {
+            return None;
+        }
+        Some((load128(&header.src_addr), load128(&header.dst_addr), header.next_hdr))
+    }
+
+    #[inline(always)]
+    fn key(tuple: Tuple<[u64; 2]>, protocol: u8) -> FlowKey6 {
+        FlowKey6 {
+            src: tuple.src.mapped(),
+            dst: tuple.dst.mapped(),
+            src_port: tuple.ports.src(),
+            dst_port: tuple.ports.dst(),
+            protocol,
+            reserved: [0; 3],
+        }
+    }
+
+    #[inline(always)]
+    fn rewrite(header: &mut Ipv6Hdr, entry: &FlowEntry6) {
+        store128(&mut header.src_addr, load128(&entry.new_src));
+        store128(&mut header.dst_addr, load128(&entry.new_dst));
+        header.hop_limit -= 1;
+    }
+
+    #[inline(always)]
+    fn age(header: &mut Ipv6Hdr) {
+        header.hop_limit -= 1;
+    }
+
+    #[inline(always)]
+    fn rewrite_quoted(header: &mut Ipv6Hdr, src: [u64; 2], dst: [u64; 2]) -> Sum {
+        let before = load128(&header.src_addr).sum().add(load128(&header.dst_addr).sum());
+        store128(&mut header.src_addr, src);
+        store128(&mut header.dst_addr, dst);
+        src.sum().add(dst.sum()).sub(before)
+    }
+
+    #[inline(always)]
+    fn is_icmp_error(ty: u8) -> bool {
+        // Destination unreachable, packet too big, time exceeded, parameter problem (RFC 4443).
+        matches!(ty, 1..=4)
+    }
+
+    #[inline(always)]
+    fn compose(header: &mut Ipv6Hdr, src: [u64; 2], dst: [u64; 2], tcp_len: u16) {
+        header.vcf = [0x60, 0, 0, 0];
+        store16(&mut header.payload_len, tcp_len.to_be());
+        header.next_hdr = protocol::TCP;
+        header.hop_limit = 64;
+        store128(&mut header.src_addr, src);
+        store128(&mut header.dst_addr, dst);
+    }
+}
+
+macro_rules! entry {
+    ($entry:ty, $family:ty, $ip_delta:expr) => {
+        impl Entry<$family> for $entry {
+            #[inline(always)]
+            fn new(
+                from: Tuple<<$family as Family>::Address>,
+                to: Tuple<<$family as Family>::Address>,
+                backend: u32,
+                state: u32,
+            ) -> Self {
+                let addresses = to.src.sum().add(to.dst.sum());
+                let delta = addresses.sub(from.src.sum().add(from.dst.sum()));
+                let ip_delta: fn(Sum) -> u16 = $ip_delta;
+                Self {
+                    new_src: to.src.octets(),
+                    new_dst: to.dst.octets(),
+                    new_src_port: to.ports.src(),
+                    new_dst_port: to.ports.dst(),
+                    ip_delta: ip_delta(delta),
+                    l4_delta: to.sum().sub(from.sum()).fold(),
+                    backend,
+                    state,
+                    last_seen_ns: 0,
+                    packets: 0,
+                    bytes: 0,
+                    client_mac: [0; 6],
+                    local_mac: [0; 6],
+                    client_ifindex: 0,
+                }
+            }
+
+            #[inline(always)]
+            fn rewritten(&self) -> Tuple<<$family as Family>::Address> {
+                Tuple {
+                    src: Octets::from_octets(&self.new_src),
+                    dst: Octets::from_octets(&self.new_dst),
+                    ports: Ports::new(self.new_src_port, self.new_dst_port),
+                }
+            }
+
+            #[inline(always)]
+            fn ports(&self) -> Ports {
+                Ports::new(self.new_src_port, self.new_dst_port)
+            }
+
+            #[inline(always)]
+            fn l4_delta(&self) -> u16 {
+                self.l4_delta
+            }
+
+            #[inline(always)]
+            fn backend(&self) -> u32 {
+                self.backend
+            }
+
+            #[inline(always)]
+            fn state(&self) -> u32 {
+                self.state
+            }
+
+            #[inline(always)]
+            fn backend_and_state(&mut self) -> *mut u64 {
+                const {
+                    assert!(core::mem::offset_of!($entry, backend) % 8 == 0);
+                    assert!(
+                        core::mem::offset_of!($entry, state)
+                            == core::mem::offset_of!($entry, backend) + 4
+                    );
+                }
+                let entry: *mut Self = self;
+                entry.cast::<u8>().wrapping_add(core::mem::offset_of!($entry, backend)).cast()
+            }
+
+            #[inline(always)]
+            fn last_seen_ns(&self) -> u64 {
+                self.last_seen_ns
+            }
+
+            #[inline(always)]
+            fn seen(&mut self, now_ns: u64, bytes: u64) {
+                self.last_seen_ns = now_ns;
+                self.packets += 1;
+                self.bytes += bytes;
+            }
+
+            #[inline(always)]
+            fn client_side(&self) -> ClientSide {
+                ClientSide {
+                    mac: Mac::load(&self.client_mac),
+                    local_mac: Mac::load(&self.local_mac),
+                    ifindex: self.client_ifindex,
+                }
+            }
+
+            #[inline(always)]
+            fn set_client_side(&mut self, side: ClientSide) {
+                side.mac.store(&mut self.client_mac);
+                side.local_mac.store(&mut self.local_mac);
+                self.client_ifindex = side.ifindex;
+            }
+        }
+    };
+}
+
+/// The link that a client's packets come by, and replies go back by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientSide {
+    /// The client's MAC address, or its router's.
+    pub mac: Mac,
+    /// Our own MAC address there.
+    pub local_mac: Mac,
+    /// The interface.
+    pub ifindex: u32,
+}
+
+/// An address as the bytes of a map value.
+trait Octets {
+    type Bytes;
+    fn octets(self) -> Self::Bytes;
+    fn from_octets(bytes: &Self::Bytes) -> Self;
+}
+
+impl Octets for u32 {
+    type Bytes = [u8; 4];
+
+    #[inline(always)]
+    fn octets(self) -> [u8; 4] {
+        self.to_ne_bytes()
+    }
+
+    #[inline(always)]
+    fn from_octets(bytes: &[u8; 4]) -> Self {
+        load32(bytes)
+    }
+}
+
+impl Octets for [u64; 2] {
+    type Bytes = [u8; 16];
+
+    #[inline(always)]
+    fn octets(self) -> [u8; 16] {
+        self.mapped()
+    }
+
+    #[inline(always)]
+    fn from_octets(bytes: &[u8; 16]) -> Self {
+        load128(bytes)
+    }
+}
+
+entry!(FlowEntry4, V4, |addresses| addresses.add16(TTL_DECREMENT).fold());
+entry!(FlowEntry6, V6, |_| 0);

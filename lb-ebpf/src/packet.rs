@@ -1,0 +1,261 @@
+//! The `[start, end)` cursor: the only pointer arithmetic of the data path.
+
+use network_types::{
+    icmp::Icmpv4Hdr,
+    ip::{Ipv4Hdr, Ipv6Hdr},
+};
+
+/// A header that can be laid over bytes of a packet.
+///
+/// # Safety
+///
+/// `repr(C)`, alignment 1, and every bit pattern is valid.
+pub unsafe trait Header: Copy {}
+
+/// Ethernet II header. (network-types' own has alignment 2.)
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct EthernetHdr {
+    /// Destination MAC address.
+    pub dst: [u8; 6],
+    /// Source MAC address.
+    pub src: [u8; 6],
+    /// Type of what follows.
+    pub ether_type: [u8; 2],
+}
+
+/// IEEE 802.1Q tag: what follows the type `0x8100` or `0x88a8`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct VlanTag {
+    /// Priority and VLAN identifier.
+    pub tci: [u8; 2],
+    /// Type of what follows.
+    pub ether_type: [u8; 2],
+}
+
+/// TCP header without options (RFC 9293, section 3.1). The flags are one byte here, so that a packet's
+/// kind is one load and one mask.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct TcpHdr {
+    /// Source and destination port.
+    pub ports: [u8; 4],
+    /// Sequence number.
+    pub seq: [u8; 4],
+    /// Acknowledgement number.
+    pub ack: [u8; 4],
+    /// Length of the header in 32-bit words, in the upper half.
+    pub data_offset: u8,
+    /// Control bits, see [`tcp_flags`].
+    pub flags: u8,
+    /// Window.
+    pub window: [u8; 2],
+    /// Checksum.
+    pub check: [u8; 2],
+    /// Urgent pointer.
+    pub urgent: [u8; 2],
+}
+
+/// Control bits of TCP.
+pub mod tcp_flags {
+    /// No more data from the sender.
+    pub const FIN: u8 = 1;
+    /// Synchronise sequence numbers.
+    pub const SYN: u8 = 2;
+    /// Reset the connection.
+    pub const RST: u8 = 4;
+    /// The acknowledgement number is valid.
+    pub const ACK: u8 = 16;
+}
+
+/// UDP header (RFC 768).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct UdpHdr {
+    /// Source and destination port.
+    pub ports: [u8; 4],
+    /// Length of header and data.
+    pub len: [u8; 2],
+    /// Checksum; 0 for none (IPv4 only).
+    pub check: [u8; 2],
+}
+
+// SAFETY: repr(C), byte arrays only.
+unsafe impl Header for EthernetHdr {}
+// SAFETY: as above.
+unsafe impl Header for VlanTag {}
+// SAFETY: repr(C), bytes and byte arrays only.
+unsafe impl Header for Ipv4Hdr {}
+// SAFETY: as above.
+unsafe impl Header for Ipv6Hdr {}
+// SAFETY: as above.
+unsafe impl Header for TcpHdr {}
+// SAFETY: as above.
+unsafe impl Header for UdpHdr {}
+// SAFETY: as above.
+unsafe impl Header for Icmpv4Hdr {}
+
+/// The packet ends before the header that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Truncated;
+
+/// A frame in memory: from its Ethernet header to its last byte.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet {
+    start: usize,
+    end: usize,
+    /// Interface that it came in by.
+    pub ingress_ifindex: u32,
+}
+
+impl Packet {
+    /// A frame between two addresses.
+    ///
+    /// # Safety
+    ///
+    /// `[start, end)` is readable and writable, and nothing else uses it, for as long as the value
+    /// or any header taken from it is used.
+    #[inline(always)]
+    pub const unsafe fn new(start: usize, end: usize, ingress_ifindex: u32) -> Self {
+        Self { start, end, ingress_ifindex }
+    }
+
+    /// Length in bytes.
+    #[inline(always)]
+    pub const fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Whether it has no bytes at all.
+    #[inline(always)]
+    pub const fn is_empty(&self) -> bool {
+        self.end == self.start
+    }
+
+    /// The header at `offset`.
+    ///
+    /// Two headers that do not overlap may be held at once; that is what makes a packet's rewriting
+    /// readable. Callers take each layer's header once.
+    #[inline(always)]
+    #[expect(clippy::mut_from_ref, reason = "the packet is a region of memory, not a value")]
+    pub fn header<H: Header>(&self, offset: usize) -> Result<&mut H, Truncated> {
+        const { assert!(align_of::<H>() == 1 && size_of::<H>() > 1) }
+        let at = self.start + offset;
+        if at + size_of::<H>() > self.end {
+            return Err(Truncated);
+        }
+        // SAFETY: the bytes lie within the packet (checked above), which is valid and ours alone
+        // (`new`); `H` has alignment 1 and no invalid bit patterns (`Header`).
+        Ok(unsafe { &mut *(at as *mut H) })
+    }
+}
+
+// The BPF target reads a byte array of alignment 1 byte by byte. The kernel accepts word accesses to
+// packets and map values at any address on every machine with efficient unaligned access, so there a
+// word is read at once; the host reads the same bytes by the portable way.
+macro_rules! word {
+    ($load:ident, $store:ident, $type:ty, $len:literal) => {
+        /// Reads the bytes as a native word, in the order in which they lie.
+        #[inline(always)]
+        pub fn $load(bytes: &[u8; $len]) -> $type {
+            #[cfg(target_arch = "bpf")]
+            // SAFETY: the bytes are valid; the kernel's verifier allows the unaligned access.
+            unsafe {
+                *bytes.as_ptr().cast::<$type>()
+            }
+            #[cfg(not(target_arch = "bpf"))]
+            <$type>::from_ne_bytes(*bytes)
+        }
+
+        /// Writes a native word over the bytes.
+        #[inline(always)]
+        pub fn $store(bytes: &mut [u8; $len], word: $type) {
+            #[cfg(target_arch = "bpf")]
+            // SAFETY: as for reading.
+            unsafe {
+                *bytes.as_mut_ptr().cast::<$type>() = word;
+            }
+            #[cfg(not(target_arch = "bpf"))]
+            {
+                *bytes = word.to_ne_bytes();
+            }
+        }
+    };
+}
+
+word!(load16, store16, u16, 2);
+word!(load32, store32, u32, 4);
+word!(load64, store64, u64, 8);
+
+/// Reads 16 bytes as two native words.
+#[inline(always)]
+pub fn load128(bytes: &[u8; 16]) -> [u64; 2] {
+    let (high, low) = halves(bytes);
+    [load64(high), load64(low)]
+}
+
+/// Writes two native words over 16 bytes.
+#[inline(always)]
+pub fn store128(bytes: &mut [u8; 16], words: [u64; 2]) {
+    // SAFETY: 16 bytes are two arrays of 8.
+    let halves = unsafe { &mut *bytes.as_mut_ptr().cast::<[[u8; 8]; 2]>() };
+    let [high, low] = halves;
+    store64(high, words[0]);
+    store64(low, words[1]);
+}
+
+#[inline(always)]
+fn halves(bytes: &[u8; 16]) -> (&[u8; 8], &[u8; 8]) {
+    // SAFETY: 16 bytes are two arrays of 8.
+    let [high, low] = unsafe { &*bytes.as_ptr().cast::<[[u8; 8]; 2]>() };
+    (high, low)
+}
+
+/// A MAC address as two words, to compare and copy it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mac(u32, u16);
+
+impl Mac {
+    /// Reads six bytes.
+    #[inline(always)]
+    pub fn load(bytes: &[u8; 6]) -> Self {
+        #[cfg(target_arch = "bpf")]
+        // SAFETY: six bytes; the kernel's verifier allows the unaligned access.
+        unsafe {
+            let start = bytes.as_ptr();
+            Self(*start.cast::<u32>(), *start.add(4).cast::<u16>())
+        }
+        #[cfg(not(target_arch = "bpf"))]
+        {
+            let [a, b, c, d, e, f] = *bytes;
+            Self(u32::from_ne_bytes([a, b, c, d]), u16::from_ne_bytes([e, f]))
+        }
+    }
+
+    /// Writes six bytes.
+    #[inline(always)]
+    pub fn store(self, bytes: &mut [u8; 6]) {
+        #[cfg(target_arch = "bpf")]
+        // SAFETY: as for reading.
+        unsafe {
+            let start = bytes.as_mut_ptr();
+            *start.cast::<u32>() = self.0;
+            *start.add(4).cast::<u16>() = self.1;
+        }
+        #[cfg(not(target_arch = "bpf"))]
+        {
+            let [a, b, c, d] = self.0.to_ne_bytes();
+            let [e, f] = self.1.to_ne_bytes();
+            *bytes = [a, b, c, d, e, f];
+        }
+    }
+
+    /// The six bytes.
+    #[inline(always)]
+    pub fn bytes(self) -> [u8; 6] {
+        let mut bytes = [0; 6];
+        self.store(&mut bytes);
+        bytes
+    }
+}

@@ -1,0 +1,5 @@
+//! What the data path needs from the kernel.
+
+pub(crate) mod atomic;
+pub(crate) mod maps;
+pub(crate) mod tables;

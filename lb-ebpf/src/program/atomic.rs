@@ -1,0 +1,45 @@
+//! Atomic operations of BPF (`BPF_ATOMIC | BPF_FETCH`, Linux 5.12) on 64-bit words.
+//!
+//! Rust's own are missing on this target, which it takes to have no compare-and-swap.
+
+use core::arch::asm;
+
+/// Adds to a word and returns what it was.
+///
+/// # Safety
+///
+/// `word` is valid, aligned to 8, and lies in a map's value.
+#[inline(always)]
+pub(crate) unsafe fn fetch_add(word: *mut u64, number: u64) -> u64 {
+    let mut value = number;
+    // SAFETY: the caller's word; the instruction touches nothing else.
+    unsafe {
+        asm!(
+            "{value} = atomic_fetch_add((u64 *)({word} + 0), {value})",
+            word = in(reg) word,
+            value = inout(reg) value,
+            options(nostack),
+        );
+    }
+    value
+}
+
+/// Sets bits of a word and returns what it was.
+///
+/// # Safety
+///
+/// As [`fetch_add`].
+#[inline(always)]
+pub(crate) unsafe fn fetch_or(word: *mut u64, bits: u64) -> u64 {
+    let mut value = bits;
+    // SAFETY: the caller's word; the instruction touches nothing else.
+    unsafe {
+        asm!(
+            "{value} = atomic_fetch_or((u64 *)({word} + 0), {value})",
+            word = in(reg) word,
+            value = inout(reg) value,
+            options(nostack),
+        );
+    }
+    value
+}

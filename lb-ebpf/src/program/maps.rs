@@ -1,0 +1,99 @@
+//! The maps. Their names are those of `lb_common::names`; user space sets the sizes of the flow tables
+//! when it loads the program.
+
+use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    macros::btf_map,
+};
+use lb_common::{
+    backend::Backend,
+    event::Event,
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
+    limits::{
+        DEFAULT_FLOWS, DEFAULT_HALF_OPEN, EVENTS_BYTES, MAX_BACKENDS, MAX_SERVICES, MAX_SLOTS,
+        VIP_WORDS,
+    },
+    reason::Reason,
+    service::{Service, ServiceKey},
+    stats::{BackendStats, Meta, ServiceStats},
+};
+use lb_ebpf::{
+    family::{V4, V6},
+    tables::Scratch,
+};
+
+#[btf_map]
+pub(crate) static VIPS: Array<u64, { VIP_WORDS as usize }> = Array::new();
+
+#[btf_map]
+pub(crate) static SERVICES: HashMap<ServiceKey, Service, { MAX_SERVICES as usize }> =
+    HashMap::new();
+
+#[btf_map]
+pub(crate) static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }> = Array::new();
+
+#[btf_map]
+pub(crate) static MAGLEV: Array<u32, { MAX_SLOTS as usize }> = Array::new();
+
+#[btf_map]
+pub(crate) static FLOWS: LruHashMap<FlowKey4, FlowEntry4, { DEFAULT_FLOWS as usize }> =
+    LruHashMap::new();
+
+#[btf_map]
+pub(crate) static FLOWS6: LruHashMap<FlowKey6, FlowEntry6, { DEFAULT_FLOWS as usize }> =
+    LruHashMap::new();
+
+#[btf_map]
+pub(crate) static HALF_OPEN: LruHashMap<FlowKey4, FlowEntry4, { DEFAULT_HALF_OPEN as usize }> =
+    LruHashMap::new();
+
+#[btf_map]
+pub(crate) static HALF_OPEN6: LruHashMap<FlowKey6, FlowEntry6, { DEFAULT_HALF_OPEN as usize }> =
+    LruHashMap::new();
+
+#[btf_map]
+pub(crate) static REASONS: PerCpuArray<u64, { Reason::COUNT as usize }> = PerCpuArray::new();
+
+#[btf_map]
+pub(crate) static SERVICE_STATS: PerCpuArray<ServiceStats, { MAX_SERVICES as usize }> =
+    PerCpuArray::new();
+
+#[btf_map]
+pub(crate) static BACKEND_STATS: PerCpuArray<BackendStats, { MAX_BACKENDS as usize }> =
+    PerCpuArray::new();
+
+#[btf_map]
+pub(crate) static ACTIVE: Array<u64, { MAX_BACKENDS as usize }, { BPF_F_MMAPABLE as usize }> =
+    Array::new();
+
+#[btf_map]
+pub(crate) static CURSORS: Array<u64, { MAX_SERVICES as usize }> = Array::new();
+
+#[btf_map]
+pub(crate) static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
+
+/// Written by user space only; here so that it is created and pinned with the others.
+#[btf_map]
+pub(crate) static META: Array<Meta, 1> = Array::new();
+
+/// When this CPU last told user space of a reason.
+#[btf_map]
+pub(crate) static REPORTED: PerCpuArray<u64, { Reason::COUNT as usize }> = PerCpuArray::new();
+
+/// Scratch of IPv4.
+#[btf_map]
+pub(crate) static SCRATCH: PerCpuArray<Scratch<V4>, 1> = PerCpuArray::new();
+
+/// Scratch of IPv6.
+#[btf_map]
+pub(crate) static SCRATCH6: PerCpuArray<Scratch<V6>, 1> = PerCpuArray::new();
+
+/// Counts a packet that was not forwarded.
+#[inline(always)]
+pub(crate) fn count_reason(reason: Reason) {
+    if let Some(count) = REASONS.get_ptr_mut(reason as u32) {
+        // SAFETY: this CPU's own element.
+        unsafe { *count += 1 };
+    }
+}

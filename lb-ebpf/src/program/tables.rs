@@ -1,0 +1,235 @@
+//! The data path's state, in BPF maps.
+
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
+};
+use lb_common::{
+    backend::Backend,
+    event::Event,
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
+    service::{Service, ServiceKey},
+};
+use lb_ebpf::{
+    connect,
+    family::{V4, V6},
+    tables::{Flows, NotInserted, Scratch, Tables},
+};
+
+use super::{
+    atomic,
+    maps::{
+        ACTIVE, BACKEND_STATS, BACKENDS, CURSORS, EVENTS, FLOWS, FLOWS6, HALF_OPEN, HALF_OPEN6,
+        MAGLEV, REPORTED, SCRATCH, SCRATCH6, SERVICE_STATS, SERVICES, VIPS,
+    },
+};
+
+/// User space is told of the same reason at most so often by one CPU.
+const REPORT_EVERY_NS: u64 = 1_000_000_000;
+
+/// The maps as the data path's state.
+pub(crate) struct Maps;
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        // SAFETY: the helper takes no argument. The coarse clock is exact to a tick, which is all
+        // that ages need, and costs a fraction of the exact one.
+        unsafe { bpf_ktime_get_coarse_ns() }
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: the helper takes no argument.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn is_vip(&self, bit: u32) -> bool {
+        VIPS.get(bit / 64).is_some_and(|word| *word >> (bit % 64) & 1 != 0)
+    }
+
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey) -> Option<Service> {
+        // SAFETY: copied at once; the element may be replaced under the reference.
+        unsafe { SERVICES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: u32) -> Option<&Backend> {
+        BACKENDS.get(id)
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<u32> {
+        MAGLEV.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn next_cursor(&self, service: u32) -> u32 {
+        let Some(cursor) = CURSORS.get_ptr_mut(service) else { return 0 };
+        // SAFETY: a map element is valid and aligned.
+        unsafe { atomic::fetch_add(cursor, 1) as u32 }
+    }
+
+    #[inline(always)]
+    fn active(&self, backend: u32) -> u64 {
+        ACTIVE.get(backend).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn open(&self, backend: u32) {
+        add(backend, 1);
+    }
+
+    #[inline(always)]
+    fn close(&self, backend: u32) {
+        add(backend, u64::MAX);
+    }
+
+    #[inline(always)]
+    fn set_bits(&self, word: *mut u64, bits: u64) -> u64 {
+        // SAFETY: the word lies in a map element that was just looked up; entries are aligned to 8.
+        unsafe { atomic::fetch_or(word, bits) }
+    }
+
+    #[inline(always)]
+    fn count_forward(&self, backend: u32, bytes: u64) {
+        if let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) {
+            // SAFETY: this CPU's own element.
+            unsafe {
+                (*stats).forward_packets += 1;
+                (*stats).forward_bytes += bytes;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn count_return(&self, backend: u32, bytes: u64) {
+        if let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) {
+            // SAFETY: this CPU's own element.
+            unsafe {
+                (*stats).return_packets += 1;
+                (*stats).return_bytes += bytes;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn count_connection(&self, service: u32, backend: u32) {
+        if let Some(stats) = SERVICE_STATS.get_ptr_mut(service) {
+            // SAFETY: this CPU's own element.
+            unsafe { (*stats).connections += 1 };
+        }
+        if let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) {
+            // SAFETY: as above.
+            unsafe { (*stats).connections += 1 };
+        }
+    }
+
+    #[inline(always)]
+    fn count_answered(&self, backend: u32) {
+        if let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) {
+            // SAFETY: this CPU's own element.
+            unsafe { (*stats).answered += 1 };
+        }
+    }
+
+    #[inline(always)]
+    fn count_refused(&self, service: u32) {
+        if let Some(stats) = SERVICE_STATS.get_ptr_mut(service) {
+            // SAFETY: this CPU's own element.
+            unsafe { (*stats).refused += 1 };
+        }
+    }
+
+    #[inline(always)]
+    fn report(&self, event: Event) {
+        let Some(reported) = REPORTED.get_ptr_mut(event.reason) else { return };
+        // SAFETY: this CPU's own element.
+        unsafe {
+            if *reported != 0 && event.time_ns.wrapping_sub(*reported) < REPORT_EVERY_NS {
+                return;
+            }
+            *reported = event.time_ns;
+        }
+        // A full buffer means that the daemon is gone or slow; the counters tell the same.
+        let _ = EVENTS.output(event, 0);
+    }
+}
+
+#[inline(always)]
+fn add(backend: u32, number: u64) {
+    if let Some(active) = ACTIVE.get_ptr_mut(backend) {
+        // SAFETY: a map element is valid and aligned.
+        unsafe { atomic::fetch_add(active, number) };
+    }
+}
+
+/// One attempt at a port, IPv4. A global subprogram: the verifier looks at it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn take_port4(attempt: u32) -> u32 {
+    u32::from(connect::take_port::<V4, Maps>(&Maps, attempt))
+}
+
+/// One attempt at a port, IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn take_port6(attempt: u32) -> u32 {
+    u32::from(connect::take_port::<V6, Maps>(&Maps, attempt))
+}
+
+macro_rules! flows {
+    ($family:ty, $key:ty, $entry:ty, $flows:ident, $half_open:ident, $scratch:ident, $take_port:ident) => {
+        impl Flows<$family> for Maps {
+            #[inline(always)]
+            fn flow(&self, key: &$key) -> Option<&mut $entry> {
+                // SAFETY: the kernel keeps an element's memory valid while the program runs. It may
+                // be given to another flow meanwhile; then this packet is forwarded as that one, or
+                // stamps it: harmless and rarer than a lost packet.
+                $flows.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
+            }
+
+            #[inline(always)]
+            fn insert_flow(&self, key: &$key, entry: &$entry) -> Result<(), NotInserted> {
+                $flows.insert(key, entry, u64::from(BPF_NOEXIST)).map_err(|_| NotInserted)
+            }
+
+            #[inline(always)]
+            fn remove_flow(&self, key: &$key) -> bool {
+                $flows.remove(key).is_ok()
+            }
+
+            #[inline(always)]
+            fn half_open(&self, key: &$key) -> Option<&mut $entry> {
+                // SAFETY: as above.
+                $half_open.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
+            }
+
+            #[inline(always)]
+            fn insert_half_open(&self, key: &$key, entry: &$entry) -> Result<(), NotInserted> {
+                $half_open.insert(key, entry, u64::from(BPF_NOEXIST)).map_err(|_| NotInserted)
+            }
+
+            #[inline(always)]
+            fn remove_half_open(&self, key: &$key) -> bool {
+                $half_open.remove(key).is_ok()
+            }
+
+            #[inline(always)]
+            fn scratch(&self) -> Option<&mut Scratch<$family>> {
+                // SAFETY: this CPU's own element; the program is not entered again before it ends.
+                $scratch.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+            }
+
+            #[inline(always)]
+            fn take_port(&self, attempt: u32) -> bool {
+                $take_port(attempt) != 0
+            }
+        }
+    };
+}
+
+flows!(V4, FlowKey4, FlowEntry4, FLOWS, HALF_OPEN, SCRATCH, take_port4);
+flows!(V6, FlowKey6, FlowEntry6, FLOWS6, HALF_OPEN6, SCRATCH6, take_port6);

@@ -1,0 +1,85 @@
+//! Turns a packet of one tuple into a packet of another, and sends it on.
+
+use lb_common::{backend::Backend, reason::Reason};
+
+use crate::{
+    Action,
+    checksum::{adjust, adjust_udp},
+    family::{ClientSide, Family, Ports, protocol},
+    packet::{EthernetHdr, Mac, Packet, TcpHdr, UdpHdr, load16, store16, store32},
+    parse::Segment,
+    tables::Entry,
+};
+
+/// The link that a packet leaves by.
+#[derive(Clone, Copy, Debug)]
+pub struct Egress {
+    dst: Mac,
+    src: Mac,
+    ifindex: u32,
+}
+
+impl Egress {
+    /// Towards a backend, by the next hop that user space found.
+    #[inline(always)]
+    pub fn to_backend(backend: &Backend) -> Self {
+        Self {
+            dst: Mac::load(&backend.next_hop),
+            src: Mac::load(&backend.source_mac),
+            ifindex: backend.ifindex,
+        }
+    }
+
+    /// Back to a client, by the way that its own packets come.
+    #[inline(always)]
+    pub fn to_client(side: ClientSide) -> Self {
+        Self { dst: side.mac, src: side.local_mac, ifindex: side.ifindex }
+    }
+
+    /// Writes the MAC addresses and says how the packet leaves.
+    #[inline(always)]
+    pub fn leave(self, packet: &Packet, ethernet: &mut EthernetHdr) -> Action {
+        self.dst.store(&mut ethernet.dst);
+        self.src.store(&mut ethernet.src);
+        if self.ifindex == packet.ingress_ifindex {
+            Action::Transmit
+        } else {
+            Action::Redirect { ifindex: self.ifindex }
+        }
+    }
+}
+
+/// Writes ports, and mends the checksum, of a TCP or UDP header.
+#[inline(always)]
+pub fn l4(ports: &mut [u8; 4], check: &mut [u8; 2], carried: u8, new: Ports, delta: u16) {
+    store32(ports, new.0);
+    let old = load16(check);
+    if carried == protocol::TCP {
+        store16(check, adjust(old, delta));
+    } else if old != 0 {
+        store16(check, adjust_udp(old, delta));
+    }
+}
+
+/// Rewrites the packet as the entry says, and sends it on.
+#[inline(always)]
+pub fn send<F: Family>(
+    packet: &Packet,
+    segment: &Segment<F::Address>,
+    entry: &F::Entry,
+    egress: Egress,
+) -> Result<Action, Reason> {
+    if segment.ttl <= 1 {
+        return Err(Reason::TtlExpired);
+    }
+    let ethernet = packet.header::<EthernetHdr>(0)?;
+    F::rewrite(packet.header::<F::Hdr>(segment.l3)?, entry);
+    if segment.protocol == protocol::TCP {
+        let tcp = packet.header::<TcpHdr>(segment.l4)?;
+        l4(&mut tcp.ports, &mut tcp.check, protocol::TCP, entry.ports(), entry.l4_delta());
+    } else {
+        let udp = packet.header::<UdpHdr>(segment.l4)?;
+        l4(&mut udp.ports, &mut udp.check, protocol::UDP, entry.ports(), entry.l4_delta());
+    }
+    Ok(egress.leave(packet, ethernet))
+}

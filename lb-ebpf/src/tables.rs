@@ -1,0 +1,137 @@
+//! The state that the data path reads and writes: BPF maps in the kernel, plain maps in host tests.
+
+use lb_common::{
+    backend::Backend,
+    event::Event,
+    service::{Service, ServiceKey},
+};
+
+use crate::family::{ClientSide, Family, Ports, Tuple, V4, V6};
+
+/// A table took no entry: the key is there already, or there is no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotInserted;
+
+/// All of the state.
+pub trait State: Tables + Flows<V4> + Flows<V6> {}
+
+impl<T: Tables + Flows<V4> + Flows<V6>> State for T {}
+
+/// Everything but the flow tables, which are [`Flows`] of each family.
+pub trait Tables {
+    /// The clock that flows are stamped with, in nanoseconds.
+    fn now_ns(&self) -> u64;
+    /// Any number.
+    fn random(&self) -> u32;
+    /// Whether a bit of `VIPS` is set.
+    fn is_vip(&self, bit: u32) -> bool;
+    /// An entry of `SERVICES`.
+    fn service(&self, key: &ServiceKey) -> Option<Service>;
+    /// An entry of `BACKENDS`.
+    fn backend(&self, id: u32) -> Option<&Backend>;
+    /// A slot of `MAGLEV`.
+    fn slot(&self, index: u32) -> Option<u32>;
+    /// The service's round-robin position, which each call moves on by one.
+    fn next_cursor(&self, service: u32) -> u32;
+    /// Open connections of a backend.
+    fn active(&self, backend: u32) -> u64;
+    /// One more.
+    fn open(&self, backend: u32);
+    /// One less.
+    fn close(&self, backend: u32);
+    /// Sets bits in a word of a flow entry and returns what it was, in one atomic step.
+    fn set_bits(&self, word: *mut u64, bits: u64) -> u64;
+    /// Counts a packet to a backend.
+    fn count_forward(&self, backend: u32, bytes: u64);
+    /// Counts a packet from a backend.
+    fn count_return(&self, backend: u32, bytes: u64);
+    /// Counts a new connection.
+    fn count_connection(&self, service: u32, backend: u32);
+    /// Counts a backend's first answer to a connection.
+    fn count_answered(&self, backend: u32);
+    /// Counts a new connection that was refused.
+    fn count_refused(&self, service: u32);
+    /// Tells user space.
+    fn report(&self, event: Event);
+}
+
+/// Room for what a new connection writes into the flow tables: a BPF program's stack has 512 bytes,
+/// which two keys and an entry of IPv6 would nearly fill.
+///
+/// It also is how the search for a port gets its arguments, see [`Flows::take_port`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Scratch<F: Family> {
+    /// Key of the client's direction.
+    pub client: F::Key,
+    /// Key of the backend's direction.
+    pub server: F::Key,
+    /// Entry of either.
+    pub entry: F::Entry,
+    /// The client's tuple.
+    pub tuple: Tuple<F::Address>,
+    /// The tuple of the replies; the search fills in its destination port.
+    pub replies: Tuple<F::Address>,
+    /// The link on the client's side.
+    pub side: ClientSide,
+    /// Backend identifier.
+    pub backend: u32,
+    /// Where the search starts: any number.
+    pub seed: u32,
+    /// TCP or UDP.
+    pub protocol: u8,
+}
+
+/// The flow tables of one family.
+///
+/// A look-up gives the entry itself, not a copy: entries are shared with other CPUs, and with user
+/// space, and are written in place. The fields that decide anything are written atomically
+/// ([`crate::conntrack`]); stamps and counters may lose an update to a race, which costs nothing.
+pub trait Flows<F: Family> {
+    /// An entry of `FLOWS`.
+    #[expect(clippy::mut_from_ref, reason = "shared memory, see the trait")]
+    fn flow(&self, key: &F::Key) -> Option<&mut F::Entry>;
+    /// Adds to `FLOWS` a key that is not there.
+    fn insert_flow(&self, key: &F::Key, entry: &F::Entry) -> Result<(), NotInserted>;
+    /// Removes from `FLOWS`; no harm if it is not there. Says whether it was.
+    fn remove_flow(&self, key: &F::Key) -> bool;
+    /// An entry of `HALF_OPEN`.
+    #[expect(clippy::mut_from_ref, reason = "shared memory, see the trait")]
+    fn half_open(&self, key: &F::Key) -> Option<&mut F::Entry>;
+    /// Adds to `HALF_OPEN` a key that is not there.
+    fn insert_half_open(&self, key: &F::Key, entry: &F::Entry) -> Result<(), NotInserted>;
+    /// Removes from `HALF_OPEN`. Says whether it was there.
+    fn remove_half_open(&self, key: &F::Key) -> bool;
+    /// This CPU's scratch; what it holds means nothing. Taken once for a packet.
+    #[expect(clippy::mut_from_ref, reason = "memory of this CPU alone")]
+    fn scratch(&self) -> Option<&mut Scratch<F>>;
+    /// Runs [`crate::connect::take_port`]. The kernel's verifier looks at a subprogram of its own
+    /// once, and not anew for each of the paths and attempts that lead to it.
+    fn take_port(&self, attempt: u32) -> bool;
+}
+
+/// Value of a flow table, of either family.
+pub trait Entry<F: Family>: Copy {
+    /// An entry that turns packets of the tuple `from` into packets of the tuple `to`.
+    fn new(from: Tuple<F::Address>, to: Tuple<F::Address>, backend: u32, state: u32) -> Self;
+    /// The tuple after rewriting.
+    fn rewritten(&self) -> Tuple<F::Address>;
+    /// The ports after rewriting.
+    fn ports(&self) -> Ports;
+    /// What the rewriting adds to a TCP or UDP checksum's sum.
+    fn l4_delta(&self) -> u16;
+    /// Backend identifier.
+    fn backend(&self) -> u32;
+    /// State bits.
+    fn state(&self) -> u32;
+    /// Backend identifier and state bits as one word of 64 bits, in place.
+    fn backend_and_state(&mut self) -> *mut u64;
+    /// Time of the last packet.
+    fn last_seen_ns(&self) -> u64;
+    /// Stamps and counts a packet.
+    fn seen(&mut self, now_ns: u64, bytes: u64);
+    /// The link on the client's side.
+    fn client_side(&self) -> ClientSide;
+    /// Notes the link on the client's side.
+    fn set_client_side(&mut self, side: ClientSide);
+}
