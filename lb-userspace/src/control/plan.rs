@@ -134,9 +134,9 @@ struct Placed {
     index: u32,
     /// What `SERVICES` holds.
     written: Option<Service>,
-    /// The run of slots that `written` points to.
-    run: Option<(u32, u32)>,
-    /// What the table in `run` was made of; unknown if a previous daemon made it.
+    /// The runs of slots that `written` points to.
+    runs: Vec<(u32, u32)>,
+    /// What the table in `runs` was made of; unknown if a previous daemon made it.
     source: Option<Source>,
     /// A table that is planned, and that no service points to yet.
     pending: Option<(Service, Source)>,
@@ -184,10 +184,18 @@ impl Planner {
         let mut ranges = Ranges::new(limits::MAX_SLOTS);
         let mut services = BTreeMap::new();
         for (key, service) in adopted.services {
-            let (start, len) = (service.table_start, service.table_len);
-            let run = (len > 0 && ranges.take_at(start, len)).then_some((start, len));
-            let placed =
-                Placed { index: service.index, written: Some(service), run, ..Placed::default() };
+            let runs = [
+                (service.table_start, service.table_len),
+                (service.members_start, service.members_len),
+            ];
+            let runs =
+                runs.into_iter().filter(|&(start, len)| len > 0 && ranges.take_at(start, len));
+            let placed = Placed {
+                index: service.index,
+                runs: runs.collect(),
+                written: Some(service),
+                ..Placed::default()
+            };
             services.insert(key, placed);
         }
         let backends = adopted.backends.into_iter().map(|(id, backend)| {
@@ -240,22 +248,17 @@ impl Planner {
             }
             Op::SetService { key, service } => {
                 let Some(placed) = self.services.get_mut(key) else { return };
-                let old = placed.run.take();
-                placed.run =
-                    (service.table_len > 0).then_some((service.table_start, service.table_len));
+                let old = std::mem::replace(&mut placed.runs, vec![write::run(service)]);
                 placed.written = Some(*service);
                 placed.source = placed.pending.take().map(|(_, source)| source);
-                if let Some((start, len)) = old {
-                    self.ranges.give_back(start, len, now);
-                }
+                self.give_back(old, now);
             }
             Op::RemoveService { key } => {
                 let Some(placed) = self.services.get_mut(key) else { return };
                 placed.written = None;
                 placed.source = None;
-                if let Some((start, len)) = placed.run.take() {
-                    self.ranges.give_back(start, len, now);
-                }
+                let old = std::mem::take(&mut placed.runs);
+                self.give_back(old, now);
                 self.forget_services();
             }
         }
@@ -308,6 +311,12 @@ impl Planner {
     /// When the next removed backend has drained.
     pub fn next_deadline(&self) -> Option<Duration> {
         self.retiring().filter_map(|retiring| retiring.until).min()
+    }
+
+    fn give_back(&mut self, runs: Vec<(u32, u32)>, now: Duration) {
+        for (start, len) in runs {
+            self.ranges.give_back(start, len, now);
+        }
     }
 
     /// Backends that the table behind a written service may name.

@@ -24,19 +24,33 @@ pub struct Member {
     pub weight: u32,
 }
 
-/// The table of a service with these backends, in the form that `balance` reads; empty if none
-/// serves.
-pub fn build(balance: Balance, members: &[Member]) -> Vec<u32> {
+/// What the kernel program reads for one service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    /// The table itself; empty if no backend serves.
+    pub slots: Vec<u32>,
+    /// Each backend of the table once, for [`Balance::LeastConn`]; empty for the others.
+    pub members: Vec<u32>,
+}
+
+/// The table of a service with these backends, in the form that `balance` reads.
+pub fn build(balance: Balance, members: &[Member]) -> Table {
     let mut members = members.to_vec();
     members.sort_unstable_by_key(|member| member.address);
-    if balance == Balance::Maglev && members.iter().any(|member| member.weight > 0) {
-        return maglev(&members);
+    let serving: Vec<_> = members.iter().copied().filter(|member| member.weight > 0).collect();
+    if serving.is_empty() {
+        return Table::default();
     }
-    members.retain(|member| member.weight > 0);
-    if members.is_empty() || balance == Balance::LeastConn {
-        return members.iter().map(|member| member.id).collect();
+    match balance {
+        Balance::Maglev => Table { slots: maglev(&members), members: Vec::new() },
+        Balance::RoundRobin | Balance::Random => {
+            Table { slots: schedule(&serving), members: Vec::new() }
+        }
+        Balance::LeastConn => Table {
+            slots: schedule(&serving),
+            members: serving.iter().map(|member| member.id).collect(),
+        },
     }
-    schedule(&members)
 }
 
 /// A Maglev table in two rounds.

@@ -323,7 +323,7 @@ fn watchdog() -> tokio::time::Interval {
 
 /// The instant of a point on the monotonic clock.
 fn instant(at: Duration) -> Instant {
-    Instant::now() + at.saturating_sub(clock::monotonic())
+    clock::timer() + at.saturating_sub(clock::monotonic())
 }
 
 #[cfg(test)]

@@ -68,6 +68,7 @@ fn status() -> Status {
                 mode: AttachMode::Generic,
             }],
             maps: vec![MapSize { name: "FLOWS".into(), max_entries: 8, bytes: 2_000_000 }],
+            notes: Vec::new(),
         },
         flows: 3,
         services: vec![Service {

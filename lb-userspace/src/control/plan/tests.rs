@@ -29,11 +29,8 @@ impl Model {
                 let end = start + slots.len() as u32;
                 assert!(end <= limits::MAX_SLOTS);
                 let overlaps = |at: u32, len: u32| at < end && *start < at + len;
-                for service in self.services.values() {
-                    assert!(
-                        !overlaps(service.table_start, service.table_len),
-                        "a table in use is overwritten"
-                    );
+                for (at, len) in self.services.values().flat_map(runs) {
+                    assert!(!overlaps(at, len), "a table in use is overwritten");
                 }
                 for &(at, len, until) in &self.left {
                     assert!(
@@ -45,12 +42,12 @@ impl Model {
             }
             Op::SetService { key, service } => {
                 if let Some(old) = self.services.insert(*key, *service) {
-                    self.left.push((old.table_start, old.table_len, now));
+                    self.left.extend(runs(&old).map(|(at, len)| (at, len, now)));
                 }
             }
             Op::RemoveService { key } => {
                 let old = self.services.remove(key).expect("the service is there");
-                self.left.push((old.table_start, old.table_len, now));
+                self.left.extend(runs(&old).map(|(at, len)| (at, len, now)));
             }
             Op::SetVips { words } => self.vips.clone_from(words),
         }
@@ -59,7 +56,7 @@ impl Model {
 
     fn check(&self) {
         for (key, service) in &self.services {
-            for slot in service.table_start..service.table_start + service.table_len {
+            for slot in runs(service).into_iter().flat_map(|(start, len)| start..start + len) {
                 let id = self.slots[&slot];
                 let backend = self.backends.get(&id).expect("a slot names a backend in use");
                 assert!(backend.flags & backend::IN_USE != 0);
@@ -81,6 +78,11 @@ impl Model {
             backends: self.backends.iter().map(|(id, backend)| (*id, *backend)).collect(),
         }
     }
+}
+
+/// The runs of slots that a service points to.
+fn runs(service: &Service) -> [(u32, u32); 2] {
+    [(service.table_start, service.table_len), (service.members_start, service.members_len)]
 }
 
 fn apply(planner: &mut Planner, model: &mut Model, desired: &Desired, now: Duration) -> Plan {

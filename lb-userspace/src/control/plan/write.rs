@@ -13,7 +13,7 @@ use super::{
 use crate::{
     control::{
         ranges::Ranges,
-        table::{self, Member},
+        table::{self, Member, Table},
     },
     dataplane::Op,
 };
@@ -78,9 +78,12 @@ impl Planner {
                 drop_pending(placed, &mut self.ranges);
                 continue;
             }
-            let slots = table::build(service.balance, &source.members);
+            let Table { mut slots, members } = table::build(service.balance, &source.members);
+            let (table_len, members_len) = (slots.len() as u32, members.len() as u32);
+            // The members stand behind the table, in the same run of slots.
+            slots.extend(members);
             let len = slots.len() as u32;
-            if placed.pending.as_ref().is_none_or(|(pending, _)| pending.table_len != len) {
+            if placed.pending.as_ref().is_none_or(|(pending, _)| run(pending).1 != len) {
                 drop_pending(placed, &mut self.ranges);
             }
             let start = match &placed.pending {
@@ -95,8 +98,10 @@ impl Planner {
             let service = Service {
                 index: placed.index,
                 table_start: start,
-                table_len: len,
+                table_len,
                 balance: service.balance as u32,
+                members_start: if members_len > 0 { start + table_len } else { 0 },
+                members_len,
             };
             placed.pending = Some((service, source));
             if len > 0 {
@@ -129,6 +134,12 @@ impl Planner {
 
 fn drop_pending(placed: &mut Placed, ranges: &mut Ranges) {
     if let Some((service, _)) = placed.pending.take() {
-        ranges.give_back_unused(service.table_start, service.table_len);
+        let (start, len) = run(&service);
+        ranges.give_back_unused(start, len);
     }
+}
+
+/// The run of slots that a service of ours points to: its table, and its members behind it.
+pub(super) fn run(service: &Service) -> (u32, u32) {
+    (service.table_start, service.table_len + service.members_len)
 }

@@ -200,6 +200,7 @@ impl Snapshot {
             .map(|(reason, count)| (reason.label().to_owned(), *count))
             .collect();
         self.status.dataplane = kernel.info()?;
+        self.status.warnings.extend(self.status.dataplane.notes.iter().cloned());
         let attachments = self.status.dataplane.attachments.iter();
         let generic = attachments.filter(|attachment| attachment.mode == AttachMode::Generic);
         self.status.warnings.extend(generic.map(|attachment| {
