@@ -32,12 +32,7 @@ impl Pins {
     }
 
     fn options(&self) -> Options {
-        Options {
-            pins: self.0.clone(),
-            max_flows: 4096,
-            max_half_open: 1024,
-            discard_pins: false,
-        }
+        Options { pins: self.0.clone(), max_flows: 4096, max_half_open: 1024, discard_pins: false }
     }
 }
 

@@ -33,10 +33,23 @@ pub fn rustup() -> Command {
 /// folder: the BPF linker is looked for there.
 fn rust_tool(program: PathBuf) -> Command {
     let mut command = Command::new(program);
+    // What cargo tells us about ourselves is not for the crates that are built: some build scripts
+    // look at it, and would run again at every change between `cargo build` and `cargo xtask`.
+    let ours = std::env::vars_os().map(|(name, _)| name);
+    for name in ours.filter(|name| name.to_str().is_some_and(is_about_this_package)) {
+        command.env_remove(name);
+    }
     if let Some(home) = shell::cargo_home() {
         command.env("PATH", shell::path_with(&[home.join("bin")]));
     }
     command
+}
+
+/// Whether cargo sets this variable for the program that it runs or tests.
+fn is_about_this_package(variable: &str) -> bool {
+    const STARTS: [&str; 4] = ["CARGO_BIN_", "CARGO_CRATE_", "CARGO_MANIFEST_", "CARGO_PKG_"];
+    STARTS.iter().any(|start| variable.starts_with(start))
+        || ["CARGO_PRIMARY_PACKAGE", "CARGO_TARGET_TMPDIR", "OUT_DIR"].contains(&variable)
 }
 
 /// Builds the `ballast` binary, with the XDP program inside, and says where it is.
@@ -105,6 +118,16 @@ mod tests {
 {"reason":"build-finished","success":true}"#;
         assert_eq!(executable(messages, "ballast"), Some("/t/debug/ballast".into()));
         assert_eq!(executable(messages, "other"), None);
+    }
+
+    #[test]
+    fn settings_of_the_user_reach_cargo() {
+        for name in ["CARGO_HOME", "CARGO_TARGET_DIR", "CARGO_TERM_COLOR", "CARGO", "PATH"] {
+            assert!(!is_about_this_package(name), "{name}");
+        }
+        for name in ["CARGO_MANIFEST_DIR", "CARGO_PKG_NAME", "OUT_DIR"] {
+            assert!(is_about_this_package(name), "{name}");
+        }
     }
 
     #[test]
