@@ -75,7 +75,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Let a backend finish: no new connections, open ones go on for the service's drain_timeout
+    /// Let a backend finish: no new connections, open ones go on for `drain_timeout`
     #[command(after_help = WISH_HELP)]
     Drain(BackendArgs),
     /// Let a backend serve again after `drain` or `disable`

@@ -143,7 +143,11 @@ impl Call {
 }
 
 fn join(path: &[&str]) -> String {
-    path.iter().map(|segment| format!("/{}", encode(segment))).collect()
+    path.iter().fold(String::new(), |mut target, segment| {
+        target.push('/');
+        target.push_str(&encode(segment));
+        target
+    })
 }
 
 fn understand<T: DeserializeOwned>(text: &str) -> Result<T, Error> {

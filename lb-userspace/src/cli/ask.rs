@@ -1,6 +1,6 @@
 //! The commands that ask the daemon.
 
-use std::{path::Path, process::ExitCode};
+use std::{fmt::Write as _, path::Path, process::ExitCode};
 
 use anyhow::Context as _;
 
@@ -73,14 +73,16 @@ pub(super) fn wish(
             Admin::Draining => "gets no new connections; open ones go on for drain_timeout",
             Admin::Disabled => "gets no new connections; open ones are reset",
         };
-        out.push_str(&format!("{backend} of {service}: {what}; weight {weight}\n"));
+        // Writing to a `String` cannot fail.
+        let _ = writeln!(out, "{backend} of {service}: {what}; weight {weight}");
     }
     if let [first, _, ..] = &wished[..] {
-        out.push_str(&format!(
-            "{} is in {}, and all of them are meant; --service picks one\n",
-            first.backend,
-            plural(wished.len(), "service"),
-        ));
+        let services = plural(wished.len(), "service");
+        let backend = &first.backend;
+        let _ = writeln!(
+            out,
+            "{backend} is in {services}, and all of them are meant; --service picks one"
+        );
     }
     Ok(print(&out)?)
 }
@@ -125,7 +127,7 @@ pub(super) fn flows(
     }));
     let mut out = columns(&rows, 0);
     if flows.len() as u64 == limit {
-        out.push_str(&format!("the first {limit}; --limit shows more\n"));
+        let _ = writeln!(out, "the first {limit}; --limit shows more");
     }
     Ok(print(&out)?)
 }

@@ -149,7 +149,9 @@ impl Task {
             .context("read the tables that a previous daemon left")?;
         let planner = Planner::adopt(adopted);
         let (wishes, lost) = wishes::load(&state_dir);
-        lost.into_iter().for_each(|note| timeline.add(note));
+        if let Some(note) = lost {
+            timeline.add(note);
+        }
         let (probes, reports) = Probes::new();
         let (command_sender, commands) = mpsc::channel(QUEUED_COMMANDS);
         let (swept_sender, swept) = mpsc::channel(1);

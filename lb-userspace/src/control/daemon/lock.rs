@@ -47,7 +47,7 @@ impl Lock {
         match fs::remove_file(socket) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 let message = format!("remove the stale socket {}", socket.display());
-                return Err(error).context(message);
+                Err(error).context(message)
             }
             _ => Ok(Self(lock)),
         }

@@ -21,7 +21,7 @@ pub(super) fn check() -> anyhow::Result<()> {
     let missing = missing(effective);
     if !missing.is_empty() {
         bail!(
-            "this needs root, or the capabilities of the unit file; missing: {}. Run it with sudo",
+            "this needs root, or the capabilities that are missing here: {}. Run it with sudo",
             missing.join(", ")
         );
     }
@@ -37,7 +37,7 @@ fn missing(effective: u64) -> Vec<&'static str> {
     let has = |number: u32| effective & 1 << number != 0;
     NEEDED
         .iter()
-        .filter(|(number, _, by_admin)| !has(*number) && !(*by_admin && has(SYS_ADMIN)))
+        .filter(|(number, _, by_admin)| !(has(*number) || *by_admin && has(SYS_ADMIN)))
         .map(|(_, name, _)| *name)
         .collect()
 }

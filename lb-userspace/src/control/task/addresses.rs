@@ -49,7 +49,7 @@ impl Addresses {
         {
             return;
         }
-        pending().await
+        pending::<()>().await;
     }
 
     /// What has changed since the last call.

@@ -39,7 +39,7 @@ impl Faults {
 const GOES_ON: Duration = Duration::from_secs(10);
 
 /// What goes on is told again after this time.
-const REMINDER: Duration = Duration::from_secs(60);
+const REMINDER: Duration = Duration::from_mins(1);
 
 /// What the kernel program reports, told without repeating it every second.
 #[derive(Debug, Default)]

@@ -8,7 +8,7 @@ use crate::{
     clock,
     config::{
         self, Config,
-        report::{Diagnostic, render, summary},
+        report::{Diagnostic, Severity, render, summary},
     },
     events::{Kind, Note},
     health::Report,
@@ -113,17 +113,18 @@ pub(crate) fn warnings(diagnostics: &[Diagnostic]) -> Vec<String> {
 }
 
 fn headline(diagnostics: &[Diagnostic]) -> String {
-    match diagnostics {
-        [one] => one.message.clone(),
-        [first, ..] => format!("{}; the first: {}", summary(diagnostics), first.message),
-        [] => summary(diagnostics),
+    let mut errors = diagnostics.iter().filter(|it| it.severity == Severity::Error);
+    match (errors.next(), errors.next()) {
+        (Some(one), None) => one.message.clone(),
+        (Some(first), Some(_)) => format!("{}; the first: {}", summary(diagnostics), first.message),
+        (None, _) => summary(diagnostics),
     }
 }
 
 fn refused(obstacles: &[String]) -> Refused {
     Refused {
         message: obstacles.join("; "),
-        text: obstacles.iter().map(|obstacle| format!("error: {obstacle}\n")).collect(),
+        text: format!("error: {}\n", obstacles.join("\nerror: ")),
         diagnostics: Vec::new(),
     }
 }

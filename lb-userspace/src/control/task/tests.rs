@@ -3,18 +3,12 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     fs,
     net::{SocketAddr, TcpListener},
-    sync::Mutex,
 };
 
-use lb_common::{
-    backend::{self, Backend},
-    event::Event,
-    reason::Reason,
-    service::{Service, ServiceKey},
-    stats::{BackendStats, ServiceStats},
-};
+use lb_common::{event::Event, reason::Reason};
 
 use super::*;
 use crate::{
@@ -22,129 +16,14 @@ use crate::{
         Server,
         client::{Call, Error},
     },
-    control::{plan::service_key, status::Status},
-    dataplane::{Adopted, AttachMode, Attachment, Counters, Flow, Info, Op, Sweep, Timeouts},
+    control::status::Status,
     net::NextHop,
     scratch,
 };
 
-/// A model of the maps.
-#[derive(Debug, Default)]
-struct FakeKernel(Mutex<Maps>);
+mod fake;
 
-#[derive(Debug, Default)]
-struct Maps {
-    services: BTreeMap<ServiceKey, Service>,
-    backends: BTreeMap<u32, Backend>,
-    slots: BTreeMap<u32, u32>,
-    attached: Vec<Attachment>,
-    writes: usize,
-    broken: bool,
-    events: Vec<Event>,
-}
-
-impl FakeKernel {
-    fn maps(&self) -> std::sync::MutexGuard<'_, Maps> {
-        self.0.lock().unwrap()
-    }
-
-    /// Addresses in the table of the service at `port`.
-    fn table(&self, port: u16) -> Option<BTreeSet<SocketAddr>> {
-        let maps = self.maps();
-        let service = maps.services.get(&key(port))?;
-        let slots = service.table_start..service.table_start + service.table_len;
-        let backends = slots.map(|slot| &maps.backends[&maps.slots[&slot]]);
-        Some(backends.map(|it| SocketAddr::from(([127, 0, 0, 1], it.port))).collect())
-    }
-
-    fn forwards(&self, address: SocketAddr) -> bool {
-        let maps = self.maps();
-        let mut backends = maps.backends.values().filter(|it| it.port == address.port());
-        backends.any(|it| it.flags & backend::FORWARD != 0)
-    }
-}
-
-impl Kernel for FakeKernel {
-    fn adopted(&self) -> anyhow::Result<Adopted> {
-        let maps = self.maps();
-        Ok(Adopted {
-            services: maps.services.iter().map(|(key, service)| (*key, *service)).collect(),
-            backends: maps.backends.iter().map(|(id, backend)| (*id, *backend)).collect(),
-        })
-    }
-
-    fn apply(&self, ops: &[Op]) -> anyhow::Result<()> {
-        let mut maps = self.maps();
-        for op in ops {
-            anyhow::ensure!(!maps.broken, "the maps are broken");
-            maps.writes += 1;
-            match op.clone() {
-                Op::SetBackend { id, backend } => drop(maps.backends.insert(id, backend)),
-                Op::ClearBackend { id } => drop(maps.backends.remove(&id)),
-                Op::SetTable { start, slots } => maps.slots.extend((start..).zip(slots)),
-                Op::SetService { key, service } => drop(maps.services.insert(key, service)),
-                Op::RemoveService { key } => drop(maps.services.remove(&key)),
-                Op::SetVips { .. } => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn attach(&self, interface: &str, ifindex: u32) -> anyhow::Result<AttachMode> {
-        let (interface, mode) = (interface.to_owned(), AttachMode::Generic);
-        self.maps().attached.push(Attachment { interface, ifindex, mode });
-        Ok(mode)
-    }
-
-    fn info(&self) -> anyhow::Result<Info> {
-        Ok(Info { attachments: self.maps().attached.clone(), ..Info::default() })
-    }
-
-    fn counters(&self, services: &[u32], backends: &[u32]) -> anyhow::Result<Counters> {
-        let mut reasons = vec![0; Reason::COUNT as usize];
-        reasons[Reason::NoService as usize] = 7;
-        let stats = ServiceStats { connections: 40, refused: 2 };
-        Ok(Counters {
-            reasons,
-            services: services.iter().map(|&index| (index, stats)).collect(),
-            backends: backends
-                .iter()
-                .map(|&id| (id, BackendStats { connections: 20, ..BackendStats::ZERO }, 3))
-                .collect(),
-        })
-    }
-
-    fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>> {
-        let maps = self.maps();
-        let flow = |(&id, backend): (&u32, &Backend)| Flow {
-            protocol: 6,
-            client: "192.0.2.9:4000".parse().unwrap(),
-            listen: "192.0.2.100:80".parse().unwrap(),
-            nat: "192.0.2.100:2000".parse().unwrap(),
-            backend: SocketAddr::from(([127, 0, 0, 1], backend.port)),
-            backend_id: id,
-            phase: "established".into(),
-            idle_ms: 5,
-            forward_packets: 1,
-            forward_bytes: 60,
-            return_packets: 1,
-            return_bytes: 60,
-        };
-        Ok(maps.backends.iter().map(flow).take(limit).collect())
-    }
-
-    fn sweep(&self, _: u64, _: &Timeouts) -> anyhow::Result<Sweep> {
-        Ok(Sweep { flows: 5, ..Sweep::default() })
-    }
-
-    fn take_events(&self) -> Vec<Event> {
-        std::mem::take(&mut self.maps().events)
-    }
-}
-
-fn key(port: u16) -> ServiceKey {
-    service_key(SocketAddr::from(([192, 0, 2, 100], port)), crate::config::Protocol::Tcp)
-}
+use fake::FakeKernel;
 
 /// A backend that answers TCP probes until it is dropped.
 fn listener() -> (TcpListener, SocketAddr) {
@@ -153,8 +32,11 @@ fn listener() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
+/// A service: its name, its port, its backends with their names.
+type Of<'a> = (&'a str, u16, &'a [(&'a str, SocketAddr)]);
+
 /// This node is lb-01, which does not hold the floating addresses.
-fn file(services: &[(&str, u16, &[(&str, SocketAddr)])]) -> String {
+fn file(services: &[Of<'_>]) -> String {
     let mut text = String::from(
         r#"
 [cluster]
@@ -174,13 +56,16 @@ vrid = 51
 addresses = ["192.0.2.100/24"]
 "#,
     );
+    // Writing to a `String` cannot fail.
     for (name, port, backends) in services {
-        text += &format!(
+        let _ = write!(
+            text,
             "[[service]]\nname = \"{name}\"\nlisten = \"192.0.2.100:{port}\"\n\
              protocol = \"tcp\"\nbalance = \"least_conn\"\ndrain_timeout = \"60s\"\n"
         );
         for (name, address) in *backends {
-            text += &format!("[[service.backend]]\nname = \"{name}\"\naddress = \"{address}\"\n");
+            let backend = format_args!("name = \"{name}\"\naddress = \"{address}\"\n");
+            let _ = write!(text, "[[service.backend]]\n{backend}");
         }
         text += "[service.health]\nprobe = \"tcp\"\ninterval = \"50ms\"\ntimeout = \"40ms\"\n\
                  rise = 1\nfall = 2\n";
