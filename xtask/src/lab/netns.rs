@@ -103,6 +103,19 @@ pub(super) fn holds(namespace: Id, pid: i32) -> bool {
     identity(Path::new(&format!("/proc/{pid}/ns/net"))) == Some(namespace)
 }
 
+/// Whether all of the process has ended, so that nothing is open or locked by it any more.
+///
+/// A process whose first thread has left its namespaces may still have others that end.
+pub(super) fn has_ended(pid: Pid) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    // A thread becomes a zombie when it has closed its files.
+    threads.filter_map(Result::ok).all(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat"));
+        let state = stat.as_deref().ok().and_then(|stat| stat.rsplit_once(") "));
+        state.is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+    })
+}
+
 /// This process and those that it descends from: a shell inside the lab may take the lab down.
 fn ancestors() -> HashSet<i32> {
     let mut found = HashSet::new();
@@ -132,6 +145,20 @@ mod tests {
         assert!(holds(own, std::process::id() as i32));
         let others = processes(&HashSet::from([own]));
         assert!(!others.iter().any(|pid| found.contains(&pid.as_raw())));
+    }
+
+    #[test]
+    fn a_process_has_ended_when_all_its_threads_have() {
+        let own = std::process::id() as i32;
+        assert!(!has_ended(Pid::from_raw(own)));
+        let mut child = Command::new("true").spawn().unwrap();
+        let pid = Pid::from_raw(child.id() as i32);
+        // A zombie until it is waited for.
+        while !has_ended(pid) {
+            thread::yield_now();
+        }
+        child.wait().unwrap();
+        assert!(has_ended(pid));
     }
 
     #[test]

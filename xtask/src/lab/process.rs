@@ -125,9 +125,8 @@ impl Program {
     fn end(&self, signal: Signal) -> Result<()> {
         let Some(pid) = self.pid() else { return Ok(()) };
         self.signal(signal)?;
-        let namespace = netns::id(&self.namespace).context("find the namespace")?;
         wait::until(STOP_LIMIT, &format!("{} to end", self.name), || {
-            Ok((!netns::holds(namespace, pid.as_raw())).then_some(()))
+            Ok(netns::has_ended(pid).then_some(()))
         })
     }
 

@@ -56,18 +56,22 @@ pub(super) fn clear(name: &str) -> Result<()> {
 pub(super) fn kill_all(namespaces: &HashSet<netns::Id>) -> Result<()> {
     // No check for interrupts: this is what an interrupt leads to.
     let end = Instant::now() + KILL_LIMIT;
+    let mut dying = HashSet::new();
     loop {
         // Looked up again each time: a process may start another before it dies.
-        let processes = netns::processes(namespaces);
-        if processes.is_empty() {
+        let found = netns::processes(namespaces);
+        for &pid in &found {
+            // It may have ended by itself.
+            let _ = kill(pid, Signal::SIGKILL);
+            dying.insert(pid);
+        }
+        // A process leaves its namespace before it closes its sockets.
+        dying.retain(|&pid| !netns::has_ended(pid));
+        if found.is_empty() && dying.is_empty() {
             return Ok(());
         }
         if Instant::now() > end {
-            bail!("processes {processes:?} did not die in {KILL_LIMIT:?}");
-        }
-        for pid in processes {
-            // It may have ended by itself.
-            let _ = kill(pid, Signal::SIGKILL);
+            bail!("processes {dying:?} did not die in {KILL_LIMIT:?}");
         }
         thread::sleep(Duration::from_millis(2));
     }
