@@ -1,6 +1,6 @@
 //! The lab's wires: namespaces, the bridge, links, addresses.
 
-use std::{fmt::Write as _, fs, path::Path};
+use std::{fmt::Write as _, fs, num::NonZero, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
 
@@ -55,8 +55,24 @@ pub(super) fn build(lab: &Lab) -> Result<()> {
         interrupt::check()?;
         batch(&lab.namespace(host), &host_commands(host))
             .with_context(|| format!("wire {host}"))?;
+        steer(&lab.namespace(host))?;
     }
     Ok(())
+}
+
+/// Gives all packets of a connection to one CPU of the host, as a network card does (RPS).
+///
+/// A veth alone takes a packet on whichever CPU sent it. Two packets of a connection that arrive at
+/// once can then find its socket between two tables (kernels up to 6.18, `inet_ehash_insert`), and the
+/// host resets a connection that has only just begun.
+fn steer(namespace: &str) -> Result<()> {
+    let cpus = std::thread::available_parallelism().map_or(1, NonZero::get).min(32);
+    let mask = u32::MAX >> (32 - cpus);
+    // `ip netns exec`, because it mounts a `/sys` that shows the namespace.
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", namespace, "sh", "-c"]);
+    command.arg(format!("echo {mask:x} > /sys/class/net/eth0/queues/rx-0/rps_cpus"));
+    shell::output(&mut command).map(drop)
 }
 
 /// Takes a port of the switch `up` or `down`.
@@ -70,7 +86,7 @@ pub(super) fn set_port(lab: &Lab, host: HostName, state: &str) -> Result<()> {
 pub(super) fn port_is_up(lab: &Lab, host: HostName) -> Result<bool> {
     netns::within(&lab.switch(), || {
         // Bit 0 is IFF_UP. Under /sys one would see the wrong namespace.
-        let mut command = std::process::Command::new("ip");
+        let mut command = Command::new("ip");
         command.args(["-o", "link", "show", "dev", &host.port()]);
         let text = shell::output(&mut command)?;
         let flags = text.split(['<', '>']).nth(1).unwrap_or_default();
