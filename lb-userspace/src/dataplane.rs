@@ -30,6 +30,7 @@ use crate::clock;
 mod active;
 mod batch;
 mod flows;
+mod link;
 pub mod load;
 mod pins;
 
@@ -362,8 +363,7 @@ impl Dataplane {
         for mode in [AttachMode::Driver, AttachMode::Generic] {
             let path = pins::link(&self.pins, ifindex, mode);
             if path.exists() {
-                std::fs::remove_file(&path)
-                    .with_context(|| format!("remove {}", path.display()))?;
+                pins::remove_link(&path)?;
             }
         }
         Ok(())

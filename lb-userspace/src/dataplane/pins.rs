@@ -18,7 +18,7 @@ use lb_common::{
     stats::{BackendStats, Meta, ServiceStats},
 };
 
-use super::{AttachMode, Options};
+use super::{AttachMode, Options, link as pinned_link};
 
 /// What a map must look like for this version to use it.
 #[derive(Clone, Copy, Debug)]
@@ -182,6 +182,15 @@ pub(super) fn link(pins: &Path, ifindex: u32, mode: AttachMode) -> PathBuf {
     pins.join(format!("link_{ifindex}_{mode}"))
 }
 
+/// Takes the program of a pinned link off its interface, and removes the pin.
+pub(super) fn remove_link(path: &Path) -> anyhow::Result<()> {
+    if let Err(error) = pinned_link::detach(path) {
+        // Without its pin the link goes all the same, if a little later.
+        tracing::debug!(%error, path = %path.display(), "detach a link");
+    }
+    fs::remove_file(path).with_context(|| format!("remove {}", path.display()))
+}
+
 /// Removes the pins, and with the links the program from its interfaces.
 pub(super) fn remove(pins: &Path) -> anyhow::Result<()> {
     let entries = match fs::read_dir(pins) {
@@ -192,9 +201,9 @@ pub(super) fn remove(pins: &Path) -> anyhow::Result<()> {
     for entry in entries {
         let entry = entry.with_context(|| format!("list {}", pins.display()))?;
         let name = entry.file_name();
-        let ours = names::PINNED.iter().any(|pinned| name.as_bytes() == pinned.as_bytes())
-            || name.as_bytes().starts_with(b"link_");
-        if ours {
+        if name.as_bytes().starts_with(b"link_") {
+            remove_link(&entry.path())?;
+        } else if names::PINNED.iter().any(|pinned| name.as_bytes() == pinned.as_bytes()) {
             fs::remove_file(entry.path())
                 .with_context(|| format!("remove {}", entry.path().display()))?;
         }
