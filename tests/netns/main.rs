@@ -1,0 +1,18 @@
+//! Whole systems in network namespaces: the real daemon, real nginx, real clients.
+//!
+//! Each test brings up a lab of its own. They need root; without it they fail.
+
+mod config;
+mod failure;
+mod http;
+mod labs;
+mod load;
+mod operator;
+mod ping;
+mod ports;
+mod reload;
+mod routes;
+mod serving;
+mod site;
+mod start;
+mod takeover;
