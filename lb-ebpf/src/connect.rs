@@ -168,7 +168,12 @@ fn is_free<F: Family, T: Tables + Flows<F>>(
         return false;
     }
     scratch.client = F::key(old, scratch.protocol);
-    tables.remove_flow(&scratch.client);
+    // If its other half was evicted, the client may have begun another connection since.
+    if let Some(client) = tables.flow(&scratch.client)
+        && client.rewritten().reversed() == scratch.replies
+    {
+        tables.remove_flow(&scratch.client);
+    }
     tables.remove_flow(&scratch.server);
     true
 }

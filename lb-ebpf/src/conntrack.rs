@@ -41,30 +41,42 @@ pub fn in_flow<F: Family, T: Tables + Flows<F>>(
         return Some(Err(Reason::Inconsistent));
     };
     let gone = backend.flags & FORWARD == 0;
-    if entry.state() & state::RETURN == 0
-        && segment.starts()
-        && (gone || state::closed(entry.state()))
-    {
-        // The client starts anew with a tuple whose connection is over.
-        end::<F, T>(tables, segment.protocol, entry, state::RESET);
-        let other = F::key(entry.rewritten().reversed(), segment.protocol);
-        tables.remove_flow(&other);
-        tables.remove_flow(&key);
-        return None;
+    let returns = entry.state() & state::RETURN != 0;
+    // The client starts anew with a tuple whose connection is over.
+    let anew = !returns && segment.starts() && (gone || state::closed(entry.state()));
+    let ends = if anew || gone || segment.has(tcp_flags::RST) {
+        state::RESET
+    } else if segment.has(tcp_flags::FIN) {
+        if returns { state::BACKEND_FIN } else { state::CLIENT_FIN }
+    } else {
+        0
+    };
+    let moved = if returns { None } else { moved::<F>(&packet, entry) };
+    if ends != 0 || moved.is_some() {
+        let other_key = F::key(entry.rewritten().reversed(), segment.protocol);
+        let mut other = other_half::<F, T>(tables, segment, &other_key);
+        let paired = other.is_some();
+        if let Some(side) = moved {
+            entry.set_client_side(side);
+            if let Some(other) = &mut other {
+                other.set_client_side(side);
+            }
+        }
+        match other {
+            Some(client) if returns => end::<F, T>(tables, client, Some(entry), ends),
+            None if returns => {}
+            server => end::<F, T>(tables, entry, server, ends),
+        }
+        if anew {
+            if paired {
+                tables.remove_flow(&other_key);
+            }
+            tables.remove_flow(&key);
+            return None;
+        }
     }
     if gone {
-        end::<F, T>(tables, segment.protocol, entry, state::RESET);
         return Some(Err(Reason::BackendGone));
-    }
-    if segment.has(tcp_flags::RST) {
-        end::<F, T>(tables, segment.protocol, entry, state::RESET);
-    } else if segment.has(tcp_flags::FIN) {
-        let fin =
-            if entry.state() & state::RETURN == 0 { state::CLIENT_FIN } else { state::BACKEND_FIN };
-        end::<F, T>(tables, segment.protocol, entry, fin);
-    }
-    if entry.state() & state::RETURN == 0 {
-        follow_client::<F, T>(&packet, tables, segment, entry);
     }
     Some(relay::<F, T>(&packet, tables, segment, entry, backend))
 }
@@ -170,30 +182,34 @@ fn promote<F: Family, T: Tables + Flows<F>>(
     Ok(())
 }
 
-/// Notes in a connection, of which `entry` is one half, that a side has ended it.
+/// The other half of the segment's connection, by its key.
+///
+/// The kernel evicts entries one by one. Where the other half is gone, another connection may have
+/// taken its place since; that one leads elsewhere, and is not touched.
 #[inline(always)]
-fn end<F: Family, T: Tables + Flows<F>>(tables: &T, carried: u8, entry: &mut F::Entry, bit: u32) {
-    let other = tables.flow(&F::key(entry.rewritten().reversed(), carried));
-    if entry.state() & state::RETURN == 0 {
-        end_client_half::<F, T>(tables, entry, other, bit);
-    } else if let Some(client) = other {
-        end_client_half::<F, T>(tables, client, Some(entry), bit);
-    }
+fn other_half<'t, F: Family, T: Tables + Flows<F>>(
+    tables: &'t T,
+    segment: &Segment<F::Address>,
+    key: &F::Key,
+) -> Option<&'t mut F::Entry> {
+    let other = tables.flow(key)?;
+    if other.rewritten().reversed() == segment.tuple { Some(other) } else { None }
 }
 
+/// Sets state bits of a connection. The packet that closes it also counts that.
 #[inline(always)]
-fn end_client_half<F: Family, T: Tables>(
+fn end<F: Family, T: Tables>(
     tables: &T,
     client: &mut F::Entry,
-    backend: Option<&mut F::Entry>,
-    bit: u32,
+    server: Option<&mut F::Entry>,
+    bits: u32,
 ) {
-    let before = set_bits::<F, T>(tables, client, bit);
-    if state::closed(before | bit) && !state::closed(before) {
+    let before = set_bits::<F, T>(tables, client, bits);
+    if state::closed(before | bits) && !state::closed(before) {
         tables.close(client.backend());
         // The backend's half is told too, since it is what stands in the way of reusing the port.
-        if let Some(backend) = backend {
-            set_bits::<F, T>(tables, backend, state::RESET);
+        if let Some(server) = server {
+            set_bits::<F, T>(tables, server, state::RESET);
         }
     }
 }
@@ -237,22 +253,12 @@ fn forget<F: Family, T: Tables + Flows<F>>(
     }
 }
 
-/// Follows a client (or the router before it) to a new MAC address or interface.
+/// Where the client (or the router before it) now is, if its MAC address or interface is another than
+/// before.
 #[inline(always)]
-fn follow_client<F: Family, T: Tables + Flows<F>>(
-    packet: &Packet,
-    tables: &T,
-    segment: &Segment<F::Address>,
-    entry: &mut F::Entry,
-) {
-    let Ok(ethernet) = packet.header::<EthernetHdr>(0) else { return };
-    let side = client_side(packet, ethernet);
-    if side != entry.client_side() {
-        entry.set_client_side(side);
-        if let Some(other) = tables.flow(&F::key(entry.rewritten().reversed(), segment.protocol)) {
-            other.set_client_side(side);
-        }
-    }
+fn moved<F: Family>(packet: &Packet, entry: &F::Entry) -> Option<ClientSide> {
+    let side = client_side(packet, packet.header::<EthernetHdr>(0).ok()?);
+    if side == entry.client_side() { None } else { Some(side) }
 }
 
 /// The link that a packet came by.
