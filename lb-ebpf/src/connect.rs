@@ -84,6 +84,10 @@ fn open<F: Family, T: Tables + Flows<F>>(
     if backend.flags & RESOLVED == 0 {
         return Err(Reason::NoNeighbour);
     }
+    // Before anything is opened that this packet could not use.
+    if segment.ttl <= 1 {
+        return Err(Reason::TtlExpired);
+    }
     let scratch = tables.scratch().ok_or(Reason::Inconsistent)?;
     scratch.tuple = segment.tuple;
     scratch.replies = Tuple {
