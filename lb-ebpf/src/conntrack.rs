@@ -104,19 +104,31 @@ pub fn in_half_open<F: Family, T: Tables + Flows<F>>(
         && (segment.protocol == protocol::UDP
             || segment.flags & (tcp_flags::SYN | tcp_flags::ACK | tcp_flags::RST)
                 == tcp_flags::SYN | tcp_flags::ACK);
-    if answers {
-        if let Err(reason) = promote::<F, T>(tables, segment, entry) {
-            return Some(Err(reason));
+    let promoted = if answers {
+        match promote::<F, T>(tables, segment, entry) {
+            Ok(promoted) => promoted,
+            Err(reason) => return Some(Err(reason)),
         }
-        tables.count_answered(id);
-    }
+    } else {
+        false
+    };
     let outcome = relay::<F, T>(&packet, tables, segment, entry, backend);
-    if answers || segment.has(tcp_flags::RST) {
+    if promoted || segment.has(tcp_flags::RST) {
         let client = if forward { segment.tuple } else { entry.rewritten().reversed() };
-        let other = if forward { entry.rewritten().reversed() } else { segment.tuple };
-        let was_there = tables.remove_half_open(&F::key(client, segment.protocol));
-        tables.remove_half_open(&F::key(other, segment.protocol));
-        if was_there && !answers {
+        let server = if forward { entry.rewritten().reversed() } else { segment.tuple };
+        let Some(scratch) = tables.scratch() else { return Some(Err(Reason::Inconsistent)) };
+        scratch.client = F::key(client, segment.protocol);
+        scratch.server = F::key(server, segment.protocol);
+        let was_there = tables.remove_half_open(&scratch.client);
+        tables.remove_half_open(&scratch.server);
+        if promoted {
+            tables.count_answered(id);
+            if !was_there {
+                // Meanwhile a reset has ended the connection, and its end is counted.
+                tables.remove_flow(&scratch.client);
+                tables.remove_flow(&scratch.server);
+            }
+        } else if was_there {
             tables.close(id);
         }
     }
@@ -151,13 +163,14 @@ fn relay<F: Family, T: Tables>(
     Ok(action)
 }
 
-/// Makes a half-open connection, of which `entry` is the backend's half, an established one.
+/// Makes a half-open connection, of which `entry` is the backend's half, an established one. Says
+/// whether this packet did: another CPU may be doing the same for a copy of it.
 #[inline(always)]
 fn promote<F: Family, T: Tables + Flows<F>>(
     tables: &T,
     segment: &Segment<F::Address>,
     entry: &F::Entry,
-) -> Result<(), Reason> {
+) -> Result<bool, Reason> {
     let client_tuple = entry.rewritten().reversed();
     let scratch = tables.scratch().ok_or(Reason::Inconsistent)?;
     scratch.client = F::key(client_tuple, segment.protocol);
@@ -165,10 +178,8 @@ fn promote<F: Family, T: Tables + Flows<F>>(
     scratch.entry = F::Entry::new(client_tuple, segment.tuple.reversed(), entry.backend(), 0);
     scratch.entry.set_client_side(entry.client_side());
     scratch.entry.seen(tables.now_ns(), 0);
-    // Another CPU may have done the same for a copy of this packet; then both are there already.
-    if tables.insert_flow(&scratch.client, &scratch.entry).is_err()
-        && tables.flow(&scratch.client).is_none()
-    {
+    let promoted = tables.insert_flow(&scratch.client, &scratch.entry).is_ok();
+    if !promoted && tables.flow(&scratch.client).is_none() {
         return Err(Reason::TableFull);
     }
     // The backend's half stays as it is.
@@ -179,7 +190,7 @@ fn promote<F: Family, T: Tables + Flows<F>>(
         tables.remove_flow(&scratch.client);
         return Err(Reason::TableFull);
     }
-    Ok(())
+    Ok(promoted)
 }
 
 /// The other half of the segment's connection, by its key.
