@@ -144,3 +144,35 @@ pub mod state {
         !closed(state) && state & (CLIENT_FIN | BACKEND_FIN) != 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        FlowEntry4,
+        state::{BACKEND_FIN, CLIENT_FIN, RESET, RETURN, closed, closing},
+    };
+
+    #[test]
+    fn a_connection_is_open_closing_or_closed() {
+        for return_bit in [0, RETURN] {
+            for (bits, is_closing, is_closed) in [
+                (0, false, false),
+                (CLIENT_FIN, true, false),
+                (BACKEND_FIN, true, false),
+                (CLIENT_FIN | BACKEND_FIN, false, true),
+                (RESET, false, true),
+                (RESET | CLIENT_FIN, false, true),
+                (RESET | BACKEND_FIN, false, true),
+                (RESET | CLIENT_FIN | BACKEND_FIN, false, true),
+            ] {
+                let state = bits | return_bit;
+                assert_eq!((closing(state), closed(state)), (is_closing, is_closed), "{state:#b}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_entry_of_ipv4_is_one_cache_line() {
+        assert_eq!(size_of::<FlowEntry4>(), 64);
+    }
+}

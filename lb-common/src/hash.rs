@@ -28,3 +28,43 @@ pub const fn vip_bit6(high: u64, low: u64) -> u32 {
     let folded = (high ^ low.rotate_left(17)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (folded >> 32) as u32 >> (32 - crate::limits::VIP_BITS.trailing_zeros())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::{mix, vip_bit4, vip_bit6};
+    use crate::limits::VIP_BITS;
+
+    #[test]
+    fn bits_lie_in_the_filter() {
+        for number in [0, 1, u64::MAX, 0x8000_0000, 0x0102_0304_0506_0708] {
+            assert!(vip_bit4(number as u32) < VIP_BITS);
+            assert!(vip_bit6(number, !number) < VIP_BITS);
+        }
+    }
+
+    #[test]
+    fn neighbours_have_bits_of_their_own() {
+        let v4: HashSet<_> =
+            (0..=255).map(|last| vip_bit4(u32::from_ne_bytes([192, 0, 2, last]))).collect();
+        assert!(v4.len() > 250, "{}", v4.len());
+        let high = u64::from_ne_bytes([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0]);
+        let last_byte = |last| u64::from_ne_bytes([0, 0, 0, 0, 0, 0, 0, last]);
+        let v6: HashSet<_> = (0..=255).map(|last| vip_bit6(high, last_byte(last))).collect();
+        assert!(v6.len() > 250, "{}", v6.len());
+    }
+
+    #[test]
+    fn every_input_bit_moves_half_of_the_output() {
+        for bit in 0..128 {
+            let mut changed = 0;
+            for sample in 0..64_u64 {
+                let (a, b) = (sample.wrapping_mul(0x1234_5678_9abc_def1), sample << 7 ^ 0x55);
+                let (c, d) = if bit < 64 { (a ^ 1 << bit, b) } else { (a, b ^ 1 << (bit - 64)) };
+                changed += (mix(a, b) ^ mix(c, d)).count_ones();
+            }
+            assert!((64 * 12..64 * 20).contains(&changed), "bit {bit}: {changed} of 2048");
+        }
+    }
+}

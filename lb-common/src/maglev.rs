@@ -34,3 +34,55 @@ pub const fn preference(offset_seed: u32, skip_seed: u32, step: u32, size: u32) 
 pub const fn slot(hash: u32, size: u32) -> u32 {
     ((hash as u64 * size as u64) >> 32) as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::{SIZES, preference, slot, table_size};
+
+    #[test]
+    fn sizes_are_primes_in_order() {
+        for size in SIZES {
+            assert!((2..size).take_while(|d| d * d <= size).all(|d| size % d != 0), "{size}");
+        }
+        assert!(SIZES.is_sorted());
+    }
+
+    #[test]
+    fn a_table_has_a_hundred_slots_for_each_backend_while_there_are_larger_ones() {
+        assert_eq!(table_size(0), 251);
+        for backends in 1..=655 {
+            let size = table_size(backends);
+            assert!(size >= backends * 100);
+            assert!(SIZES.iter().all(|other| *other >= size || *other < backends * 100));
+        }
+        assert_eq!(table_size(656), 65_521);
+        assert_eq!(table_size(u32::MAX), 65_521);
+    }
+
+    #[test]
+    fn preferences_name_every_slot_once() {
+        for size in [251, 1021] {
+            for seeds in [(0, 0), (1, u32::MAX), (u32::MAX, size - 2), (12_345, 67_890)] {
+                let slots: HashSet<_> =
+                    (0..size).map(|step| preference(seeds.0, seeds.1, step, size)).collect();
+                assert_eq!(slots.len(), size as usize);
+                assert!(slots.iter().all(|slot| *slot < size));
+            }
+        }
+    }
+
+    #[test]
+    fn slots_divide_the_hashes_evenly() {
+        for size in [1, 3, 251, 65_521] {
+            assert_eq!(slot(0, size), 0);
+            assert_eq!(slot(u32::MAX, size), size - 1);
+            // The first hash of a slot is the one where the product reaches it.
+            for wanted in 1..size.min(500) {
+                let first = (u64::from(wanted) << 32).div_ceil(u64::from(size)) as u32;
+                assert_eq!((slot(first - 1, size), slot(first, size)), (wanted - 1, wanted));
+            }
+        }
+    }
+}

@@ -52,3 +52,18 @@ pub const PINNED: [&str; 15] = [
     EVENTS,
     META,
 ];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::{PINNED, PROGRAM};
+
+    #[test]
+    fn names_are_unique_and_fit_the_kernel() {
+        let names: HashSet<_> = PINNED.iter().collect();
+        assert_eq!(names.len(), PINNED.len());
+        // BPF_OBJ_NAME_LEN is 16, with the zero at the end.
+        assert!(PINNED.iter().chain([&PROGRAM]).all(|name| name.len() < 16));
+    }
+}

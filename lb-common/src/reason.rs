@@ -81,3 +81,46 @@ reasons! {
     /// A map entry that user space should have written is missing: a defect of ballast.
     Inconsistent, "inconsistent", Drop;
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::{Disposition, Reason};
+
+    #[test]
+    fn numbers_are_the_indices_of_the_map() {
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+        }
+        assert_eq!(Reason::COUNT as usize, Reason::ALL.len());
+    }
+
+    #[test]
+    fn labels_are_unique_and_fit_metrics() {
+        let labels: HashSet<_> = Reason::ALL.iter().map(|reason| reason.label()).collect();
+        assert_eq!(labels.len(), Reason::ALL.len());
+        for label in labels {
+            assert!(label.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{label}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_for_a_service_passes_and_nothing_else_does() {
+        // These may be about anything that the node itself does.
+        let pass = [
+            Reason::NotIp,
+            Reason::NotOurs,
+            Reason::NoService,
+            Reason::OtherProtocol,
+            Reason::IcmpUnrelated,
+            Reason::Truncated,
+            Reason::Malformed,
+            Reason::Fragment,
+        ];
+        for reason in Reason::ALL {
+            let passes = reason.disposition() == Disposition::Pass;
+            assert_eq!(passes, pass.contains(reason), "{}", reason.label());
+        }
+    }
+}

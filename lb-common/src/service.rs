@@ -74,3 +74,24 @@ impl Balance {
 pub const fn mapped(v4: [u8; 4]) -> [u8; 16] {
     [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3]]
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::{Balance, mapped};
+
+    #[test]
+    fn methods_come_back_from_their_numbers() {
+        for balance in [Balance::Maglev, Balance::RoundRobin, Balance::Random, Balance::LeastConn] {
+            assert_eq!(Balance::from_number(balance as u32), Some(balance));
+        }
+        assert_eq!(Balance::from_number(4), None);
+    }
+
+    #[test]
+    fn mapped_addresses_are_those_of_std() {
+        let address = Ipv4Addr::new(192, 0, 2, 100);
+        assert_eq!(mapped(address.octets()), address.to_ipv6_mapped().octets());
+    }
+}

@@ -86,3 +86,100 @@ pub const fn adjust_udp(checksum: u16, delta: u16) -> u16 {
 
 /// What one less in the time to live adds to the sum of an IPv4 header.
 pub const TTL_DECREMENT: u16 = !u16::from_ne_bytes([1, 0]);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{Sum, TTL_DECREMENT, adjust, adjust_udp};
+    use crate::fake::valid::naive_sum;
+
+    /// The sum of bytes, as the data path would make it of their words.
+    fn sum(bytes: &[u8]) -> Sum {
+        let (words, rest) = bytes.as_chunks::<2>();
+        assert!(rest.is_empty());
+        words.iter().fold(Sum::ZERO, |sum, word| sum.add16(u16::from_ne_bytes(*word)))
+    }
+
+    /// The sum that all full computations agree on, as a native word.
+    fn naive(bytes: &[u8]) -> u16 {
+        naive_sum(bytes).to_be()
+    }
+
+    fn even() -> impl Strategy<Value = Vec<u8>> {
+        proptest::collection::vec(any::<[u8; 2]>(), 0..60).prop_map(|pairs| pairs.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn words_of_every_width_add_up_the_same(bytes in any::<[u8; 8]>(), before in any::<u16>()) {
+            let start = Sum::ZERO.add16(before);
+            let word64 = u64::from_ne_bytes(bytes);
+            let (low, high) = (word64 as u32, (word64 >> 32) as u32);
+            let mut all = before.to_ne_bytes().to_vec();
+            all.extend(bytes);
+            prop_assert_eq!(start.add64(word64).fold(), naive(&all));
+            prop_assert_eq!(start.add32(low).add32(high).fold(), naive(&all));
+            prop_assert_eq!(start.add(sum(&bytes)).fold(), naive(&all));
+        }
+
+        #[test]
+        fn a_sum_is_that_of_its_bytes(bytes in even()) {
+            prop_assert_eq!(sum(&bytes).fold(), naive(&bytes));
+            prop_assert_eq!(sum(&bytes).checksum(), !naive(&bytes));
+        }
+
+        /// What was added can be taken out again (0 and 0xffff are both zero).
+        #[test]
+        fn subtracting_undoes_adding(one in even(), other in even()) {
+            let back = sum(&one).add(sum(&other)).sub(sum(&other)).fold();
+            prop_assert_eq!(back % 0xffff, sum(&one).fold() % 0xffff);
+        }
+
+        /// The heart of it: a checksum that is adjusted is the one that a full computation gives,
+        /// bit for bit.
+        #[test]
+        fn adjusting_is_computing_anew(
+            mut bytes in proptest::collection::vec(any::<[u8; 2]>(), 2..60),
+            at in any::<prop::sample::Index>(),
+            new in any::<[u8; 2]>(),
+        ) {
+            // No packet is all zeros, whose checksum alone has two forms.
+            bytes[0] = [0x45, 0];
+            let at = 1 + at.index(bytes.len() - 1);
+            let old_check = sum(&bytes.concat()).checksum();
+            let old = std::mem::replace(&mut bytes[at], new);
+            let delta = Sum::ZERO
+                .add16(u16::from_ne_bytes(new))
+                .sub(Sum::ZERO.add16(u16::from_ne_bytes(old)))
+                .fold();
+            prop_assert_eq!(adjust(old_check, delta), sum(&bytes.concat()).checksum());
+        }
+
+        #[test]
+        fn udp_never_says_that_it_has_no_checksum(check in 1..=u16::MAX, delta in any::<u16>()) {
+            let adjusted = adjust_udp(check, delta);
+            prop_assert_ne!(adjusted, 0);
+            prop_assert_eq!(adjusted % 0xffff, adjust(check, delta) % 0xffff);
+        }
+    }
+
+    #[test]
+    fn the_largest_sums_fold() {
+        let most = (0..1000).fold(Sum::ZERO, |sum, _| sum.add64(u64::MAX).add32(u32::MAX));
+        assert_eq!(most.fold(), 0xffff);
+        assert_eq!(Sum::ZERO.fold(), 0);
+        assert_eq!(adjust(0, 0xffff), 0);
+        assert_eq!(adjust_udp(0xffff, 0xffff), 0xffff);
+    }
+
+    #[test]
+    fn one_hop_less_for_every_time_to_live() {
+        for ttl in 1..=u8::MAX {
+            for protocol in [6, 17] {
+                let check = |ttl| sum(&[0x45, 0, ttl, protocol]).checksum();
+                assert_eq!(adjust(check(ttl), TTL_DECREMENT), check(ttl - 1));
+            }
+        }
+    }
+}

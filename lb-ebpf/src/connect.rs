@@ -84,6 +84,10 @@ fn open<F: Family, T: Tables + Flows<F>>(
     if backend.flags & RESOLVED == 0 {
         return Err(Reason::NoNeighbour);
     }
+    // Before anything is opened that this packet could not use.
+    if segment.ttl <= 1 {
+        return Err(Reason::TtlExpired);
+    }
     let scratch = tables.scratch().ok_or(Reason::Inconsistent)?;
     scratch.tuple = segment.tuple;
     scratch.replies = Tuple {
@@ -168,7 +172,12 @@ fn is_free<F: Family, T: Tables + Flows<F>>(
         return false;
     }
     scratch.client = F::key(old, scratch.protocol);
-    tables.remove_flow(&scratch.client);
+    // If its other half was evicted, the client may have begun another connection since.
+    if let Some(client) = tables.flow(&scratch.client)
+        && client.rewritten().reversed() == scratch.replies
+    {
+        tables.remove_flow(&scratch.client);
+    }
     tables.remove_flow(&scratch.server);
     true
 }

@@ -41,30 +41,42 @@ pub fn in_flow<F: Family, T: Tables + Flows<F>>(
         return Some(Err(Reason::Inconsistent));
     };
     let gone = backend.flags & FORWARD == 0;
-    if entry.state() & state::RETURN == 0
-        && segment.starts()
-        && (gone || state::closed(entry.state()))
-    {
-        // The client starts anew with a tuple whose connection is over.
-        end::<F, T>(tables, segment.protocol, entry, state::RESET);
-        let other = F::key(entry.rewritten().reversed(), segment.protocol);
-        tables.remove_flow(&other);
-        tables.remove_flow(&key);
-        return None;
+    let returns = entry.state() & state::RETURN != 0;
+    // The client starts anew with a tuple whose connection is over.
+    let anew = !returns && segment.starts() && (gone || state::closed(entry.state()));
+    let ends = if anew || gone || segment.has(tcp_flags::RST) {
+        state::RESET
+    } else if segment.has(tcp_flags::FIN) {
+        if returns { state::BACKEND_FIN } else { state::CLIENT_FIN }
+    } else {
+        0
+    };
+    let moved = if returns { None } else { moved::<F>(&packet, entry) };
+    if ends != 0 || moved.is_some() {
+        let other_key = F::key(entry.rewritten().reversed(), segment.protocol);
+        let mut other = other_half::<F, T>(tables, segment, &other_key);
+        let paired = other.is_some();
+        if let Some(side) = moved {
+            entry.set_client_side(side);
+            if let Some(other) = &mut other {
+                other.set_client_side(side);
+            }
+        }
+        match other {
+            Some(client) if returns => end::<F, T>(tables, client, Some(entry), ends),
+            None if returns => {}
+            server => end::<F, T>(tables, entry, server, ends),
+        }
+        if anew {
+            if paired {
+                tables.remove_flow(&other_key);
+            }
+            tables.remove_flow(&key);
+            return None;
+        }
     }
     if gone {
-        end::<F, T>(tables, segment.protocol, entry, state::RESET);
         return Some(Err(Reason::BackendGone));
-    }
-    if segment.has(tcp_flags::RST) {
-        end::<F, T>(tables, segment.protocol, entry, state::RESET);
-    } else if segment.has(tcp_flags::FIN) {
-        let fin =
-            if entry.state() & state::RETURN == 0 { state::CLIENT_FIN } else { state::BACKEND_FIN };
-        end::<F, T>(tables, segment.protocol, entry, fin);
-    }
-    if entry.state() & state::RETURN == 0 {
-        follow_client::<F, T>(&packet, tables, segment, entry);
     }
     Some(relay::<F, T>(&packet, tables, segment, entry, backend))
 }
@@ -92,19 +104,31 @@ pub fn in_half_open<F: Family, T: Tables + Flows<F>>(
         && (segment.protocol == protocol::UDP
             || segment.flags & (tcp_flags::SYN | tcp_flags::ACK | tcp_flags::RST)
                 == tcp_flags::SYN | tcp_flags::ACK);
-    if answers {
-        if let Err(reason) = promote::<F, T>(tables, segment, entry) {
-            return Some(Err(reason));
+    let promoted = if answers {
+        match promote::<F, T>(tables, segment, entry) {
+            Ok(promoted) => promoted,
+            Err(reason) => return Some(Err(reason)),
         }
-        tables.count_answered(id);
-    }
+    } else {
+        false
+    };
     let outcome = relay::<F, T>(&packet, tables, segment, entry, backend);
-    if answers || segment.has(tcp_flags::RST) {
+    if promoted || segment.has(tcp_flags::RST) {
         let client = if forward { segment.tuple } else { entry.rewritten().reversed() };
-        let other = if forward { entry.rewritten().reversed() } else { segment.tuple };
-        let was_there = tables.remove_half_open(&F::key(client, segment.protocol));
-        tables.remove_half_open(&F::key(other, segment.protocol));
-        if was_there && !answers {
+        let server = if forward { entry.rewritten().reversed() } else { segment.tuple };
+        let Some(scratch) = tables.scratch() else { return Some(Err(Reason::Inconsistent)) };
+        scratch.client = F::key(client, segment.protocol);
+        scratch.server = F::key(server, segment.protocol);
+        let was_there = tables.remove_half_open(&scratch.client);
+        tables.remove_half_open(&scratch.server);
+        if promoted {
+            tables.count_answered(id);
+            if !was_there {
+                // Meanwhile a reset has ended the connection, and its end is counted.
+                tables.remove_flow(&scratch.client);
+                tables.remove_flow(&scratch.server);
+            }
+        } else if was_there {
             tables.close(id);
         }
     }
@@ -139,13 +163,14 @@ fn relay<F: Family, T: Tables>(
     Ok(action)
 }
 
-/// Makes a half-open connection, of which `entry` is the backend's half, an established one.
+/// Makes a half-open connection, of which `entry` is the backend's half, an established one. Says
+/// whether this packet did: another CPU may be doing the same for a copy of it.
 #[inline(always)]
 fn promote<F: Family, T: Tables + Flows<F>>(
     tables: &T,
     segment: &Segment<F::Address>,
     entry: &F::Entry,
-) -> Result<(), Reason> {
+) -> Result<bool, Reason> {
     let client_tuple = entry.rewritten().reversed();
     let scratch = tables.scratch().ok_or(Reason::Inconsistent)?;
     scratch.client = F::key(client_tuple, segment.protocol);
@@ -153,10 +178,8 @@ fn promote<F: Family, T: Tables + Flows<F>>(
     scratch.entry = F::Entry::new(client_tuple, segment.tuple.reversed(), entry.backend(), 0);
     scratch.entry.set_client_side(entry.client_side());
     scratch.entry.seen(tables.now_ns(), 0);
-    // Another CPU may have done the same for a copy of this packet; then both are there already.
-    if tables.insert_flow(&scratch.client, &scratch.entry).is_err()
-        && tables.flow(&scratch.client).is_none()
-    {
+    let promoted = tables.insert_flow(&scratch.client, &scratch.entry).is_ok();
+    if !promoted && tables.flow(&scratch.client).is_none() {
         return Err(Reason::TableFull);
     }
     // The backend's half stays as it is.
@@ -167,33 +190,37 @@ fn promote<F: Family, T: Tables + Flows<F>>(
         tables.remove_flow(&scratch.client);
         return Err(Reason::TableFull);
     }
-    Ok(())
+    Ok(promoted)
 }
 
-/// Notes in a connection, of which `entry` is one half, that a side has ended it.
+/// The other half of the segment's connection, by its key.
+///
+/// The kernel evicts entries one by one. Where the other half is gone, another connection may have
+/// taken its place since; that one leads elsewhere, and is not touched.
 #[inline(always)]
-fn end<F: Family, T: Tables + Flows<F>>(tables: &T, carried: u8, entry: &mut F::Entry, bit: u32) {
-    let other = tables.flow(&F::key(entry.rewritten().reversed(), carried));
-    if entry.state() & state::RETURN == 0 {
-        end_client_half::<F, T>(tables, entry, other, bit);
-    } else if let Some(client) = other {
-        end_client_half::<F, T>(tables, client, Some(entry), bit);
-    }
+fn other_half<'t, F: Family, T: Tables + Flows<F>>(
+    tables: &'t T,
+    segment: &Segment<F::Address>,
+    key: &F::Key,
+) -> Option<&'t mut F::Entry> {
+    let other = tables.flow(key)?;
+    if other.rewritten().reversed() == segment.tuple { Some(other) } else { None }
 }
 
+/// Sets state bits of a connection. The packet that closes it also counts that.
 #[inline(always)]
-fn end_client_half<F: Family, T: Tables>(
+fn end<F: Family, T: Tables>(
     tables: &T,
     client: &mut F::Entry,
-    backend: Option<&mut F::Entry>,
-    bit: u32,
+    server: Option<&mut F::Entry>,
+    bits: u32,
 ) {
-    let before = set_bits::<F, T>(tables, client, bit);
-    if state::closed(before | bit) && !state::closed(before) {
+    let before = set_bits::<F, T>(tables, client, bits);
+    if state::closed(before | bits) && !state::closed(before) {
         tables.close(client.backend());
         // The backend's half is told too, since it is what stands in the way of reusing the port.
-        if let Some(backend) = backend {
-            set_bits::<F, T>(tables, backend, state::RESET);
+        if let Some(server) = server {
+            set_bits::<F, T>(tables, server, state::RESET);
         }
     }
 }
@@ -237,22 +264,12 @@ fn forget<F: Family, T: Tables + Flows<F>>(
     }
 }
 
-/// Follows a client (or the router before it) to a new MAC address or interface.
+/// Where the client (or the router before it) now is, if its MAC address or interface is another than
+/// before.
 #[inline(always)]
-fn follow_client<F: Family, T: Tables + Flows<F>>(
-    packet: &Packet,
-    tables: &T,
-    segment: &Segment<F::Address>,
-    entry: &mut F::Entry,
-) {
-    let Ok(ethernet) = packet.header::<EthernetHdr>(0) else { return };
-    let side = client_side(packet, ethernet);
-    if side != entry.client_side() {
-        entry.set_client_side(side);
-        if let Some(other) = tables.flow(&F::key(entry.rewritten().reversed(), segment.protocol)) {
-            other.set_client_side(side);
-        }
-    }
+fn moved<F: Family>(packet: &Packet, entry: &F::Entry) -> Option<ClientSide> {
+    let side = client_side(packet, packet.header::<EthernetHdr>(0).ok()?);
+    if side == entry.client_side() { None } else { Some(side) }
 }
 
 /// The link that a packet came by.

@@ -71,6 +71,11 @@ pub fn translate<F: Family, T: Tables + Flows<F>>(
         return Err(Reason::IcmpUnrelated);
     }
     let quoted = packet.header::<Quoted>(inner.l4)?;
+    // The quote ends with the packet, whatever the frame holds after it. (After the header was taken:
+    // from this the compiler would conclude that it lies within the frame, and drop that check.)
+    if inner.l4 + size_of::<Quoted>() > outer.end || outer.end > packet.len() {
+        return Err(Reason::Malformed);
+    }
     let tuple = Tuple { src: inner.src, dst: inner.dst, ports: Ports(load32(&quoted.ports)) };
     let key = F::key(tuple.reversed(), inner.protocol);
     let entry = match tables.flow(&key) {
@@ -100,7 +105,7 @@ pub fn translate<F: Family, T: Tables + Flows<F>>(
     let ports_delta = Sum::ZERO.add32(from.ports.0).sub(Sum::ZERO.add32(tuple.ports.0));
     store32(&mut quoted.ports, from.ports.0);
     let l4_delta = from.sum().sub(tuple.sum());
-    let check_delta = quoted_check(&packet, inner.l4, inner.protocol, l4_delta.fold());
+    let check_delta = quoted_check(&packet, &inner, outer.end, l4_delta.fold());
     let mut delta = header_delta.add(ports_delta).add(check_delta);
 
     let ip = packet.header::<F::Hdr>(l3)?;
@@ -122,10 +127,15 @@ pub fn translate<F: Family, T: Tables + Flows<F>>(
 }
 
 /// Mends the checksum of the quoted packet, if it is quoted, and returns what that adds to the sum.
+/// The quote ends at `end`.
 #[inline(always)]
-fn quoted_check(packet: &Packet, l4: usize, carried: u8, delta: u16) -> Sum {
-    let (check, new) = if carried == protocol::TCP {
+fn quoted_check<A>(packet: &Packet, inner: &Datagram<A>, end: usize, delta: u16) -> Sum {
+    let l4 = inner.l4;
+    let (check, new) = if inner.protocol == protocol::TCP {
         let Ok(tcp) = packet.header::<QuotedTcp>(l4) else { return Sum::ZERO };
+        if l4 + size_of::<QuotedTcp>() > end {
+            return Sum::ZERO;
+        }
         let new = adjust(load16(&tcp.check), delta);
         (&mut tcp.check, new)
     } else {

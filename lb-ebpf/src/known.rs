@@ -13,8 +13,9 @@ use lb_common::{
 
 use crate::{
     Action,
+    conntrack::client_side,
     family::{Address, Family, Ports, Tuple, V4, V6, protocol},
-    packet::{EthernetHdr, Mac, Packet, TcpHdr, UdpHdr, load16, load32, tcp_flags},
+    packet::{EthernetHdr, Packet, TcpHdr, UdpHdr, load16, load32, tcp_flags},
     parse::{self, ETHERNET_LEN},
     rewrite,
     tables::{Entry, Flows, State, Tables},
@@ -64,7 +65,7 @@ fn forward_family<F: Family, T: Tables + Flows<F>>(
     let bytes = packet.len() as u64;
     let egress = if entry.state() & state::RETURN == 0 {
         if backend.flags & (FORWARD | RESOLVED) != FORWARD | RESOLVED
-            || Mac::load(&ethernet.src) != entry.client_side().mac
+            || client_side(&packet, ethernet) != entry.client_side()
         {
             return None;
         }

@@ -7,12 +7,15 @@
 //!
 //! # Architecture invariant
 //!
-//! This library never imports aya, never allocates, and never panics.
-#![cfg_attr(not(test), no_std)]
+//! This library never imports aya, never allocates, and never panics. (`fake` is no part of it: it is
+//! what tests run the data path with.)
+#![cfg_attr(not(any(test, feature = "fake")), no_std)]
 
 pub mod checksum;
 pub mod connect;
 pub mod conntrack;
+#[cfg(feature = "fake")]
+pub mod fake;
 pub mod family;
 pub mod icmp;
 pub mod known;

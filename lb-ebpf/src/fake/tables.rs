@@ -1,0 +1,383 @@
+//! The state in plain maps.
+
+use std::{
+    boxed::Box,
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    vec,
+    vec::Vec,
+};
+
+use lb_common::{
+    backend::Backend,
+    event::Event,
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
+    limits::{MAX_BACKENDS, MAX_SERVICES, MAX_SLOTS, VIP_WORDS},
+    reason::Reason,
+    service::{Service, ServiceKey},
+    stats::{BackendStats, ServiceStats},
+};
+
+use super::setup::{Setup, mapped_ip, service_key};
+use crate::{
+    connect,
+    family::{Address, Family, Ports, Tuple, V4, V6},
+    tables::{Flows, NotInserted, Scratch, Tables},
+};
+
+mod flows;
+
+pub use flows::FlowTables;
+
+/// All the state, as the maps of the kernel would hold it.
+///
+/// Entries of flow tables have addresses of their own, as in the kernel: a reference to one stays
+/// valid when it is removed, until [`FakeTables::bury`].
+pub struct FakeTables {
+    now_ns: Cell<u64>,
+    random: Cell<u32>,
+    vips: Vec<u64>,
+    services: HashMap<ServiceKey, Service>,
+    backends: Vec<Backend>,
+    slots: Vec<u32>,
+    cursors: RefCell<BTreeMap<u32, u64>>,
+    active: RefCell<BTreeMap<u32, u64>>,
+    reasons: RefCell<Vec<u64>>,
+    service_stats: RefCell<BTreeMap<u32, ServiceStats>>,
+    backend_stats: RefCell<BTreeMap<u32, BackendStats>>,
+    events: RefCell<Vec<Event>>,
+    meanwhile: RefCell<Option<Meanwhile>>,
+    /// The flow tables of IPv4.
+    pub v4: FlowTables<V4>,
+    /// The flow tables of IPv6.
+    pub v6: FlowTables<V6>,
+}
+
+/// What happens elsewhere while a packet is in work.
+struct Meanwhile {
+    /// So many insertions into `FLOWS` come first.
+    after: u32,
+    event: Box<dyn FnOnce(&FakeTables)>,
+}
+
+impl FakeTables {
+    /// The state before the first packet.
+    ///
+    /// # Panics
+    ///
+    /// When the configuration does not fit the maps.
+    #[must_use]
+    pub fn new(setup: &Setup) -> Self {
+        let mut tables = Self {
+            now_ns: Cell::new(1_000_000_000_000),
+            random: Cell::new(1),
+            vips: vec![0; VIP_WORDS as usize],
+            services: HashMap::new(),
+            backends: vec![Backend::ZERO; MAX_BACKENDS as usize],
+            slots: setup.slots.clone(),
+            cursors: RefCell::default(),
+            active: RefCell::default(),
+            reasons: RefCell::new(vec![0; Reason::COUNT as usize]),
+            service_stats: RefCell::default(),
+            backend_stats: RefCell::default(),
+            events: RefCell::default(),
+            meanwhile: RefCell::default(),
+            v4: FlowTables::new(0),
+            v6: FlowTables::new([0; 2]),
+        };
+        for bit in &setup.vip_bits {
+            tables.vips[*bit as usize / 64] |= 1 << (bit % 64);
+        }
+        for (key, service) in &setup.services {
+            tables.services.insert(*key, *service);
+        }
+        for (id, backend) in &setup.backends {
+            tables.set_backend(*id, *backend);
+        }
+        tables
+    }
+
+    /// Changes a backend.
+    ///
+    /// # Panics
+    ///
+    /// When `BACKENDS` has no such index.
+    pub fn set_backend(&mut self, id: u32, backend: Backend) {
+        self.backends[id as usize] = backend;
+    }
+
+    /// Sets and clears flags of a backend.
+    ///
+    /// # Panics
+    ///
+    /// When `BACKENDS` has no such index.
+    pub fn set_flag(&mut self, id: u32, flag: u16, on: bool) {
+        let flags = &mut self.backends[id as usize].flags;
+        *flags = if on { *flags | flag } else { *flags & !flag };
+    }
+
+    /// Replaces the table of a service. The slots of its old one stay, as in the kernel.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such service.
+    pub fn set_table(&mut self, listen: SocketAddr, protocol: u8, table: &[u32]) {
+        let start = self.slots.len() as u32;
+        self.slots.extend(table);
+        let service =
+            self.services.get_mut(&service_key(listen, protocol)).expect("a service there");
+        (service.table_start, service.table_len) = (start, table.len() as u32);
+    }
+
+    /// Sets the clock.
+    pub fn set_now_ns(&self, now_ns: u64) {
+        self.now_ns.set(now_ns);
+    }
+
+    /// Frees the entries that were removed.
+    pub fn bury(&mut self) {
+        self.v4.bury();
+        self.v6.bury();
+    }
+
+    /// Runs `event` as on another CPU, once, right before the insertion into `FLOWS` that follows
+    /// `after` others.
+    pub fn meanwhile(&self, after: u32, event: impl FnOnce(&Self) + 'static) {
+        *self.meanwhile.borrow_mut() = Some(Meanwhile { after, event: Box::new(event) });
+    }
+
+    fn let_others_run(&self) {
+        let due = match &mut *self.meanwhile.borrow_mut() {
+            Some(Meanwhile { after: 0, .. }) => true,
+            Some(meanwhile) => {
+                meanwhile.after -= 1;
+                false
+            }
+            None => false,
+        };
+        let Some(meanwhile) = due.then(|| self.meanwhile.take()).flatten() else { return };
+        self.v4.on_cpu(1);
+        self.v6.on_cpu(1);
+        (meanwhile.event)(self);
+        self.v4.on_cpu(0);
+        self.v6.on_cpu(0);
+    }
+
+    /// Counts a packet that was not forwarded.
+    pub fn count_reason(&self, reason: Reason) {
+        self.reasons.borrow_mut()[reason as usize] += 1;
+    }
+
+    /// Packets counted under a reason.
+    #[must_use]
+    pub fn reason(&self, reason: Reason) -> u64 {
+        self.reasons.borrow()[reason as usize]
+    }
+
+    /// Packets by reason.
+    #[must_use]
+    pub fn reasons(&self) -> Vec<u64> {
+        self.reasons.borrow().clone()
+    }
+
+    /// Counters of a backend.
+    #[must_use]
+    pub fn backend_stats(&self, id: u32) -> BackendStats {
+        self.backend_stats.borrow().get(&id).copied().unwrap_or(BackendStats::ZERO)
+    }
+
+    /// Counters of a service.
+    #[must_use]
+    pub fn service_stats(&self, index: u32) -> ServiceStats {
+        self.service_stats.borrow().get(&index).copied().unwrap_or(ServiceStats::ZERO)
+    }
+
+    /// Packets in all counters that a packet may end in.
+    #[must_use]
+    pub fn counted(&self) -> u64 {
+        let forwarded: u64 = self
+            .backend_stats
+            .borrow()
+            .values()
+            .map(|stats| stats.forward_packets + stats.return_packets)
+            .sum();
+        forwarded + self.reasons.borrow().iter().sum::<u64>()
+    }
+
+    /// Takes the reports to user space. (The kernel sends each reason once a second and CPU; here
+    /// they all are.)
+    #[must_use]
+    pub fn take_events(&self) -> Vec<Event> {
+        self.events.take()
+    }
+}
+
+impl Tables for FakeTables {
+    fn now_ns(&self) -> u64 {
+        self.now_ns.get()
+    }
+
+    fn random(&self) -> u32 {
+        // xorshift (Marsaglia 2003): never 0, period 2^32 - 1.
+        let mut number = self.random.get();
+        number ^= number << 13;
+        number ^= number >> 17;
+        number ^= number << 5;
+        self.random.set(number);
+        number
+    }
+
+    fn is_vip(&self, bit: u32) -> bool {
+        self.vips[bit as usize / 64] >> (bit % 64) & 1 != 0
+    }
+
+    fn service(&self, key: &ServiceKey) -> Option<Service> {
+        self.services.get(key).copied()
+    }
+
+    fn backend(&self, id: u32) -> Option<&Backend> {
+        self.backends.get(id as usize)
+    }
+
+    fn slot(&self, index: u32) -> Option<u32> {
+        // An array has all its elements, with zeros in those that nobody wrote.
+        (index < MAX_SLOTS).then(|| self.slots.get(index as usize).copied().unwrap_or(0))
+    }
+
+    fn next_cursor(&self, service: u32) -> u32 {
+        if service >= MAX_SERVICES {
+            return 0;
+        }
+        let mut cursors = self.cursors.borrow_mut();
+        let cursor = cursors.entry(service).or_default();
+        *cursor += 1;
+        (*cursor - 1) as u32
+    }
+
+    fn active(&self, backend: u32) -> u64 {
+        self.active.borrow().get(&backend).copied().unwrap_or(0)
+    }
+
+    fn open(&self, backend: u32) {
+        let mut active = self.active.borrow_mut();
+        let count = active.entry(backend).or_default();
+        *count = count.wrapping_add(1);
+    }
+
+    fn close(&self, backend: u32) {
+        let mut active = self.active.borrow_mut();
+        let count = active.entry(backend).or_default();
+        *count = count.wrapping_sub(1);
+    }
+
+    #[expect(clippy::not_unsafe_ptr_arg_deref, reason = "the trait's words are those of entries")]
+    fn set_bits(&self, word: *mut u64, bits: u64) -> u64 {
+        assert!(word.is_aligned(), "an atomic operation on an unaligned word");
+        // SAFETY: the word lies in an entry that was looked up, whose memory lives until `bury`.
+        unsafe {
+            let before = *word;
+            *word = before | bits;
+            before
+        }
+    }
+
+    fn count_forward(&self, backend: u32, bytes: u64) {
+        let mut stats = self.backend_stats.borrow_mut();
+        let stats = stats.entry(backend).or_insert(BackendStats::ZERO);
+        stats.forward_packets += 1;
+        stats.forward_bytes += bytes;
+    }
+
+    fn count_return(&self, backend: u32, bytes: u64) {
+        let mut stats = self.backend_stats.borrow_mut();
+        let stats = stats.entry(backend).or_insert(BackendStats::ZERO);
+        stats.return_packets += 1;
+        stats.return_bytes += bytes;
+    }
+
+    fn count_connection(&self, service: u32, backend: u32) {
+        let mut services = self.service_stats.borrow_mut();
+        services.entry(service).or_insert(ServiceStats::ZERO).connections += 1;
+        let mut backends = self.backend_stats.borrow_mut();
+        backends.entry(backend).or_insert(BackendStats::ZERO).connections += 1;
+    }
+
+    fn count_answered(&self, backend: u32) {
+        let mut backends = self.backend_stats.borrow_mut();
+        backends.entry(backend).or_insert(BackendStats::ZERO).answered += 1;
+    }
+
+    fn count_refused(&self, service: u32) {
+        let mut services = self.service_stats.borrow_mut();
+        services.entry(service).or_insert(ServiceStats::ZERO).refused += 1;
+    }
+
+    fn report(&self, event: Event) {
+        self.events.borrow_mut().push(event);
+    }
+}
+
+macro_rules! flows {
+    ($family:ty, $key:ty, $entry:ty, $tables:ident) => {
+        impl Flows<$family> for FakeTables {
+            fn flow(&self, key: &$key) -> Option<&mut $entry> {
+                self.$tables.flows.get(key)
+            }
+
+            fn insert_flow(&self, key: &$key, entry: &$entry) -> Result<(), NotInserted> {
+                self.let_others_run();
+                self.$tables.flows.insert(key, entry)
+            }
+
+            fn remove_flow(&self, key: &$key) -> bool {
+                self.$tables.flows.remove(key)
+            }
+
+            fn half_open(&self, key: &$key) -> Option<&mut $entry> {
+                self.$tables.half_open.get(key)
+            }
+
+            fn insert_half_open(&self, key: &$key, entry: &$entry) -> Result<(), NotInserted> {
+                self.$tables.half_open.insert(key, entry)
+            }
+
+            fn remove_half_open(&self, key: &$key) -> bool {
+                self.$tables.half_open.remove(key)
+            }
+
+            fn scratch(&self) -> Option<&mut Scratch<$family>> {
+                // SAFETY: only the packet in work on this CPU uses it, and takes it anew after each
+                // call that does.
+                Some(unsafe { &mut *self.$tables.scratch() })
+            }
+
+            fn take_port(&self, attempt: u32) -> bool {
+                connect::take_port::<$family, Self>(self, attempt)
+            }
+        }
+
+        impl AsRef<FlowTables<$family>> for FakeTables {
+            fn as_ref(&self) -> &FlowTables<$family> {
+                &self.$tables
+            }
+        }
+    };
+}
+
+flows!(V4, FlowKey4, FlowEntry4, v4);
+flows!(V6, FlowKey6, FlowEntry6, v6);
+
+/// The tuple of packets between two hosts of the family.
+///
+/// # Panics
+///
+/// When they are of another family.
+#[must_use]
+pub fn tuple<F: Family>(src: SocketAddr, dst: SocketAddr) -> Tuple<F::Address> {
+    Tuple {
+        src: F::Address::from_mapped(&mapped_ip(src.ip())),
+        dst: F::Address::from_mapped(&mapped_ip(dst.ip())),
+        ports: Ports::new(src.port().to_be_bytes(), dst.port().to_be_bytes()),
+    }
+}

@@ -1,0 +1,14 @@
+//! The data path on the host, against state in plain maps.
+
+mod agree;
+mod balance;
+mod bounds;
+mod conversation;
+mod counts;
+mod driver;
+mod eviction;
+mod icmp;
+mod lifecycle;
+mod ports;
+mod races;
+mod resets;

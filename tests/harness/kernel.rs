@@ -1,0 +1,310 @@
+//! The program as the kernel runs it: loaded without pins, one packet at a time.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result, bail};
+use aya::{
+    Ebpf, EbpfLoader, Pod, TestRun,
+    maps::{
+        Array, HashMap as BpfHashMap, Map, MapData, MapInfo, PerCpuArray, PerCpuValues, RingBuf,
+    },
+    programs::{ProgramInfo, TestRunOptions, Xdp},
+    util::nr_cpus,
+};
+use ballast::dataplane::load::OBJECT;
+use lb_common::{
+    backend::Backend,
+    event::Event,
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
+    names,
+    reason::Reason,
+    service::{Service, ServiceKey},
+    stats::{BackendStats, ServiceStats},
+};
+use lb_ebpf::fake::{Outcome, Setup, Xdp as Action};
+
+/// Room for a packet that a test gets back.
+const PACKET_BYTES: usize = 4096;
+
+/// The loaded program and its maps.
+pub struct Kernel {
+    ebpf: Ebpf,
+    /// What [`Kernel::reset`] has to undo.
+    setup: Setup,
+    cpus: usize,
+}
+
+/// Counters, summed over the CPUs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counters {
+    /// By number of the reason.
+    pub reasons: Vec<u64>,
+    /// By identifier of the backend, as many as the configuration names.
+    pub backends: Vec<(u32, BackendStats)>,
+    /// By index of the service.
+    pub services: Vec<(u32, ServiceStats)>,
+    /// Open connections by identifier of the backend.
+    pub active: Vec<(u32, u64)>,
+}
+
+impl Counters {
+    /// Packets in all counters that a packet may end in.
+    #[must_use]
+    pub fn counted(&self) -> u64 {
+        let forwarded: u64 = self
+            .backends
+            .iter()
+            .map(|(_, stats)| stats.forward_packets + stats.return_packets)
+            .sum();
+        forwarded + self.reasons.iter().sum::<u64>()
+    }
+}
+
+impl Kernel {
+    /// Loads the program, with flow tables of this many entries.
+    pub fn load(flows: u32) -> Result<Self> {
+        // SAFETY: the call takes nothing and cannot fail.
+        if unsafe { libc::geteuid() } != 0 {
+            bail!(
+                "the kernel tests load BPF programs, which only root may do: run them as root, \
+                 for example with `sudo -E env PATH=$PATH cargo xtask test kernel`"
+            );
+        }
+        let mut loader = EbpfLoader::new();
+        for name in [names::FLOWS, names::FLOWS6, names::HALF_OPEN, names::HALF_OPEN6] {
+            loader.map_max_entries(name, flows);
+        }
+        let mut ebpf = loader.load(OBJECT).context("create the maps")?;
+        let program: &mut Xdp =
+            ebpf.program_mut(names::PROGRAM).context("find the program")?.try_into()?;
+        program.load().context("load the program")?;
+        let cpus = nr_cpus().map_err(|(_, error)| error).context("count the CPUs")?;
+        Ok(Self { ebpf, setup: Setup::default(), cpus })
+    }
+
+    /// The program as the kernel describes it.
+    pub fn program(&self) -> Result<ProgramInfo> {
+        Ok(self.xdp()?.info()?)
+    }
+
+    /// A map as the kernel describes it.
+    pub fn map(&self, name: &str) -> Result<MapInfo> {
+        let map = self.ebpf.map(name).with_context(|| format!("find the map {name}"))?;
+        let data = match map {
+            Map::Array(data)
+            | Map::HashMap(data)
+            | Map::LruHashMap(data)
+            | Map::PerCpuArray(data)
+            | Map::RingBuf(data) => data,
+            other => bail!("{name} is a map of a kind that nobody expects: {other:?}"),
+        };
+        Ok(data.info()?)
+    }
+
+    /// Empties all maps and writes a configuration.
+    pub fn reset(&mut self, setup: &Setup) -> Result<()> {
+        let old = std::mem::replace(&mut self.setup, setup.clone());
+        self.empty::<FlowKey4, FlowEntry4>(names::FLOWS)?;
+        self.empty::<FlowKey4, FlowEntry4>(names::HALF_OPEN)?;
+        self.empty::<FlowKey6, FlowEntry6>(names::FLOWS6)?;
+        self.empty::<FlowKey6, FlowEntry6>(names::HALF_OPEN6)?;
+        self.empty::<ServiceKey, Service>(names::SERVICES)?;
+        let mut words: HashMap<u32, u64> = HashMap::new();
+        for bit in &old.vip_bits {
+            words.insert(bit / 64, 0);
+        }
+        for bit in &setup.vip_bits {
+            *words.entry(bit / 64).or_default() |= 1 << (bit % 64);
+        }
+        let mut vips: Array<_, u64> = self.array(names::VIPS)?;
+        for (word, bits) in words {
+            vips.set(word, bits, 0)?;
+        }
+        let mut backends: Array<_, Backend> = self.array(names::BACKENDS)?;
+        for (id, _) in &old.backends {
+            backends.set(*id, Backend::ZERO, 0)?;
+        }
+        for (id, backend) in &setup.backends {
+            backends.set(*id, backend, 0)?;
+        }
+        let mut slots: Array<_, u32> = self.array(names::MAGLEV)?;
+        for (slot, id) in (0..).zip(&setup.slots) {
+            slots.set(slot, id, 0)?;
+        }
+        let mut services: BpfHashMap<_, ServiceKey, Service> =
+            self.map_mut(names::SERVICES)?.try_into()?;
+        for (key, service) in &setup.services {
+            services.insert(key, service, 0)?;
+        }
+        let mut cursors: Array<_, u64> = self.array(names::CURSORS)?;
+        for (_, service) in old.services.iter().chain(&setup.services) {
+            cursors.set(service.index, 0, 0)?;
+        }
+        let mut active: Array<_, u64> = self.array(names::ACTIVE)?;
+        for (id, _) in old.backends.iter().chain(&setup.backends) {
+            active.set(*id, 0, 0)?;
+        }
+        let services: Vec<u32> =
+            old.services.iter().chain(&setup.services).map(|(_, service)| service.index).collect();
+        let backends: Vec<u32> =
+            old.backends.iter().chain(&setup.backends).map(|(id, _)| *id).collect();
+        self.zero::<u64>(names::REASONS, &reasons(), 0)?;
+        self.zero::<u64>("REPORTED", &reasons(), 0)?;
+        self.zero(names::SERVICE_STATS, &services, ServiceStats::ZERO)?;
+        self.zero(names::BACKEND_STATS, &backends, BackendStats::ZERO)?;
+        self.take_events()?;
+        Ok(())
+    }
+
+    /// Changes a backend.
+    pub fn set_backend(&mut self, id: u32, backend: Backend) -> Result<()> {
+        let mut backends: Array<_, Backend> = self.array(names::BACKENDS)?;
+        Ok(backends.set(id, backend, 0)?)
+    }
+
+    /// Runs a packet through the program.
+    pub fn run(&self, packet: &[u8]) -> Result<Outcome> {
+        let mut after = vec![0; PACKET_BYTES];
+        let result = self.xdp()?.test_run(TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut after),
+            ..TestRunOptions::default()
+        })?;
+        after.truncate(result.data_size_out as usize);
+        let xdp = match result.return_value {
+            1 => Action::Drop,
+            2 => Action::Pass,
+            3 => Action::Transmit,
+            4 => Action::Redirect,
+            other => bail!("the program returned {other}, which is no action of its"),
+        };
+        Ok(Outcome { xdp, frame: after })
+    }
+
+    /// What the program has counted.
+    pub fn counters(&self) -> Result<Counters> {
+        let reasons = self.summed::<u64>(names::REASONS, &reasons(), |sum, count| *sum += count)?;
+        let backends: Vec<u32> = self.setup.backends.iter().map(|(id, _)| *id).collect();
+        let services: Vec<u32> =
+            self.setup.services.iter().map(|(_, service)| service.index).collect();
+        let map = self.ebpf.map(names::ACTIVE).context("find ACTIVE")?;
+        let active: Array<_, u64> = map.try_into()?;
+        Ok(Counters {
+            reasons: reasons.into_iter().map(|(_, count)| count).collect(),
+            active: backends
+                .iter()
+                .map(|id| Ok((*id, active.get(id, 0)?)))
+                .collect::<Result<_>>()?,
+            backends: self.summed(names::BACKEND_STATS, &backends, add_backend)?,
+            services: self.summed(names::SERVICE_STATS, &services, add_service)?,
+        })
+    }
+
+    /// Takes the records in `EVENTS`.
+    pub fn take_events(&mut self) -> Result<Vec<Event>> {
+        let mut ring: RingBuf<_> = self.map_mut(names::EVENTS)?.try_into()?;
+        let mut events = Vec::new();
+        while let Some(record) = ring.next() {
+            if record.len() < size_of::<Event>() {
+                bail!("a record of {} bytes in EVENTS", record.len());
+            }
+            // SAFETY: long enough (checked), any bytes are a valid `Event` (`map_type!`), and the
+            // read needs no alignment.
+            events.push(unsafe { record.as_ptr().cast::<Event>().read_unaligned() });
+        }
+        Ok(events)
+    }
+
+    /// All entries of a flow table: `FLOWS` and `HALF_OPEN` of either family.
+    pub fn entries<K: Pod + Eq + std::hash::Hash, V: Pod>(
+        &self,
+        name: &str,
+    ) -> Result<HashMap<K, V>> {
+        let map: BpfHashMap<_, K, V> =
+            self.ebpf.map(name).with_context(|| format!("find {name}"))?.try_into()?;
+        map.iter().map(|entry| Ok(entry?)).collect()
+    }
+
+    /// Adds entries to a flow table.
+    pub fn insert<K: Pod, V: Pod>(
+        &mut self,
+        name: &str,
+        entries: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<()> {
+        let mut map: BpfHashMap<_, K, V> = self.map_mut(name)?.try_into()?;
+        for (key, value) in entries {
+            map.insert(key, value, 0)?;
+        }
+        Ok(())
+    }
+
+    fn xdp(&self) -> Result<&Xdp> {
+        Ok(self.ebpf.program(names::PROGRAM).context("find the program")?.try_into()?)
+    }
+
+    fn map_mut(&mut self, name: &str) -> Result<&mut Map> {
+        self.ebpf.map_mut(name).with_context(|| format!("find {name}"))
+    }
+
+    fn array<V: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, V>> {
+        Ok(Array::try_from(self.map_mut(name)?)?)
+    }
+
+    fn empty<K: Pod, V: Pod>(&mut self, name: &str) -> Result<()> {
+        let mut map: BpfHashMap<_, K, V> = self.map_mut(name)?.try_into()?;
+        let keys: Vec<K> = map.keys().collect::<Result<_, _>>()?;
+        for key in keys {
+            map.remove(&key)?;
+        }
+        Ok(())
+    }
+
+    fn zero<V: Pod>(&mut self, name: &str, indices: &[u32], zero: V) -> Result<()> {
+        let cpus = self.cpus;
+        let mut map: PerCpuArray<_, V> = self.map_mut(name)?.try_into()?;
+        for index in indices {
+            map.set(*index, PerCpuValues::try_from(vec![zero; cpus])?, 0)?;
+        }
+        Ok(())
+    }
+
+    fn summed<V: Pod>(
+        &self,
+        name: &str,
+        indices: &[u32],
+        add: impl Fn(&mut V, &V),
+    ) -> Result<Vec<(u32, V)>> {
+        let map: PerCpuArray<_, V> =
+            self.ebpf.map(name).with_context(|| format!("find {name}"))?.try_into()?;
+        indices
+            .iter()
+            .map(|index| {
+                let values = map.get(index, 0)?;
+                let (first, rest) = values.split_first().context("a value for each CPU")?;
+                let mut sum = *first;
+                for value in rest {
+                    add(&mut sum, value);
+                }
+                Ok((*index, sum))
+            })
+            .collect()
+    }
+}
+
+fn reasons() -> Vec<u32> {
+    (0..Reason::COUNT).collect()
+}
+
+fn add_backend(sum: &mut BackendStats, value: &BackendStats) {
+    sum.connections += value.connections;
+    sum.answered += value.answered;
+    sum.forward_packets += value.forward_packets;
+    sum.forward_bytes += value.forward_bytes;
+    sum.return_packets += value.return_packets;
+    sum.return_bytes += value.return_bytes;
+}
+
+fn add_service(sum: &mut ServiceStats, value: &ServiceStats) {
+    sum.connections += value.connections;
+    sum.refused += value.refused;
+}

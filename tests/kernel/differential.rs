@@ -1,0 +1,367 @@
+//! The same packets through the library on the host and through the program in the kernel: same action,
+//! same bytes, same counters, and at the end the same tables.
+//!
+//! What is different by nature is kept out: the clock (stamps are not compared, and ports beyond a
+//! client's own, whose choice depends on it, are not needed: each client has a port of its own), and
+//! the numbers of `random`.
+
+use std::{collections::HashMap, fmt::Debug, hash::Hash, net::SocketAddr};
+
+use anyhow::{Context as _, Result};
+use aya::Pod;
+use lb_common::{
+    backend::{Backend, FORWARD, RESOLVED},
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
+    names,
+    service::Balance,
+};
+use lb_ebpf::{
+    fake::{
+        Counter, Error, Frame, Net, Setup, Xdp, assert_valid,
+        frame::{Body, VLAN, VLAN_OUTER},
+        setup::{backend, mapped_ip},
+        tables::tuple,
+    },
+    family::{Address, Family, V4, V6, protocol},
+    packet::{
+        Packet,
+        tcp_flags::{ACK, FIN, RST, SYN},
+    },
+    parse::{self, Link, Segment},
+};
+use lb_tests::{
+    kernel::Kernel,
+    packets::{DataPath, Host, diff, moved},
+};
+
+/// Packets in each run.
+const PACKETS: usize = 3000;
+
+/// Clients in each run.
+const CLIENTS: u16 = 40;
+
+/// Set it to the seed that a failure prints, to run the same packets again.
+const SEED: &str = "BALLAST_TEST_SEED";
+
+fn seed() -> Result<u64> {
+    match std::env::var(SEED) {
+        Ok(seed) => seed.parse().with_context(|| format!("read {SEED} as a number")),
+        Err(_) => Ok(fastrand::u64(..)),
+    }
+}
+
+#[test]
+fn host_and_kernel_agree() -> Result<()> {
+    let seed = seed()?;
+    let mut kernel = Kernel::load(16_384)?;
+    for balance in [Balance::RoundRobin, Balance::LeastConn, Balance::Maglev] {
+        for net in Net::both() {
+            let mut run = Run::new(net, balance, seed, &mut kernel)?;
+            run.all().with_context(|| {
+                format!("{balance:?}, clients like {}; again with {SEED}={seed}", net.client)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// A client as its packets show it.
+#[derive(Clone, Copy)]
+struct Client {
+    address: SocketAddr,
+    /// The backend of its last connection by TCP, and by UDP.
+    tcp: Option<u32>,
+    udp: Option<u32>,
+}
+
+struct Run<'k> {
+    net: Net,
+    random: fastrand::Rng,
+    host: Host,
+    kernel: &'k mut Kernel,
+    clients: Vec<Client>,
+    backends: Vec<(u32, Backend)>,
+}
+
+impl<'k> Run<'k> {
+    fn new(net: Net, balance: Balance, seed: u64, kernel: &'k mut Kernel) -> Result<Self> {
+        let setup: Setup = net.setup(balance).change(3, |backend| backend.ifindex = 7);
+        let mut host = Host::new();
+        host.reset(&setup)?;
+        kernel.reset(&setup)?;
+        let clients = (0..CLIENTS)
+            .map(|n| Client { address: net.other_client(n, 20_000 + n), tcp: None, udp: None })
+            .collect();
+        let random = fastrand::Rng::with_seed(seed);
+        Ok(Self { net, random, host, kernel, clients, backends: setup.backends })
+    }
+
+    fn all(&mut self) -> Result<()> {
+        let mut forwarded = 0;
+        for number in 0..PACKETS {
+            if self.random.u32(..100) == 0 {
+                self.change_backend()?;
+            }
+            let index = self.random.usize(..self.clients.len());
+            let frame = self.frame(index);
+            let mut packet = frame.build();
+            let mutated = self.random.u32(..4) == 0;
+            if mutated {
+                self.mutate(&mut packet);
+                if self.opens_by_chance(&mut packet) {
+                    continue;
+                }
+            }
+            let decided = self
+                .both(&packet, !mutated)
+                .with_context(|| format!("packet {number}: {packet:02x?}, made from {frame:?}"))?;
+            forwarded += usize::from(decided);
+            if decided && !mutated && frame.dst == self.net.vip {
+                self.note_backend(index, &frame);
+            }
+        }
+        anyhow::ensure!(forwarded > PACKETS / 4, "{forwarded} forwarded: this run shows little");
+        self.same_tables()
+    }
+
+    /// Runs a packet through both. Says whether it was forwarded.
+    fn both(&mut self, packet: &[u8], valid: bool) -> Result<bool> {
+        let before = (self.host.counters()?, self.kernel.counters()?);
+        let on_host = self.host.run(packet)?;
+        let in_kernel = DataPath::run(self.kernel, packet)?;
+        let after = (self.host.counters()?, self.kernel.counters()?);
+        let counted = moved(&before.0, &after.0);
+        anyhow::ensure!(
+            on_host.xdp == in_kernel.xdp,
+            "{:?} on the host ({counted:?}), {:?} in the kernel ({:?})",
+            on_host.xdp,
+            in_kernel.xdp,
+            moved(&before.1, &after.1),
+        );
+        anyhow::ensure!(
+            on_host.frame == in_kernel.frame,
+            "host (expected) and kernel: {}",
+            diff(&in_kernel.frame, &on_host.frame)
+        );
+        anyhow::ensure!(after.0 == after.1, "counters: {:?} and {:?}", after.0, after.1);
+        anyhow::ensure!(counted.len() == 1 && counted[0].1 == 1, "counted {counted:?}");
+        if valid && matches!(on_host.xdp, Xdp::Transmit | Xdp::Redirect) {
+            assert_valid(&on_host.frame);
+        }
+        Ok(!matches!(counted[0].0, Counter::Reason(_)))
+    }
+
+    /// The tables hold the same, but for stamps.
+    fn same_tables(&mut self) -> Result<()> {
+        let tables = &self.host.tables;
+        let (v4, v6) = (&tables.v4, &tables.v6);
+        let unstamped4 = |entry: FlowEntry4| FlowEntry4 { last_seen_ns: 0, ..entry };
+        let unstamped6 = |entry: FlowEntry6| FlowEntry6 { last_seen_ns: 0, ..entry };
+        let kernel = &*self.kernel;
+        same::<FlowKey4, _>(names::FLOWS, &v4.flows(), kernel, unstamped4)?;
+        same::<FlowKey4, _>(names::HALF_OPEN, &v4.half_open(), kernel, unstamped4)?;
+        same::<FlowKey6, _>(names::FLOWS6, &v6.flows(), kernel, unstamped6)?;
+        same::<FlowKey6, _>(names::HALF_OPEN6, &v6.half_open(), kernel, unstamped6)
+    }
+
+    fn change_backend(&mut self) -> Result<()> {
+        let id = self.random.u32(1..=3);
+        let fit = backend(self.net.backends[id as usize - 1]);
+        let flags = match self.random.u32(..6) {
+            0 => fit.flags & !FORWARD,
+            1 => fit.flags & !RESOLVED,
+            _ => fit.flags,
+        };
+        let ifindex = if id == 3 { 7 } else { 1 };
+        let changed = Backend { flags, ifindex, weight: self.random.u32(1..4), ..fit };
+        self.host.set_backend(id, changed)?;
+        self.kernel.set_backend(id, changed)?;
+        for (other, backend) in &mut self.backends {
+            if *other == id {
+                *backend = changed;
+            }
+        }
+        Ok(())
+    }
+
+    /// Any packet of a client's conversation, or about it.
+    fn frame(&mut self, index: usize) -> Frame {
+        let net = self.net;
+        let Client { address, tcp, udp } = self.clients[index];
+        let nat = net.nat(address.port());
+        let payload: Vec<u8> = (0..self.random.usize(..100)).map(|_| self.random.u8(..)).collect();
+        let numbers = (self.random.u32(..), self.random.u32(..));
+        let frame = match self.random.u32(..100) {
+            0..=44 => {
+                let flags = self.flags();
+                Frame::tcp(address, net.vip, flags).numbers(numbers.0, numbers.1).payload(&payload)
+            }
+            45..=74 => {
+                let id = tcp.unwrap_or(1);
+                // A backend answers a SYN more often than not.
+                let flags = if self.random.bool() { SYN | ACK } else { self.flags() };
+                let frame = Frame::tcp(net.backends[id as usize - 1], nat, flags);
+                net.sent_by_backend(frame.numbers(numbers.0, numbers.1).payload(&payload), id)
+            }
+            75..=82 => Frame::udp(address, net.vip, &payload),
+            83..=88 => {
+                let id = udp.unwrap_or(1);
+                net.sent_by_backend(Frame::udp(net.backends[id as usize - 1], nat, &payload), id)
+            }
+            89..=94 => self.error(address, nat, tcp.unwrap_or(1), &payload),
+            95 => Frame::echo(address.ip(), net.vip.ip()),
+            96 => Frame::other(address.ip(), net.vip.ip(), 132, &payload),
+            97 => Frame::syn(address, net.nat(81)),
+            98 => Frame::tcp(address, net.backends[0], ACK),
+            _ => Frame::tcp(address, net.vip, ACK)
+                .payload(&payload)
+                .fragment(self.random.u16(..20), self.random.bool()),
+        };
+        self.dress(frame)
+    }
+
+    fn flags(&mut self) -> u8 {
+        match self.random.u32(..20) {
+            0..=6 => SYN,
+            7..=13 => ACK,
+            14 | 15 => FIN | ACK,
+            16 => RST,
+            17 => RST | ACK,
+            18 => ACK | 8,
+            _ => self.random.u8(..) & (FIN | SYN | RST | ACK | 8),
+        }
+    }
+
+    fn error(&mut self, client: SocketAddr, nat: SocketAddr, id: u32, payload: &[u8]) -> Frame {
+        let net = self.net;
+        let backend = net.backends[id as usize - 1];
+        let (src, dst) = if self.random.bool() { (nat, backend) } else { (net.vip, client) };
+        let about = if self.random.bool() {
+            Frame::tcp(src, dst, ACK).payload(payload)
+        } else {
+            Frame::udp(src, dst, payload)
+        };
+        let errors = [
+            Error::PortUnreachable,
+            Error::TooBig(1280),
+            Error::TimeExceeded,
+            Error::ParameterProblem(2),
+        ];
+        let error = errors[self.random.usize(..errors.len())];
+        Frame::icmp_error(dst.ip(), error, &about, self.random.usize(28..160))
+    }
+
+    fn dress(&mut self, frame: Frame) -> Frame {
+        let frame = match self.random.u32(..20) {
+            0 => frame.vlan(VLAN, 7),
+            1 => frame.vlan(VLAN_OUTER, 7).vlan(VLAN, 8),
+            2 => frame.vlan(VLAN, 7).vlan(VLAN, 8),
+            3 => frame.trailer(&[0x55; 40]),
+            4 => frame.without_checksum(),
+            5 => frame.link([2, 2, 2, 2, 2, 2], [2, 0, 0, 0, 0, 0xb]),
+            6 => frame.ttl(1),
+            7 => frame.tcp_options(&[1; 12]),
+            8 if self.net.vip.is_ipv4() => frame.ip_options(&[1; 20]),
+            _ => frame,
+        };
+        // Without a checksum there is no UDP in IPv6; such a packet is for its receiver to drop, and
+        // not valid.
+        if self.net.vip.is_ipv4() { frame } else { with_checksum(frame) }
+    }
+
+    fn mutate(&mut self, packet: &mut Vec<u8>) {
+        for _ in 0..self.random.usize(1..4) {
+            let at = self.random.usize(12..packet.len().min(110));
+            packet[at] = match self.random.u32(..4) {
+                0 => 0,
+                1 => 0xff,
+                2 => packet[at] ^ 1 << self.random.u32(..8),
+                _ => self.random.u8(..),
+            };
+        }
+        if self.random.u32(..4) == 0 {
+            // The kernel takes no test packet shorter than an Ethernet header.
+            packet.truncate(self.random.usize(14..=packet.len()));
+        }
+    }
+
+    /// Whether a mutated packet opens a connection from a port that is not its client's own: then which
+    /// port the backend sees is a matter of the clock.
+    fn opens_by_chance(&self, packet: &mut [u8]) -> bool {
+        // SAFETY: the buffer is not touched but through the packet while that is in use.
+        let view = unsafe {
+            let range = packet.as_mut_ptr_range();
+            Packet::new(range.start as usize, range.end as usize, 1)
+        };
+        match Link::parse(&view) {
+            Ok(Link { ether_type: parse::IPV4, l3 }) => self.is_stranger::<V4>(&view, l3),
+            Ok(Link { ether_type: parse::IPV6, l3 }) => self.is_stranger::<V6>(&view, l3),
+            _ => false,
+        }
+    }
+
+    fn is_stranger<F: Family>(&self, packet: &Packet, l3: usize) -> bool {
+        let Ok(datagram) = F::datagram(packet, l3) else { return false };
+        let Ok(segment) = Segment::parse::<F>(packet, l3, &datagram) else { return false };
+        let known = self.clients.iter().any(|client| {
+            mapped_ip(client.address.ip()) == segment.tuple.src.mapped()
+                && client.address.port().to_be_bytes() == segment.tuple.ports.src()
+        });
+        segment.starts() && !known
+    }
+
+    /// Learns which backend a client's packet went to.
+    fn note_backend(&mut self, index: usize, frame: &Frame) {
+        let address = self.clients[index].address;
+        let carried = match frame.body {
+            Body::Tcp { .. } => protocol::TCP,
+            Body::Udp { .. } => protocol::UDP,
+            _ => return,
+        };
+        let backend = self.backend_of(address, carried);
+        let client = &mut self.clients[index];
+        if carried == protocol::TCP { client.tcp = backend } else { client.udp = backend }
+    }
+
+    fn backend_of(&self, client: SocketAddr, carried: u8) -> Option<u32> {
+        let tables = &self.host.tables;
+        if self.net.vip.is_ipv4() {
+            let key = V4::key(tuple::<V4>(client, self.net.vip), carried);
+            let entry = tables.v4.flows().remove(&key).or(tables.v4.half_open().remove(&key))?;
+            Some(entry.backend)
+        } else {
+            let key = V6::key(tuple::<V6>(client, self.net.vip), carried);
+            let entry = tables.v6.flows().remove(&key).or(tables.v6.half_open().remove(&key))?;
+            Some(entry.backend)
+        }
+    }
+}
+
+fn with_checksum(mut frame: Frame) -> Frame {
+    if let Body::Udp { checksum, .. } = &mut frame.body {
+        *checksum = true;
+    }
+    frame
+}
+
+fn same<K: Pod + Eq + Hash + Debug, V: Pod + PartialEq + Debug>(
+    name: &str,
+    on_host: &HashMap<K, V>,
+    kernel: &Kernel,
+    unstamped: impl Fn(V) -> V,
+) -> Result<()> {
+    let in_kernel = kernel.entries::<K, V>(name)?;
+    for (key, entry) in on_host {
+        let other =
+            in_kernel.get(key).with_context(|| format!("{key:?} not in kernel's {name}"))?;
+        let (entry, other) = (unstamped(*entry), unstamped(*other));
+        anyhow::ensure!(entry == other, "{name} of {key:?}: {entry:?} on the host, {other:?}");
+    }
+    anyhow::ensure!(
+        on_host.len() == in_kernel.len(),
+        "{name} has {} entries on the host, {} in the kernel",
+        on_host.len(),
+        in_kernel.len()
+    );
+    Ok(())
+}
