@@ -99,6 +99,7 @@ impl Address for [u64; 2] {
 }
 
 /// Source and destination port, as one native word in the order of the packet's bytes.
+#[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ports(pub u32);
 
@@ -267,14 +268,8 @@ impl Family for V4 {
 
     #[inline(always)]
     fn key(tuple: Tuple<u32>, protocol: u8) -> FlowKey4 {
-        FlowKey4 {
-            src: tuple.src.to_ne_bytes(),
-            dst: tuple.dst.to_ne_bytes(),
-            src_port: tuple.ports.src(),
-            dst_port: tuple.ports.dst(),
-            protocol,
-            reserved: [0; 3],
-        }
+        KeyWords { src: tuple.src, dst: tuple.dst, ports: tuple.ports, last: last_word(protocol) }
+            .into()
     }
 
     #[inline(always)]
@@ -370,14 +365,8 @@ impl Family for V6 {
 
     #[inline(always)]
     fn key(tuple: Tuple<[u64; 2]>, protocol: u8) -> FlowKey6 {
-        FlowKey6 {
-            src: tuple.src.mapped(),
-            dst: tuple.dst.mapped(),
-            src_port: tuple.ports.src(),
-            dst_port: tuple.ports.dst(),
-            protocol,
-            reserved: [0; 3],
-        }
+        KeyWords { src: tuple.src, dst: tuple.dst, ports: tuple.ports, last: last_word(protocol) }
+            .into()
     }
 
     #[inline(always)]
@@ -530,6 +519,38 @@ pub struct ClientSide {
     pub local_mac: Mac,
     /// The interface.
     pub ifindex: u32,
+}
+
+/// A flow key in words: written field by field, the compiler makes bytes of it, and the kernel, which
+/// reads words, waits until the last byte has come through.
+#[repr(C)]
+struct KeyWords<A> {
+    src: A,
+    dst: A,
+    ports: Ports,
+    /// The protocol, and zeros.
+    last: u32,
+}
+
+#[inline(always)]
+const fn last_word(protocol: u8) -> u32 {
+    u32::from_ne_bytes([protocol, 0, 0, 0])
+}
+
+impl From<KeyWords<u32>> for FlowKey4 {
+    #[inline(always)]
+    fn from(words: KeyWords<u32>) -> Self {
+        // SAFETY: both are the same fields in the same order, without padding, and any bytes are valid.
+        unsafe { core::mem::transmute(words) }
+    }
+}
+
+impl From<KeyWords<[u64; 2]>> for FlowKey6 {
+    #[inline(always)]
+    fn from(words: KeyWords<[u64; 2]>) -> Self {
+        // SAFETY: as above.
+        unsafe { core::mem::transmute(words) }
+    }
 }
 
 /// An address as the bytes of a map value.

@@ -32,10 +32,33 @@ use crate::packet;
 // flows at the same addresses.
 
 #[btf_map]
-static FLOWS: LruHashMap<FlowKey4, FlowEntry4, { DEFAULT_FLOWS as usize }> = LruHashMap::new();
+static FLOWS: LruHashMap<Key4, FlowEntry4, { DEFAULT_FLOWS as usize }> = LruHashMap::new();
 
 #[btf_map]
-static FLOWS6: LruHashMap<FlowKey6, FlowEntry6, { DEFAULT_FLOWS as usize }> = LruHashMap::new();
+static FLOWS6: LruHashMap<Key6, FlowEntry6, { DEFAULT_FLOWS as usize }> = LruHashMap::new();
+
+/// `FlowKey4` in words.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Key4 {
+    src: u32,
+    dst: u32,
+    ports: u32,
+    protocol: u32,
+}
+
+/// `FlowKey6` in words.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Key6 {
+    src: [u64; 2],
+    dst: [u64; 2],
+    ports: u32,
+    protocol: u32,
+}
+
+const _: () = assert!(size_of::<Key4>() == size_of::<FlowKey4>());
+const _: () = assert!(size_of::<Key6>() == size_of::<FlowKey6>());
 
 #[btf_map]
 static COUNT: PerCpuArray<u64, 1> = PerCpuArray::new();
@@ -105,14 +128,11 @@ fn nat4<L: Transport>(ctx: &XdpContext) -> Option<u32> {
     {
         return None;
     }
-    let ports = Ports(load32(frame.l4.ports()));
-    let key = FlowKey4 {
-        src: load32(&ip.src_addr).to_ne_bytes(),
-        dst: load32(&ip.dst_addr).to_ne_bytes(),
-        src_port: ports.src(),
-        dst_port: ports.dst(),
-        protocol: L::PROTOCOL,
-        reserved: [0; 3],
+    let key = Key4 {
+        src: load32(&ip.src_addr),
+        dst: load32(&ip.dst_addr),
+        ports: load32(frame.l4.ports()),
+        protocol: u32::from_ne_bytes([L::PROTOCOL, 0, 0, 0]),
     };
     // SAFETY: no flow is removed while the benchmark runs.
     let entry = unsafe { FLOWS.get(&key) }?;
@@ -138,17 +158,12 @@ fn nat6<L: Transport>(ctx: &XdpContext) -> Option<u32> {
     {
         return None;
     }
-    let ports = Ports(load32(frame.l4.ports()));
-    let mut key = FlowKey6 {
-        src: [0; 16],
-        dst: [0; 16],
-        src_port: ports.src(),
-        dst_port: ports.dst(),
-        protocol: L::PROTOCOL,
-        reserved: [0; 3],
+    let key = Key6 {
+        src: load128(&ip.src_addr),
+        dst: load128(&ip.dst_addr),
+        ports: load32(frame.l4.ports()),
+        protocol: u32::from_ne_bytes([L::PROTOCOL, 0, 0, 0]),
     };
-    store128(&mut key.src, load128(&ip.src_addr));
-    store128(&mut key.dst, load128(&ip.dst_addr));
     // SAFETY: as above.
     let entry = unsafe { FLOWS6.get(&key) }?;
     store128(&mut ip.src_addr, load128(&entry.new_src));
