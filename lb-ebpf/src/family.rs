@@ -9,7 +9,9 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::{
     checksum::{self, Sum, TTL_DECREMENT},
-    packet::{Header, Mac, Packet, Truncated, load16, load32, load128, store16, store32, store128},
+    packet::{
+        Header, Mac, Macs, Packet, Truncated, load16, load32, load128, store16, store32, store128,
+    },
     tables::Entry,
 };
 
@@ -203,9 +205,12 @@ pub trait Family: Sized {
 
     /// Reads the header at `l3`.
     fn datagram(packet: &Packet, l3: usize) -> Result<Datagram<Self::Address>, Truncated>;
-    /// Source, destination, protocol, for a header that has neither options nor fragments and whose
-    /// time to live is above 1; else `None`.
-    fn plain(header: &Self::Hdr) -> Option<(Self::Address, Self::Address, u8)>;
+    /// Whether the header has neither options nor fragments and its time to live is above 1.
+    fn is_plain(header: &Self::Hdr) -> bool;
+    /// Source and destination.
+    fn addresses(header: &Self::Hdr) -> (Self::Address, Self::Address);
+    /// What a plain header is followed by.
+    fn carried(header: &Self::Hdr) -> u8;
     /// Key of a tuple.
     fn key(tuple: Tuple<Self::Address>, protocol: u8) -> Self::Key;
     /// Writes addresses, lowers the time to live, and mends the header's checksum.
@@ -259,11 +264,18 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn plain(header: &Ipv4Hdr) -> Option<(u32, u32, u8)> {
-        if header.vihl != 0x45 || load16(&header.frags) & FRAGMENT_MASK != 0 || header.ttl <= 1 {
-            return None;
-        }
-        Some((load32(&header.src_addr), load32(&header.dst_addr), header.proto))
+    fn is_plain(header: &Ipv4Hdr) -> bool {
+        header.vihl == 0x45 && load16(&header.frags) & FRAGMENT_MASK == 0 && header.ttl > 1
+    }
+
+    #[inline(always)]
+    fn addresses(header: &Ipv4Hdr) -> (u32, u32) {
+        (load32(&header.src_addr), load32(&header.dst_addr))
+    }
+
+    #[inline(always)]
+    fn carried(header: &Ipv4Hdr) -> u8 {
+        header.proto
     }
 
     #[inline(always)]
@@ -356,11 +368,18 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn plain(header: &Ipv6Hdr) -> Option<([u64; 2], [u64; 2], u8)> {
-        if header.vcf[0] >> 4 != 6 || header.hop_limit <= 1 {
-            return None;
-        }
-        Some((load128(&header.src_addr), load128(&header.dst_addr), header.next_hdr))
+    fn is_plain(header: &Ipv6Hdr) -> bool {
+        header.vcf[0] >> 4 == 6 && header.hop_limit > 1
+    }
+
+    #[inline(always)]
+    fn addresses(header: &Ipv6Hdr) -> ([u64; 2], [u64; 2]) {
+        (load128(&header.src_addr), load128(&header.dst_addr))
+    }
+
+    #[inline(always)]
+    fn carried(header: &Ipv6Hdr) -> u8 {
+        header.next_hdr
     }
 
     #[inline(always)]
@@ -489,6 +508,20 @@ macro_rules! entry {
                 self.last_seen_ns = now_ns;
                 self.packets += 1;
                 self.bytes += bytes;
+            }
+
+            #[inline(always)]
+            fn macs_to_client(&self) -> Macs {
+                const {
+                    assert!(
+                        core::mem::offset_of!($entry, local_mac)
+                            == core::mem::offset_of!($entry, client_mac) + 6
+                    );
+                }
+                let start: *const Self = self;
+                let offset = core::mem::offset_of!($entry, client_mac);
+                // SAFETY: both addresses, which lie side by side (asserted above).
+                Macs::load(unsafe { &*start.byte_add(offset).cast() })
             }
 
             #[inline(always)]

@@ -17,12 +17,13 @@ use lb_common::{
 };
 use lb_ebpf::{
     checksum::{adjust, adjust_udp},
-    family::{Ports, protocol},
+    family::{Ports, V4, V6, protocol},
     packet::{
-        EthernetHdr, Header, Mac, TcpHdr, UdpHdr, load16, load32, load128, store16, store32,
-        store128,
+        EthernetHdr, Frame, Header, Mac, Macs, TcpHdr, UdpHdr, load16, load32, load128, store16,
+        store32, store128,
     },
     parse::{IPV4, IPV6},
+    tables::Entry,
 };
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
@@ -62,18 +63,6 @@ const _: () = assert!(size_of::<Key6>() == size_of::<FlowKey6>());
 
 #[btf_map]
 static COUNT: PerCpuArray<u64, 1> = PerCpuArray::new();
-
-/// All headers at once, so that one check covers them.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Frame<I, L> {
-    ethernet: EthernetHdr,
-    ip: I,
-    l4: L,
-}
-
-// SAFETY: repr(C) over headers, which have alignment 1 and no invalid bit patterns.
-unsafe impl<I: Header, L: Header> Header for Frame<I, L> {}
 
 /// TCP or UDP.
 trait Transport: Header {
@@ -143,7 +132,7 @@ fn nat4<L: Transport>(ctx: &XdpContext) -> Option<u32> {
     store16(&mut ip.check, check);
     store32(frame.l4.ports(), Ports::new(entry.new_src_port, entry.new_dst_port).0);
     frame.l4.mend(entry.l4_delta);
-    leave(&mut frame.ethernet, &entry.client_mac, &entry.local_mac)
+    leave(&mut frame.ethernet, Entry::<V4>::macs_to_client(entry))
 }
 
 #[inline(always)]
@@ -171,14 +160,13 @@ fn nat6<L: Transport>(ctx: &XdpContext) -> Option<u32> {
     ip.hop_limit -= 1;
     store32(frame.l4.ports(), Ports::new(entry.new_src_port, entry.new_dst_port).0);
     frame.l4.mend(entry.l4_delta);
-    leave(&mut frame.ethernet, &entry.client_mac, &entry.local_mac)
+    leave(&mut frame.ethernet, Entry::<V6>::macs_to_client(entry))
 }
 
 /// Writes the MAC addresses, counts, and sends the packet back.
 #[inline(always)]
-fn leave(ethernet: &mut EthernetHdr, dst: &[u8; 6], src: &[u8; 6]) -> Option<u32> {
-    Mac::load(dst).store(&mut ethernet.dst);
-    Mac::load(src).store(&mut ethernet.src);
+fn leave(ethernet: &mut EthernetHdr, macs: Macs) -> Option<u32> {
+    macs.store(ethernet.macs_mut());
     let count = COUNT.get_ptr_mut(0)?;
     // SAFETY: this CPU's own element.
     unsafe { *count += 1 };
