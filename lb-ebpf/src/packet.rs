@@ -299,10 +299,10 @@ impl Macs {
             Self(*start.cast::<u64>(), *start.add(8).cast::<u32>())
         }
         #[cfg(not(target_arch = "bpf"))]
-        {
-            let [a, b, c, d, e, f, g, h, i, j, k, l] = *bytes;
-            let first = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
-            Self(first, u32::from_ne_bytes([i, j, k, l]))
+        // SAFETY: twelve bytes.
+        unsafe {
+            let start = bytes.as_ptr();
+            Self(start.cast::<u64>().read_unaligned(), start.add(8).cast::<u32>().read_unaligned())
         }
     }
 
@@ -317,10 +317,11 @@ impl Macs {
             *start.add(8).cast::<u32>() = self.1;
         }
         #[cfg(not(target_arch = "bpf"))]
-        {
-            let [a, b, c, d, e, f, g, h] = self.0.to_ne_bytes();
-            let [i, j, k, l] = self.1.to_ne_bytes();
-            *bytes = [a, b, c, d, e, f, g, h, i, j, k, l];
+        // SAFETY: twelve bytes.
+        unsafe {
+            let start = bytes.as_mut_ptr();
+            start.cast::<u64>().write_unaligned(self.0);
+            start.add(8).cast::<u32>().write_unaligned(self.1);
         }
     }
 }
