@@ -2,6 +2,7 @@
 
 use std::{env, path::Path, process::Command};
 
+use anyhow::Context;
 use aya_build::{Package, Toolchain};
 
 fn main() -> anyhow::Result<()> {
@@ -29,6 +30,7 @@ fn main() -> anyhow::Result<()> {
         features: &["program"],
     };
     aya_build::build_ebpf([package], toolchain)
+        .context("build the XDP program; `cargo xtask setup` installs what that needs")
 }
 
 fn has_bpf_toolchain() -> bool {

@@ -1,6 +1,6 @@
 //! Hashes that both sides compute: cheap in a BPF program, spread well over the low bits.
 
-/// Mixes two words to 32 bits (the finaliser of MurmurHash3, Appleby 2011).
+/// Mixes two words to 32 bits (the finaliser of `MurmurHash3`, Appleby 2011).
 #[must_use]
 #[inline(always)]
 pub const fn mix(a: u64, b: u64) -> u32 {

@@ -12,6 +12,11 @@ pub fn monotonic() -> Duration {
     Duration::from_nanos(clock_ns(nix::time::ClockId::CLOCK_MONOTONIC))
 }
 
+/// The runtime's clock, which its timers run by. A test can pause it.
+pub fn timer() -> tokio::time::Instant {
+    tokio::time::Instant::now()
+}
+
 /// Wall-clock time, for people.
 pub fn wall() -> jiff::Timestamp {
     jiff::Timestamp::now()

@@ -1,19 +1,127 @@
 //! The configuration: one TOML file, the same on every node.
 //!
-//! `raw` is what serde reads, with the place of each value; `check` turns it into [`Config`] or into
-//! all of its mistakes at once; `report` draws them with carets. Nothing after `check` can fail for
-//! reasons of configuration, and nothing else in the daemon knows TOML.
+//! `raw` lists the keys; `read` fills it from toml's tree, with the place of each value; `check`
+//! turns it into [`Config`]. Both note mistakes and go on, so that all are named at once; `report`
+//! draws them with carets. Nothing after `check` can fail for reasons of configuration, and nothing
+//! else in the daemon knows TOML.
 
 use std::{
+    fmt, fs, io,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
-pub mod check;
-pub mod raw;
+use lb_common::limits;
+use toml::de::DeTable;
+
+use report::{Diagnostic, Findings};
+
+mod check;
+mod raw;
+mod read;
 pub mod report;
+mod syntax;
+#[cfg(test)]
+mod tests;
 pub mod units;
+mod value;
+
+/// A file that can be used.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What it says.
+    pub config: Config,
+    /// What the operator should know, in the order of the file.
+    pub warnings: Vec<Diagnostic>,
+    /// Its text, passwords masked, for [`report::render`].
+    pub source: String,
+}
+
+/// A file that cannot be used.
+#[derive(Clone, Debug)]
+pub struct Rejected {
+    /// All mistakes, and the warnings, in the order of the file.
+    pub diagnostics: Vec<Diagnostic>,
+    /// Its text, passwords masked, for [`report::render`].
+    pub source: String,
+}
+
+impl fmt::Display for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(report::render(&self.diagnostics, &self.source, false).trim_end())
+    }
+}
+
+impl std::error::Error for Rejected {}
+
+/// Reads and checks the file at `path`, and the files of secrets that it names: they must exist,
+/// and nobody but their owner may read them.
+pub fn load(path: &Path) -> Result<Loaded, Rejected> {
+    let name = path.display().to_string();
+    let reject = |message: String, help: &str| {
+        let mut findings = Findings::default();
+        findings.error_of_file(message).help(help);
+        Rejected { diagnostics: findings.locate(&name, ""), source: String::new() }
+    };
+    let bytes = fs::read(path).map_err(|error| {
+        let help = match error.kind() {
+            io::ErrorKind::NotFound => "create it, or name another file with `-c`",
+            io::ErrorKind::PermissionDenied => "run this as root, or as the file's owner",
+            io::ErrorKind::IsADirectory => "name the file itself with `-c`",
+            _ => "name another file with `-c`",
+        };
+        reject(format!("the configuration cannot be read: {error}"), help)
+    })?;
+    match String::from_utf8(bytes) {
+        Ok(text) => read_and_check(&name, &text, Secrets::Check),
+        Err(error) => {
+            let at = error.utf8_error().valid_up_to();
+            let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
+            let mut findings = Findings::default();
+            findings
+                .error(at..at + char::REPLACEMENT_CHARACTER.len_utf8(), "this is not UTF-8 text")
+                .help("save the file as UTF-8");
+            let diagnostics = findings.locate(&name, &text);
+            Err(Rejected { diagnostics, source: report::mask_secrets(&text) })
+        }
+    }
+}
+
+/// Checks `text`, which diagnostics call `name`. Reads no file, so files of secrets are not looked
+/// at.
+pub fn parse(name: &str, text: &str) -> Result<Loaded, Rejected> {
+    read_and_check(name, text, Secrets::Ignore)
+}
+
+/// Whether files of secrets are looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Secrets {
+    Check,
+    Ignore,
+}
+
+fn read_and_check(name: &str, text: &str, secrets: Secrets) -> Result<Loaded, Rejected> {
+    let (document, errors) = DeTable::parse_recoverable(text);
+    let syntax = syntax::syntax(text, &errors);
+    let mut findings = Findings::default();
+    let mut config = None;
+    if syntax.tree_is_whole {
+        let file = raw::File::read_table(document.get_ref(), 0..0, &mut findings);
+        config = Some(check::check(&file, &mut findings));
+        if secrets == Secrets::Check {
+            check::secret::check(&file, &mut findings);
+        }
+    }
+    findings.put_before(syntax.findings, text);
+    let usable = !findings.has_errors();
+    let diagnostics = findings.locate(name, text);
+    let source = report::mask_secrets(text);
+    match config {
+        Some(config) if usable => Ok(Loaded { config, warnings: diagnostics, source }),
+        _ => Err(Rejected { diagnostics, source }),
+    }
+}
 
 /// A configuration that has passed every check.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +138,26 @@ pub struct Config {
     pub dataplane: Dataplane,
     /// `[paths]`.
     pub paths: Paths,
+}
+
+impl Config {
+    /// The entry of the node called `name`.
+    #[must_use]
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.name == name)
+    }
+
+    /// The node that takes the floating addresses while there is no VRRP: the one with the highest
+    /// priority, the first of equals.
+    #[must_use]
+    pub fn owner(&self) -> Option<&Node> {
+        owner(&self.nodes, |node| node)
+    }
+}
+
+fn owner<T>(nodes: &[T], node: impl Fn(&T) -> &Node) -> Option<&T> {
+    // Of equals, `max_by_key` takes the last.
+    nodes.iter().rev().max_by_key(|entry| node(entry).priority)
 }
 
 /// `[cluster]`.
@@ -172,6 +300,18 @@ pub struct Dataplane {
     pub tcp_closing_timeout: Duration,
     /// A UDP flow with no packet for so long is forgotten. RFC 4787 REQ-5: not under 2 min.
     pub udp_idle_timeout: Duration,
+}
+
+impl Default for Dataplane {
+    fn default() -> Self {
+        Self {
+            max_flows: limits::DEFAULT_FLOWS,
+            max_half_open: limits::DEFAULT_HALF_OPEN,
+            tcp_idle_timeout: Duration::from_mins(124),
+            tcp_closing_timeout: Duration::from_mins(4),
+            udp_idle_timeout: Duration::from_mins(2),
+        }
+    }
 }
 
 /// `[paths]`: each can be set, so that several daemons run on one machine.

@@ -1,16 +1,37 @@
 //! The kernel's side as the daemon sees it: the only user of aya.
 
-use std::{net::SocketAddr, path::PathBuf};
-
-use lb_common::{
-    backend::Backend,
-    service::{Service, ServiceKey},
-    stats::{BackendStats, ServiceStats},
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    path::{Path, PathBuf},
 };
 
-pub mod flows;
+use anyhow::Context;
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray, PerCpuValues, RingBuf},
+};
+use aya_log::EbpfLogger;
+use lb_common::{
+    backend::{self, Backend},
+    event::Event,
+    flow::{FlowKey4, FlowKey6},
+    limits, names,
+    reason::Reason,
+    service::{Service, ServiceKey},
+    stats::{BackendStats, Meta, ServiceStats},
+};
+
+use self::{active::Active, flows::Table};
+use crate::clock;
+
+mod active;
+mod batch;
+mod flows;
 pub mod load;
-pub mod pins;
+mod pins;
 
 /// What to open, and with which sizes.
 #[derive(Clone, Debug)]
@@ -134,9 +155,9 @@ pub struct Sweep {
     pub expired: u64,
     /// Entries without their other half that were removed.
     pub orphans: u64,
-    /// Connections in the tables by backend identifier, half-open and closed ones included: while
-    /// this is not zero, the identifier is in use.
-    pub by_backend: std::collections::BTreeMap<u32, u64>,
+    /// Entries in the tables by backend identifier, two for each connection, half-open and closed
+    /// ones included: while there are any, the identifier is in use.
+    pub by_backend: BTreeMap<u32, u64>,
 }
 
 /// Counters, summed over the CPUs.
@@ -161,6 +182,8 @@ pub struct Info {
     pub attachments: Vec<Attachment>,
     /// Maps: name, entries it may hold, bytes of kernel memory.
     pub maps: Vec<MapSize>,
+    /// What the operator should know of the maps, in sentences.
+    pub notes: Vec<String>,
 }
 
 /// The program on one interface.
@@ -186,73 +209,331 @@ pub struct MapSize {
 }
 
 /// The loaded program with its maps.
-#[derive(Debug)]
+///
+/// The kernel's side goes on without this value: maps and links are pinned. Dropping it changes
+/// nothing but who keeps the tables true.
 pub struct Dataplane {
-    _private: (),
+    ebpf: Ebpf,
+    pins: PathBuf,
+    services: HashMap<MapData, ServiceKey, Service>,
+    backends: Array<MapData, Backend>,
+    slots: MapData,
+    vips: MapData,
+    reasons: PerCpuArray<MapData, u64>,
+    service_stats: PerCpuArray<MapData, ServiceStats>,
+    backend_stats: PerCpuArray<MapData, BackendStats>,
+    events: RingBuf<MapData>,
+    log: Option<EbpfLogger<&'static dyn log::Log>>,
+    active: Active,
+    flows: Table<FlowKey4>,
+    flows6: Table<FlowKey6>,
+    half_open: Table<FlowKey4>,
+    half_open6: Table<FlowKey6>,
+    attachments: Vec<Attachment>,
+    adopted: bool,
+    notes: Vec<String>,
+    sweeps: u64,
 }
+
+impl fmt::Debug for Dataplane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dataplane").field("pins", &self.pins).finish_non_exhaustive()
+    }
+}
+
+/// The halves of all connections are matched every so many sweeps: it costs memory for every key, and
+/// finds only what the kernel pushed out of a full table.
+const MATCH_HALVES_EVERY: u64 = 10;
 
 impl Dataplane {
     /// Loads the program and creates its maps, or adopts those that a previous daemon pinned.
     pub fn open(options: &Options) -> anyhow::Result<Self> {
-        let _ = options;
-        unimplemented!("dataplane")
+        let found = pins::prepare(options)?;
+        let mut ebpf = load::load(options)?;
+        let mut meta: Array<_, Meta> = take(&mut ebpf, names::META)?;
+        meta.set(0, Meta { abi_version: limits::ABI_VERSION, reserved: 0 }, 0)
+            .context("write META")?;
+        let pins = options.pins.as_path();
+        // The log only carries what cannot happen; without it the daemon is no worse off.
+        let log = EbpfLogger::init(&mut ebpf)
+            .inspect_err(|error| tracing::debug!(%error, "no log from the kernel program"))
+            .ok();
+        Ok(Self {
+            pins: pins.to_owned(),
+            services: take(&mut ebpf, names::SERVICES)?,
+            backends: take(&mut ebpf, names::BACKENDS)?,
+            slots: pinned(pins, names::MAGLEV)?,
+            vips: pinned(pins, names::VIPS)?,
+            reasons: take(&mut ebpf, names::REASONS)?,
+            service_stats: take(&mut ebpf, names::SERVICE_STATS)?,
+            backend_stats: take(&mut ebpf, names::BACKEND_STATS)?,
+            events: take(&mut ebpf, names::EVENTS)?,
+            log,
+            active: Active::map(&pinned(pins, names::ACTIVE)?)?,
+            flows: table(&mut ebpf, pins, names::FLOWS, false)?,
+            flows6: table(&mut ebpf, pins, names::FLOWS6, false)?,
+            half_open: table(&mut ebpf, pins, names::HALF_OPEN, true)?,
+            half_open6: table(&mut ebpf, pins, names::HALF_OPEN6, true)?,
+            attachments: Vec::new(),
+            adopted: found.adopted,
+            notes: found.notes,
+            sweeps: 0,
+            ebpf,
+        })
     }
 
     /// What stands in the maps now.
     pub fn adopted(&self) -> anyhow::Result<Adopted> {
-        unimplemented!("dataplane")
+        let services = self.services.iter().collect::<Result<_, _>>().context("read SERVICES")?;
+        let mut backends = Vec::new();
+        for id in 0..limits::MAX_BACKENDS {
+            let backend = self.backends.get(&id, 0).context("read BACKENDS")?;
+            if backend.flags & backend::IN_USE != 0 {
+                backends.push((id, backend));
+            }
+        }
+        Ok(Adopted { services, backends })
     }
 
     /// Writes to the maps, in order. Stops at the first error; applying again is harmless.
     pub fn apply(&mut self, ops: &[Op]) -> anyhow::Result<()> {
-        let _ = ops;
-        unimplemented!("dataplane")
+        ops.iter().try_for_each(|op| {
+            self.apply_one(op).with_context(|| format!("write to the BPF maps: {}", op.what()))
+        })
+    }
+
+    fn apply_one(&mut self, op: &Op) -> anyhow::Result<()> {
+        match op {
+            Op::SetBackend { id, backend } => self.backends.set(*id, backend, 0)?,
+            Op::ClearBackend { id } => {
+                self.backends.set(*id, Backend::ZERO, 0)?;
+                self.backend_stats.set(*id, every_cpu(BackendStats::ZERO)?, 0)?;
+                self.active.clear(*id);
+            }
+            Op::SetTable { start, slots } => {
+                anyhow::ensure!(
+                    u64::from(*start) + slots.len() as u64 <= u64::from(limits::MAX_SLOTS),
+                    "the table does not fit into MAGLEV",
+                );
+                batch::update_array(self.slots.fd().as_fd(), *start, slots)?;
+            }
+            Op::SetService { key, service } => {
+                if !self.has_service(key)? {
+                    let zeros = every_cpu(ServiceStats::ZERO)?;
+                    self.service_stats.set(service.index, zeros, 0)?;
+                }
+                self.services.insert(key, service, 0)?;
+            }
+            Op::RemoveService { key } => {
+                if self.has_service(key)? {
+                    self.services.remove(key)?;
+                }
+            }
+            Op::SetVips { words } => {
+                batch::update_array(self.vips.fd().as_fd(), 0, words)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn has_service(&self, key: &ServiceKey) -> anyhow::Result<bool> {
+        match self.services.get(key, 0) {
+            Ok(_) => Ok(true),
+            Err(MapError::KeyNotFound) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Puts the program on an interface, in place of the one that a previous daemon left there,
     /// without losing a packet. Does nothing if it is there already.
     pub fn attach(&mut self, interface: &str, ifindex: u32) -> anyhow::Result<AttachMode> {
-        let _ = (interface, ifindex);
-        unimplemented!("dataplane")
+        if let Some(attachment) = self.attachments.iter().find(|a| a.ifindex == ifindex) {
+            return Ok(attachment.mode);
+        }
+        let program = load::program(&mut self.ebpf)?;
+        let mode = load::attach(program, &self.pins, interface, ifindex)?;
+        self.attachments.push(Attachment { interface: interface.to_owned(), ifindex, mode });
+        Ok(mode)
     }
 
     /// Takes the program off an interface.
     pub fn detach(&mut self, ifindex: u32) -> anyhow::Result<()> {
-        let _ = ifindex;
-        unimplemented!("dataplane")
+        self.attachments.retain(|attachment| attachment.ifindex != ifindex);
+        for mode in [AttachMode::Driver, AttachMode::Generic] {
+            let path = pins::link(&self.pins, ifindex, mode);
+            if path.exists() {
+                std::fs::remove_file(&path)
+                    .with_context(|| format!("remove {}", path.display()))?;
+            }
+        }
+        Ok(())
     }
 
     /// Program, maps and interfaces.
     pub fn info(&self) -> anyhow::Result<Info> {
-        unimplemented!("dataplane")
+        let program = self.ebpf.program(names::PROGRAM).context("find the program")?;
+        let mut maps = Vec::new();
+        for name in names::PINNED {
+            let info = MapInfo::from_pin(self.pins.join(name))
+                .with_context(|| format!("look at the pinned map {name}"))?;
+            maps.push(MapSize {
+                name: name.to_owned(),
+                max_entries: info.max_entries(),
+                bytes: memory(info.fd().context("open the map")?.as_fd()).unwrap_or(0),
+            });
+        }
+        Ok(Info {
+            program_id: program.info().context("look at the program")?.id(),
+            adopted: self.adopted,
+            attachments: self.attachments.clone(),
+            maps,
+            notes: self.notes.clone(),
+        })
     }
 
     /// Counters of the given services and backends.
     pub fn counters(&self, services: &[u32], backends: &[u32]) -> anyhow::Result<Counters> {
-        let _ = (services, backends);
-        unimplemented!("dataplane")
+        let reasons = (0..Reason::COUNT)
+            .map(|reason| Ok(self.reasons.get(&reason, 0)?.iter().sum()))
+            .collect::<Result<_, MapError>>()
+            .context("read REASONS")?;
+        let services = services
+            .iter()
+            .map(|&index| {
+                let sum = self.service_stats.get(&index, 0)?.iter().fold(
+                    ServiceStats::ZERO,
+                    |sum, cpu| ServiceStats {
+                        connections: sum.connections + cpu.connections,
+                        refused: sum.refused + cpu.refused,
+                    },
+                );
+                Ok((index, sum))
+            })
+            .collect::<Result<_, MapError>>()
+            .context("read SERVICE_STATS")?;
+        let backends = backends
+            .iter()
+            .map(|&id| {
+                let sum =
+                    self.backend_stats.get(&id, 0)?.iter().fold(BackendStats::ZERO, |sum, cpu| {
+                        BackendStats {
+                            connections: sum.connections + cpu.connections,
+                            answered: sum.answered + cpu.answered,
+                            forward_packets: sum.forward_packets + cpu.forward_packets,
+                            forward_bytes: sum.forward_bytes + cpu.forward_bytes,
+                            return_packets: sum.return_packets + cpu.return_packets,
+                            return_bytes: sum.return_bytes + cpu.return_bytes,
+                        }
+                    });
+                Ok((id, sum, self.active.get(id)))
+            })
+            .collect::<Result<_, MapError>>()
+            .context("read BACKEND_STATS")?;
+        Ok(Counters { reasons, services, backends })
     }
 
     /// All connections, up to `limit`; half-open ones too.
     pub fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>> {
-        let _ = limit;
-        unimplemented!("dataplane")
+        let now_ns = clock::monotonic_coarse_ns();
+        let mut flows = Vec::new();
+        self.flows.read(now_ns, limit, &mut flows)?;
+        self.flows6.read(now_ns, limit, &mut flows)?;
+        self.half_open.read(now_ns, limit, &mut flows)?;
+        self.half_open6.read(now_ns, limit, &mut flows)?;
+        Ok(flows)
     }
 
     /// Removes what is too old, and corrects the counts of open connections.
     pub fn sweep(&mut self, now_ns: u64, timeouts: &Timeouts) -> anyhow::Result<Sweep> {
-        let _ = (now_ns, timeouts);
-        unimplemented!("dataplane")
+        let match_halves = self.sweeps % MATCH_HALVES_EVERY == MATCH_HALVES_EVERY - 1;
+        self.sweeps += 1;
+        let mut sweep = Sweep::default();
+        let mut open = BTreeMap::new();
+
+        // The counters are compared with the tables before anything is removed from either.
+        let flows = self.flows.pass(now_ns, timeouts, match_halves, &mut sweep, &mut open)?;
+        let flows6 = self.flows6.pass(now_ns, timeouts, match_halves, &mut sweep, &mut open)?;
+        let half = self.half_open.pass(now_ns, timeouts, match_halves, &mut sweep, &mut open)?;
+        let half6 = self.half_open6.pass(now_ns, timeouts, match_halves, &mut sweep, &mut open)?;
+        self.active.reconcile(&open);
+
+        let active = &self.active;
+        let close = |backend| active.close(backend);
+        self.flows.expire(flows, now_ns, timeouts, &mut sweep, close)?;
+        self.flows6.expire(flows6, now_ns, timeouts, &mut sweep, close)?;
+        self.half_open.expire(half, now_ns, timeouts, &mut sweep, close)?;
+        self.half_open6.expire(half6, now_ns, timeouts, &mut sweep, close)?;
+        Ok(sweep)
     }
 
     /// Takes the records that the kernel program left in `EVENTS` since the last call.
-    pub fn take_events(&mut self) -> Vec<lb_common::event::Event> {
-        unimplemented!("dataplane")
+    pub fn take_events(&mut self) -> Vec<Event> {
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
+        let mut events = Vec::new();
+        while let Some(item) = self.events.next() {
+            if item.len() >= size_of::<Event>() {
+                // SAFETY: the record is long enough, and every bit pattern is an `Event`.
+                events.push(unsafe { item.as_ptr().cast::<Event>().read_unaligned() });
+            }
+        }
+        events
     }
 }
 
 /// Removes links, maps and the directory that [`Dataplane::open`] pinned.
-pub fn remove_pins(pins: &std::path::Path) -> anyhow::Result<()> {
-    let _ = pins;
-    unimplemented!("dataplane")
+pub fn remove_pins(pins: &Path) -> anyhow::Result<()> {
+    pins::remove(pins)
+}
+
+impl Op {
+    /// What it writes, for errors.
+    fn what(&self) -> String {
+        match self {
+            Self::SetBackend { id, .. } | Self::ClearBackend { id } => format!("BACKENDS[{id}]"),
+            Self::SetTable { start, slots } => {
+                format!("MAGLEV[{start}..{}]", u64::from(*start) + slots.len() as u64)
+            }
+            Self::SetService { .. } | Self::RemoveService { .. } => "SERVICES".to_owned(),
+            Self::SetVips { .. } => "VIPS".to_owned(),
+        }
+    }
+}
+
+/// A map of the object as aya's typed view of it.
+fn take<T: TryFrom<Map>>(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<T>
+where
+    T::Error: std::error::Error + Send + Sync + 'static,
+{
+    let map = ebpf.take_map(name).with_context(|| format!("find the map {name}"))?;
+    T::try_from(map).with_context(|| format!("open the map {name}"))
+}
+
+/// A map by its pin, for what aya's typed views do not offer.
+fn pinned(pins: &Path, name: &str) -> anyhow::Result<MapData> {
+    MapData::from_pin(pins.join(name)).with_context(|| format!("open the pinned map {name}"))
+}
+
+fn table<K: flows::Key>(
+    ebpf: &mut Ebpf,
+    pins: &Path,
+    name: &str,
+    half_open: bool,
+) -> anyhow::Result<Table<K>> {
+    Ok(Table::new(take(ebpf, name)?, pinned(pins, name)?, half_open))
+}
+
+/// The same value for every CPU.
+fn every_cpu<T: aya::Pod>(value: T) -> anyhow::Result<PerCpuValues<T>> {
+    let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
+    Ok(PerCpuValues::try_from(vec![value; cpus])?)
+}
+
+/// Kernel memory of a map, as `/proc` tells it.
+fn memory(map: BorrowedFd<'_>) -> Option<u64> {
+    let path = format!("/proc/self/fdinfo/{}", map.as_raw_fd());
+    let text = std::fs::read_to_string(path).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("memlock:"))?;
+    line.trim().parse().ok()
 }

@@ -1,10 +1,14 @@
 //! Active health checks: when to probe, how to probe, and when enough probes agree.
 
-use std::net::SocketAddr;
+use std::{fmt::Write as _, io, net::SocketAddr, time::Duration};
 
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::mpsc,
+    task::JoinHandle,
+    time::{Instant, sleep, sleep_until, timeout_at},
+};
 
-use crate::config;
+use crate::{clock, config};
 
 pub mod command;
 pub mod http;
@@ -26,7 +30,8 @@ pub enum Health {
 /// The result of one probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observation {
-    /// It answered as expected; the text says how (`"HTTP 200 in 1.2 ms"`).
+    /// It answered as expected; the text says how (`"HTTP 200"`). It holds nothing that differs from
+    /// probe to probe, such as times: each new text is a [`Report`].
     Pass(String),
     /// It did not; the text says what happened (`"connection refused"`, `"HTTP 503, expected 200-399"`).
     Fail(String),
@@ -58,9 +63,309 @@ pub struct Report {
     pub reason: String,
 }
 
-/// Starts the task that probes `target` until it is aborted. It sends a [`Report`] at its first
-/// probe and whenever the health or the reason's class changes.
+/// First probes are spread over this time, so that a daemon with many backends does not ask all of
+/// them in the same instant, and yet knows all of them soon.
+const SPREAD: Duration = Duration::from_millis(100);
+
+/// Each interval is this much shorter or longer, by chance, so that the probes of several balancers
+/// and backends do not fall into step.
+const JITTER: f64 = 0.1;
+
+/// Starts the task that probes `target` until it is aborted, or until nobody receives `reports`. It
+/// sends a [`Report`] at its first probe and whenever the health or the reason changes.
 pub fn spawn(target: Target, reports: mpsc::Sender<Report>) -> JoinHandle<()> {
-    let _ = (target, reports);
-    unimplemented!("helper `health` writes this")
+    resume(target, Health::Unknown, reports)
+}
+
+/// Like [`spawn`], for a backend whose health is known: after a reload that changed only how it is
+/// asked, one failure is no reason to eject it.
+pub fn resume(target: Target, health: Health, reports: mpsc::Sender<Report>) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        if target.health.probe == config::Probe::None {
+            let report = target.report(Health::Up, "not probed".into());
+            if reports.send(report).await.is_ok() {
+                reports.closed().await;
+            }
+        } else {
+            run(&target, health, &reports, || probe(&target)).await;
+        }
+    })
+}
+
+/// The schedule. A probe never overlaps itself: one that takes longer than the interval delays the
+/// next.
+async fn run<F>(
+    target: &Target,
+    health: Health,
+    reports: &mpsc::Sender<Report>,
+    mut probe: impl FnMut() -> F,
+) where
+    F: Future<Output = Observation>,
+{
+    let config::Health { interval, rise, fall, .. } = target.health;
+    let threshold = threshold::Threshold { rise, fall };
+    let mut state = threshold::State::new(health);
+    let mut reported: Option<(Health, String)> = None;
+    sleep(SPREAD.min(interval).mul_f64(fastrand::f64())).await;
+    loop {
+        let next = clock::timer() + interval.mul_f64(1.0 + JITTER * (2.0 * fastrand::f64() - 1.0));
+        let (passed, reason) = match probe().await {
+            Observation::Pass(reason) => (true, reason),
+            Observation::Fail(reason) => (false, reason),
+        };
+        state = state.observe(passed, threshold).0;
+        let report = (state.health(), reason);
+        if reported.as_ref() != Some(&report) {
+            let (health, reason) = report.clone();
+            if reports.send(target.report(health, reason)).await.is_err() {
+                return;
+            }
+            reported = Some(report);
+        }
+        sleep_until(next).await;
+    }
+}
+
+/// Asks once.
+async fn probe(target: &Target) -> Observation {
+    let deadline = Deadline::after(target.health.timeout);
+    match &target.health.probe {
+        config::Probe::None => Observation::Pass("not probed".into()),
+        config::Probe::Tcp => tcp::probe(target.address, deadline).await,
+        config::Probe::Http(probe) => http::probe(target.address, probe, deadline).await,
+        config::Probe::Https(probe) => http::probe_tls(target.address, probe, deadline).await,
+        config::Probe::Command(command) => command::probe(command, target, deadline).await,
+    }
+}
+
+impl Target {
+    fn report(&self, health: Health, reason: String) -> Report {
+        Report { service: self.service.clone(), backend: self.backend.clone(), health, reason }
+    }
+}
+
+/// When a whole probe must have ended: its steps share the time.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline {
+    at: Instant,
+    timeout: Duration,
+}
+
+impl Deadline {
+    /// A deadline `timeout` from now.
+    pub fn after(timeout: Duration) -> Self {
+        Self { at: clock::timer() + timeout, timeout }
+    }
+
+    /// What `step` gives, or nothing if the time is over first.
+    async fn within<T>(self, step: impl Future<Output = T>) -> Option<T> {
+        timeout_at(self.at, step).await.ok()
+    }
+
+    /// `"no answer within 500 ms"`.
+    fn missed(self, what: &str) -> String {
+        let mut text = format!("{what} within ");
+        let millis = self.timeout.as_secs_f64() * 1e3;
+        // Writing to a string cannot fail.
+        let _ = if millis < 1000.0 {
+            write!(text, "{millis} ms")
+        } else {
+            write!(text, "{} s", self.timeout.as_secs_f64())
+        };
+        text
+    }
+}
+
+/// An I/O error in the words that an operator looks for.
+fn io_reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused".into(),
+        io::ErrorKind::ConnectionReset => "connection reset".into(),
+        io::ErrorKind::HostUnreachable => "no route to host".into(),
+        io::ErrorKind::NetworkUnreachable => "network unreachable".into(),
+        io::ErrorKind::TimedOut => "connection timed out".into(),
+        io::ErrorKind::UnexpectedEof => "connection closed".into(),
+        io::ErrorKind::NotFound => "no such file".into(),
+        io::ErrorKind::PermissionDenied => "permission denied".into(),
+        _ => {
+            let text = error.to_string();
+            match text.find(" (os error") {
+                Some(end) => text[..end].to_owned(),
+                None => text,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        cell::{Cell, RefCell},
+        collections::VecDeque,
+    };
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn target(interval: Duration) -> Target {
+        Target {
+            service: "web".into(),
+            backend: "app-01".into(),
+            address: "192.0.2.21:8080".parse().unwrap(),
+            health: config::Health {
+                probe: config::Probe::Tcp,
+                interval,
+                timeout: Duration::from_millis(500),
+                rise: 2,
+                fall: 3,
+            },
+        }
+    }
+
+    fn pass(reason: &str) -> Observation {
+        Observation::Pass(reason.into())
+    }
+
+    fn fail(reason: &str) -> Observation {
+        Observation::Fail(reason.into())
+    }
+
+    /// Runs the schedule over a script; gives the reports, and when each probe began.
+    async fn play(
+        health: Health,
+        interval: Duration,
+        takes: Duration,
+        script: Vec<Observation>,
+    ) -> (Vec<(Health, String)>, Vec<Duration>) {
+        let target = target(interval);
+        let (sender, mut receiver) = mpsc::channel(script.len() + 1);
+        let script = RefCell::new(VecDeque::from(script));
+        let begin = Instant::now();
+        let starts = RefCell::new(Vec::new());
+        let busy = Cell::new(false);
+        let schedule = run(&target, health, &sender, || async {
+            assert!(!busy.replace(true), "a probe overlaps itself");
+            starts.borrow_mut().push(begin.elapsed());
+            sleep(takes).await;
+            busy.set(false);
+            let next = script.borrow_mut().pop_front();
+            match next {
+                Some(observation) => observation,
+                None => std::future::pending().await,
+            }
+        });
+        let end = takes + (interval + takes) * (script.borrow().len() as u32 + 2);
+        tokio::time::timeout(end, schedule).await.expect_err("the schedule does not end");
+        drop(sender);
+        let mut reports = Vec::new();
+        while let Some(report) = receiver.recv().await {
+            assert_eq!((report.service.as_str(), report.backend.as_str()), ("web", "app-01"));
+            reports.push((report.health, report.reason));
+        }
+        (reports, starts.into_inner())
+    }
+
+    fn report(health: Health, reason: &str) -> (Health, String) {
+        (health, reason.into())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reports_changes_of_health_and_reason_only() {
+        use Health::{Down, Up};
+        let script = vec![
+            pass("HTTP 200"),
+            pass("HTTP 200"),
+            fail("connection refused"),
+            fail("connection refused"),
+            fail("connection refused"),
+            fail("connection refused"),
+            fail("no answer within 500 ms"),
+            pass("HTTP 200"),
+            pass("HTTP 200"),
+            pass("HTTP 200"),
+        ];
+        let second = Duration::from_secs(1);
+        let (reports, _) = play(Health::Unknown, second, Duration::ZERO, script).await;
+        assert_eq!(
+            reports,
+            [
+                report(Up, "HTTP 200"),
+                report(Up, "connection refused"),
+                report(Down, "connection refused"),
+                report(Down, "no answer within 500 ms"),
+                report(Down, "HTTP 200"),
+                report(Up, "HTTP 200"),
+            ]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_known_backend_is_not_ejected_by_its_first_failure() {
+        let script = vec![fail("x"), fail("x"), fail("x")];
+        let second = Duration::from_secs(1);
+        let (reports, _) = play(Health::Up, second, Duration::ZERO, script).await;
+        assert_eq!(reports, [report(Health::Up, "x"), report(Health::Down, "x")]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn probes_start_soon_and_keep_their_interval() {
+        let interval = Duration::from_secs(1);
+        let script = vec![pass("ok"); 50];
+        let (_, starts) = play(Health::Unknown, interval, Duration::from_millis(400), script).await;
+        assert!(starts[0] <= SPREAD + Duration::from_millis(1), "{:?}", starts[0]);
+        let mut gaps: Vec<Duration> = starts.windows(2).map(|w| w[1].abs_diff(w[0])).collect();
+        gaps.sort();
+        // Tokio's timers have a grain of a millisecond.
+        assert!(gaps[0] >= Duration::from_millis(899), "{gaps:?}");
+        assert!(gaps[gaps.len() - 1] <= Duration::from_millis(1102), "{gaps:?}");
+        assert!(
+            gaps[gaps.len() - 1].abs_diff(gaps[0]) > Duration::from_millis(20),
+            "no jitter: {gaps:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_probe_delays_the_next() {
+        let interval = Duration::from_millis(100);
+        let script = vec![pass("ok"); 10];
+        let (_, starts) = play(Health::Unknown, interval, Duration::from_millis(300), script).await;
+        assert!(
+            starts.windows(2).all(|w| w[1].abs_diff(w[0]) >= Duration::from_millis(300)),
+            "{starts:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn not_probed_is_up_at_once_and_ends_with_its_reader() {
+        let mut target = target(Duration::from_secs(1));
+        target.health.probe = config::Probe::None;
+        let (sender, mut receiver) = mpsc::channel(1);
+        let task = spawn(target, sender);
+        let report = receiver.recv().await.unwrap();
+        assert_eq!((report.health, report.reason.as_str()), (Health::Up, "not probed"));
+        assert!(tokio::time::timeout(Duration::from_mins(1), receiver.recv()).await.is_err());
+        drop(receiver);
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn times_read_as_they_were_configured() {
+        for (timeout, text) in [
+            (Duration::from_millis(500), "no answer within 500 ms"),
+            (Duration::from_micros(2500), "no answer within 2.5 ms"),
+            (Duration::from_millis(1500), "no answer within 1.5 s"),
+            (Duration::from_secs(2), "no answer within 2 s"),
+        ] {
+            assert_eq!(Deadline::after(timeout).missed("no answer"), text);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn io_errors_have_no_numbers(code in 1..134_i32) {
+            let reason = io_reason(&io::Error::from_raw_os_error(code));
+            prop_assert!(!reason.is_empty() && !reason.contains("os error"), "{}", reason);
+        }
+    }
 }

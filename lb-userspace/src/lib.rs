@@ -10,3 +10,6 @@ pub mod events;
 pub mod health;
 pub mod net;
 pub mod vrrp;
+
+#[cfg(test)]
+mod scratch;

@@ -1,1 +1,191 @@
-//! See `config`.
+//! The sections and keys of the file: this table is the schema.
+//!
+//! A key that is marked `later` belongs to the contract, but does nothing in this version. It is
+//! read and checked, so that the file of a later version is not refused, and a warning says what
+//! will not happen.
+
+use std::time::Duration;
+
+use lb_common::service::Balance;
+
+use super::{
+    OnDown, Protocol,
+    read::{List, section},
+    value::{
+        AbsolutePath, Argument, Bytes, Host, Interface, Name, Secret, Text, Url, UrlPath, Whole,
+        address::{Address, Endpoint, Prefix},
+        expect::Expect,
+        word::{AlertKind, Checksum, Forward, NextUpstream, Probe, Promotion, Route},
+    },
+};
+
+section! {
+    /// The whole file.
+    File "" {
+        cluster: Cluster;
+        node: List<Node>;
+        floating: List<Floating>;
+        service: List<Service>;
+        dataplane: Dataplane;
+        paths: Paths;
+        postgres: List<Postgres>, later "nothing watches PostgreSQL or routes to it";
+        consensus: Consensus, later "nothing is kept in etcd";
+        alert: List<Alert>, later "no alert is sent";
+        api: Api, later "no metrics, dashboard or health page is served";
+    }
+}
+
+section! {
+    /// `[cluster]`.
+    Cluster "[cluster]" {
+        name: Name;
+        secret_file: AbsolutePath, later "the nodes do not talk to each other";
+    }
+}
+
+section! {
+    /// `[[node]]`.
+    Node "[[node]]" {
+        name: Name, required r#"name = "lb-01""#;
+        address: Address, required r#"address = "192.0.2.11""#;
+        interface: Interface, required r#"interface = "eth0""#;
+        priority: Whole<1, 254>;
+    }
+}
+
+section! {
+    /// `[[floating]]`.
+    Floating "[[floating]]" {
+        vrid: Whole<1, 255>, required "vrid = 51";
+        addresses: List<Prefix>, required r#"addresses = ["192.0.2.100/24"]"#;
+        interval: Duration, later "no VRRP adverts are sent";
+        version: Whole<2, 3>, later "no VRRP adverts are sent";
+        password: Secret, later "no VRRP adverts are sent or heard";
+        preempt: bool, later "addresses do not move between nodes";
+        preempt_delay: Duration, later "addresses do not move between nodes";
+        unicast: bool, later "no VRRP adverts are sent";
+        checksum: Checksum, later "no VRRP adverts are sent";
+    }
+}
+
+section! {
+    /// `[[service]]`.
+    Service "[[service]]" {
+        name: Name, required r#"name = "web""#;
+        listen: Endpoint, required r#"listen = "192.0.2.100:80""#;
+        protocol: Protocol;
+        path: Route;
+        forward: Forward;
+        balance: Balance;
+        on_down: OnDown;
+        drain_timeout: Duration;
+        slow_start: Duration;
+        backend: List<Backend>, required "[[service.backend]]` with `name` and `address";
+        health: Health;
+        proxy: Proxy, later "no request is proxied or retried";
+    }
+}
+
+section! {
+    /// `[[service.backend]]`.
+    Backend "[[service.backend]]" {
+        name: Name, required r#"name = "app-01""#;
+        address: Endpoint, required r#"address = "192.0.2.21:8080""#;
+        weight: Whole<1, 256>;
+        backup: bool;
+    }
+}
+
+section! {
+    /// `[service.health]`.
+    Health "[service.health]" {
+        probe: Probe;
+        path: UrlPath;
+        host: Host;
+        expect: Expect;
+        interval: Duration;
+        timeout: Duration;
+        rise: Whole<1, 1000>;
+        fall: Whole<1, 1000>;
+        command: List<Argument>;
+    }
+}
+
+section! {
+    /// `[service.proxy]`.
+    Proxy "[service.proxy]" {
+        connect_timeout: Duration;
+        send_timeout: Duration;
+        read_timeout: Duration;
+        keepalive: Whole<0, 65_535>;
+        next_upstream: List<NextUpstream>;
+        next_upstream_tries: Whole<0, 65_535>;
+        next_upstream_timeout: Duration;
+    }
+}
+
+section! {
+    /// `[dataplane]`.
+    Dataplane "[dataplane]" {
+        max_flows: Whole<1024, 16_777_216>;
+        max_half_open: Whole<1024, 16_777_216>;
+        tcp_idle_timeout: Duration;
+        tcp_closing_timeout: Duration;
+        udp_idle_timeout: Duration;
+    }
+}
+
+section! {
+    /// `[paths]`.
+    Paths "[paths]" {
+        socket: AbsolutePath;
+        state: AbsolutePath;
+        pins: AbsolutePath;
+    }
+}
+
+section! {
+    /// `[[postgres]]`.
+    Postgres "[[postgres]]" {
+        name: Name, required r#"name = "appdb""#;
+        read_write: Endpoint;
+        read_only: Endpoint;
+        user: Text, required r#"user = "ballast""#;
+        password_file: AbsolutePath;
+        promotion: Promotion;
+        max_loss: Bytes;
+        max_lag: Bytes;
+        server: List<Server>, required "[[postgres.server]]` with `name` and `address";
+    }
+}
+
+section! {
+    /// `[[postgres.server]]`.
+    Server "[[postgres.server]]" {
+        name: Name, required r#"name = "pg-01""#;
+        address: Endpoint, required r#"address = "192.0.2.31:5432""#;
+    }
+}
+
+section! {
+    /// `[consensus]`.
+    Consensus "[consensus]" {
+        etcd: List<Url>, required r#"etcd = ["http://192.0.2.11:2379"]"#;
+    }
+}
+
+section! {
+    /// `[[alert]]`.
+    Alert "[[alert]]" {
+        kind: AlertKind, required r#"kind = "syslog""#;
+        token_file: AbsolutePath;
+        chat_id: Text;
+    }
+}
+
+section! {
+    /// `[api]`.
+    Api "[api]" {
+        listen: Endpoint, required r#"listen = "127.0.0.1:9180""#;
+    }
+}

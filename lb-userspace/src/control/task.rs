@@ -1,1 +1,332 @@
-//! See `control`.
+//! The reconcile task: the one place where inputs meet, and the one writer of the kernel's tables.
+//!
+//! It owns the state, the planner, the probes and the floating addresses. Whatever happens, it
+//! judges, plans and applies anew; what has not changed costs nothing. Cancelling it loses nothing
+//! but the knowledge of who is healthy: the tables stay as they are, and forwarding goes on.
+//!
+//! Calls to the kernel's side block, so they are made on blocking threads; so are the sweeps over
+//! the flow tables, one a second, which take long when the tables are big.
+
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use jiff::{SignedDuration, Timestamp};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+
+use super::{
+    kernel::Kernel,
+    plan::Planner,
+    state::{State, Wish},
+    verdict::Admin,
+    wishes::{self, Kept, Wishes},
+};
+use crate::{
+    clock,
+    config::Config,
+    events::{Kind, Note, Timeline},
+    health::Report,
+    net::NextHops,
+};
+
+mod addresses;
+mod attach;
+mod faults;
+mod handle;
+mod probes;
+mod reconcile;
+mod reload;
+mod snapshot;
+mod sweep;
+mod wish;
+
+use addresses::Addresses;
+use attach::Attachments;
+use faults::{Faults, KernelNews};
+pub use handle::{FlowsError, Handle};
+use probes::Probes;
+pub(crate) use reload::warnings;
+pub use reload::{Refused, Reloaded};
+use sweep::{Rates, Swept};
+pub use wish::{Change, WishError, Wished};
+
+/// Commands that wait for the task. Each sender waits for its answer, so few ever queue.
+const QUEUED_COMMANDS: usize = 32;
+
+/// Time between two sweeps, and the longest time until what failed is tried again.
+const TICK: Duration = Duration::from_secs(1);
+
+/// After a start, the tables that a previous daemon left stay as they are until all backends have
+/// been probed and all next hops are known, but not longer than this.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// What the task needs.
+#[derive(Debug)]
+pub struct Setup {
+    /// Name of this node.
+    pub node: String,
+    /// File that a reload reads.
+    pub config_path: PathBuf,
+    /// The configuration.
+    pub config: Config,
+    /// What the operator should know about it.
+    pub warnings: Vec<String>,
+    /// Directory of what survives a restart.
+    pub state_dir: PathBuf,
+    /// The kernel's side.
+    pub kernel: Arc<dyn Kernel>,
+    /// Where events go.
+    pub timeline: Arc<Timeline>,
+    /// Next hops of what `wanted` asks for.
+    pub next_hops: watch::Receiver<NextHops>,
+    /// Addresses whose next hops are wanted.
+    pub wanted: watch::Sender<BTreeSet<IpAddr>>,
+}
+
+/// What others ask of the task.
+#[derive(Debug)]
+enum Command {
+    Snapshot(oneshot::Sender<snapshot::Snapshot>),
+    Reload(oneshot::Sender<Result<Reloaded, Refused>>),
+    Wish(wish::Request, oneshot::Sender<Result<Vec<Wished>, WishError>>),
+    Stop(oneshot::Sender<()>),
+}
+
+/// The task's own state.
+#[derive(Debug)]
+pub struct Task {
+    node: String,
+    config_path: PathBuf,
+    config: Config,
+    config_loaded: Timestamp,
+    warnings: Vec<String>,
+    state_dir: PathBuf,
+    kernel: Arc<dyn Kernel>,
+    timeline: Arc<Timeline>,
+    wanted: watch::Sender<BTreeSet<IpAddr>>,
+    started: Timestamp,
+    state: State,
+    planner: Planner,
+    /// The maps hold what a previous daemon wrote.
+    adopted: bool,
+    /// Nothing is left to guess, or it has taken too long.
+    settled: watch::Sender<bool>,
+    settle_by: Duration,
+    wishes: Wishes,
+    probes: Probes,
+    addresses: Addresses,
+    attachments: Attachments,
+    faults: Faults,
+    kernel_news: KernelNews,
+    /// When writes that failed are tried again, and how long the wait was.
+    retry: Option<(Duration, Duration)>,
+    sweeping: bool,
+    swept: mpsc::Sender<Swept>,
+    flows: u64,
+    rates: Rates,
+}
+
+/// What the task receives.
+#[derive(Debug)]
+struct Inputs {
+    commands: mpsc::Receiver<Command>,
+    reports: mpsc::Receiver<Report>,
+    next_hops: watch::Receiver<NextHops>,
+    swept: mpsc::Receiver<Swept>,
+}
+
+impl Task {
+    /// Takes over what stands in the maps and starts to serve. Returns once the program is on the
+    /// node's interface, with the handle that others command the task by; the task ends by
+    /// [`Handle::stop`], or with the runtime.
+    pub async fn start(setup: Setup) -> anyhow::Result<Handle> {
+        let Setup { node, config_path, config, warnings, state_dir, kernel, timeline, .. } = setup;
+        let reader = Arc::clone(&kernel);
+        let adopted = tokio::task::spawn_blocking(move || reader.adopted())
+            .await?
+            .context("read the tables that a previous daemon left")?;
+        let planner = Planner::adopt(adopted);
+        let (wishes, lost) = wishes::load(&state_dir);
+        if let Some(note) = lost {
+            timeline.add(note);
+        }
+        let (probes, reports) = Probes::new();
+        let (command_sender, commands) = mpsc::channel(QUEUED_COMMANDS);
+        let (swept_sender, swept) = mpsc::channel(1);
+        let settled = watch::Sender::new(false);
+        let mut task = Self {
+            node,
+            config_path,
+            config,
+            config_loaded: clock::wall(),
+            warnings,
+            state_dir,
+            kernel,
+            timeline,
+            wanted: setup.wanted,
+            started: clock::wall(),
+            state: State::default(),
+            adopted: !planner.is_empty(),
+            planner,
+            settle_by: clock::monotonic() + SETTLE,
+            settled,
+            wishes,
+            probes,
+            addresses: Addresses::default(),
+            attachments: Attachments::default(),
+            faults: Faults::default(),
+            kernel_news: KernelNews::default(),
+            retry: None,
+            sweeping: false,
+            swept: swept_sender,
+            flows: 0,
+            rates: Rates::default(),
+        };
+        let interface = task.interface()?;
+        task.attach_first(&interface).await?;
+        task.configure().await;
+        let handle = Handle::new(
+            command_sender,
+            task.settled.subscribe(),
+            Arc::clone(&task.kernel),
+            Arc::clone(&task.timeline),
+        );
+        let inputs = Inputs { commands, reports, next_hops: setup.next_hops, swept };
+        tokio::spawn(task.run(inputs));
+        Ok(handle)
+    }
+
+    async fn run(mut self, mut inputs: Inputs) {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut watchdog = watchdog();
+        let mut followed = true;
+        loop {
+            let deadline = self.reconcile().await;
+            tokio::select! {
+                Some(command) = inputs.commands.recv() => {
+                    if let Command::Stop(done) = command {
+                        let _ = done.send(());
+                        return;
+                    }
+                    self.obey(command, &mut inputs.reports).await;
+                }
+                Some(report) = inputs.reports.recv() => {
+                    self.observe(&report);
+                    // All that are there at once: a cut link condemns many backends together.
+                    while let Ok(report) = inputs.reports.try_recv() {
+                        self.observe(&report);
+                    }
+                }
+                changed = inputs.next_hops.changed(), if followed => {
+                    followed = changed.is_ok();
+                    self.state.set_next_hops(inputs.next_hops.borrow_and_update().clone());
+                    let wrong = (!followed).then(|| "their task has ended; restart ballast".into());
+                    self.fault("next hops", wrong);
+                }
+                Some(swept) = inputs.swept.recv() => self.take_sweep(swept),
+                () = self.addresses.changed() => {}
+                _ = tick.tick() => {
+                    self.start_sweep();
+                    self.attachments.retry();
+                }
+                _ = watchdog.tick() => {
+                    // Nobody listens unless systemd asked for it.
+                    let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+                }
+                () = sleep_until(deadline) => {}
+            }
+        }
+    }
+
+    async fn obey(&mut self, command: Command, reports: &mut mpsc::Receiver<Report>) {
+        // Who asked may have gone away meanwhile; then nobody wants the answer.
+        match command {
+            Command::Snapshot(answer) => {
+                let _ = answer.send(self.snapshot());
+            }
+            Command::Reload(answer) => {
+                let result = self.reload(reports).await;
+                self.reconcile().await;
+                let _ = answer.send(result);
+            }
+            Command::Wish(request, answer) => {
+                let result = self.wish(request).await;
+                self.reconcile().await;
+                let _ = answer.send(result);
+            }
+            Command::Stop(answer) => {
+                let _ = answer.send(());
+            }
+        }
+    }
+
+    fn observe(&mut self, report: &Report) {
+        if let Some(note) = self.state.observe(report, clock::monotonic()) {
+            self.timeline.add(note);
+        }
+    }
+
+    /// Puts the configuration into force: services, wishes, probes.
+    async fn configure(&mut self) {
+        let now = clock::monotonic();
+        let wishes = &self.wishes;
+        self.state.configure(
+            &self.config.services,
+            |service, backend| {
+                let kept = wishes.get(&(service.to_owned(), backend.to_owned()));
+                kept.map_or_else(Wish::default, |kept| in_force(kept, now))
+            },
+            now,
+        );
+        let targets = self.state.targets();
+        self.probes.keep(&targets).await;
+        let health: Vec<_> = self.state.records().map(|(_, record)| record.health).collect();
+        self.probes.start(targets.into_iter().zip(health).collect());
+    }
+
+    /// Records how something stands, and tells it if it is news.
+    fn fault(&mut self, about: &str, wrong: Option<String>) {
+        if let Some(note) = self.faults.set(about, wrong) {
+            self.timeline.add(note);
+        }
+    }
+
+    fn interface(&self) -> anyhow::Result<String> {
+        let node = self.config.node(&self.node);
+        let node = node.with_context(|| format!("find node {} in the configuration", self.node))?;
+        Ok(node.interface.clone())
+    }
+
+    fn note(&self, kind: Kind, message: impl Into<String>) {
+        self.timeline.add(Note::new(kind, message));
+    }
+}
+
+/// A kept wish on the monotonic clock. A wall clock that was set back since makes it new.
+fn in_force(kept: &Kept, now: Duration) -> Wish {
+    let age = clock::wall().duration_since(kept.since).max(SignedDuration::ZERO);
+    let age = match kept.admin {
+        Admin::Draining => age.unsigned_abs(),
+        Admin::Enabled | Admin::Disabled => Duration::ZERO,
+    };
+    Wish { admin: kept.admin, weight: kept.weight, since: now.saturating_sub(age) }
+}
+
+/// Ticks twice in the time that systemd's watchdog allows, or once an hour if there is none.
+fn watchdog() -> tokio::time::Interval {
+    let allowed = sd_notify::watchdog_enabled().unwrap_or(Duration::from_hours(2));
+    let mut ticks = interval((allowed / 2).max(Duration::from_millis(1)));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// The instant of a point on the monotonic clock.
+fn instant(at: Duration) -> Instant {
+    clock::timer() + at.saturating_sub(clock::monotonic())
+}
+
+#[cfg(test)]
+mod tests;

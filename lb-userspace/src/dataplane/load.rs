@@ -1,4 +1,19 @@
-//! The program's object file, and how it is loaded.
+//! Loading the program, and attaching it.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, anyhow, bail};
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{
+        Program, ProgramError, Xdp, XdpMode,
+        links::{FdLink, LinkError, PinnedLink},
+        xdp::XdpLink,
+    },
+};
+use lb_common::names;
+
+use super::{AttachMode, Options, pins};
 
 /// The object that the build put into this binary. Aligned, because the ELF reader reads words.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ballast-xdp"));
@@ -6,3 +21,141 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 /// Where the build left the programs that the benchmark measures ours against. A path, so that the
 /// daemon does not carry them.
 pub const FLOORS_PATH: &str = concat!(env!("OUT_DIR"), "/ballast-floors");
+
+/// Loads the object: its maps are those that are pinned, or are created and pinned.
+pub(super) fn load(options: &Options) -> anyhow::Result<Ebpf> {
+    let mut loader = EbpfLoader::new();
+    for layout in pins::layouts(options) {
+        loader.map_pin_path(layout.name, options.pins.join(layout.name));
+        if layout.sized {
+            loader.map_max_entries(layout.name, layout.max_entries);
+        }
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(explain).context("create the BPF maps")?;
+    program(&mut ebpf)?.load().map_err(|error| {
+        let error = anyhow!(error);
+        match error.downcast_ref::<ProgramError>() {
+            Some(ProgramError::LoadError { io_error, verifier_log }) => anyhow!(
+                "load the XDP program: {io_error}{}\n{}",
+                denied(io_error.raw_os_error()),
+                tail(&verifier_log.to_string()),
+            ),
+            _ => error.context("load the XDP program"),
+        }
+    })?;
+    Ok(ebpf)
+}
+
+fn explain(error: aya::EbpfError) -> anyhow::Error {
+    let denied = std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source())
+        .filter_map(|e| e.downcast_ref::<std::io::Error>())
+        .any(|e| matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES)));
+    let hint = if denied { denied_hint() } else { "" };
+    anyhow!(error).context(format!("bpf(2) refused{hint}"))
+}
+
+fn denied(errno: Option<i32>) -> &'static str {
+    if matches!(errno, Some(libc::EPERM)) { denied_hint() } else { "" }
+}
+
+const fn denied_hint() -> &'static str {
+    " (run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_NET_RAW)"
+}
+
+/// The last lines of the verifier's log, where it says what it refused.
+fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(20)..].join("\n")
+}
+
+/// The XDP program of a loaded object.
+pub(super) fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
+    let program: &mut Program = ebpf
+        .program_mut(names::PROGRAM)
+        .with_context(|| format!("the object has no program `{}`", names::PROGRAM))?;
+    Ok(program.try_into()?)
+}
+
+/// Puts the program on an interface: into the link that a previous daemon pinned there, or else into
+/// a new one, in the driver if it can.
+pub(super) fn attach(
+    program: &mut Xdp,
+    pins: &Path,
+    interface: &str,
+    ifindex: u32,
+) -> anyhow::Result<AttachMode> {
+    for mode in [AttachMode::Driver, AttachMode::Generic] {
+        let path = pins::link(pins, ifindex, mode);
+        if path.exists() && take_over(program, &path)? {
+            return Ok(mode);
+        }
+    }
+    match attach_new(program, pins, ifindex, AttachMode::Driver) {
+        Ok(()) => Ok(AttachMode::Driver),
+        Err(driver_error) if is_busy(&driver_error) => bail!(
+            "another XDP program is on {interface}: see it with `bpftool net show dev \
+             {interface}`, remove it with `ip link set dev {interface} xdp off`"
+        ),
+        Err(driver_error) => {
+            attach_new(program, pins, ifindex, AttachMode::Generic).with_context(|| {
+                format!("attach to {interface} (and its driver refused: {driver_error:#})")
+            })?;
+            Ok(AttachMode::Generic)
+        }
+    }
+}
+
+/// Replaces the program in a pinned link, in one step. False, and the pin is gone, if the link's
+/// interface is.
+fn take_over(program: &mut Xdp, path: &Path) -> anyhow::Result<bool> {
+    let opened = PinnedLink::from_pin(path);
+    if let Err(LinkError::SyscallError(error)) = &opened
+        && error.io_error.raw_os_error() == Some(libc::ENOENT)
+    {
+        return Ok(false);
+    }
+    let link = opened.with_context(|| format!("open the pinned link {}", path.display()))?;
+    let link = XdpLink::try_from(FdLink::from(link))
+        .with_context(|| format!("use the pinned link {}", path.display()))?;
+    match program.attach_to_link(link) {
+        Ok(id) => {
+            // The pin keeps the link; this process's own handle on it is not needed.
+            let link = program.take_link(id).context("hold the link")?;
+            drop(FdLink::try_from(link).context("hold the link")?);
+            Ok(true)
+        }
+        Err(ProgramError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOLINK) =>
+        {
+            fs::remove_file(path).with_context(|| format!("remove {}", path.display()))?;
+            Ok(false)
+        }
+        Err(error) => {
+            Err(error).with_context(|| format!("replace the program of {}", path.display()))
+        }
+    }
+}
+
+fn attach_new(
+    program: &mut Xdp,
+    pins: &Path,
+    ifindex: u32,
+    mode: AttachMode,
+) -> anyhow::Result<()> {
+    let flags = match mode {
+        AttachMode::Driver => XdpMode::Driver,
+        AttachMode::Generic => XdpMode::Skb,
+    };
+    let id = program.attach_to_if_index(ifindex, flags)?;
+    let link = FdLink::try_from(program.take_link(id)?)?;
+    let path = pins::link(pins, ifindex, mode);
+    link.pin(&path).with_context(|| format!("pin {}", path.display()))?;
+    Ok(())
+}
+
+fn is_busy(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|cause| cause.raw_os_error() == Some(libc::EBUSY))
+}

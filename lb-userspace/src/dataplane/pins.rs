@@ -1,1 +1,208 @@
-//! See `dataplane`.
+//! Pinned maps and links: what outlives the daemon, and whether it may be gone on with.
+
+use std::{
+    fs, io,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use aya::maps::{Array, Map, MapData, MapInfo, MapType};
+use lb_common::{
+    backend::Backend,
+    event::Event,
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
+    limits, names,
+    reason::Reason,
+    service::{Service, ServiceKey},
+    stats::{BackendStats, Meta, ServiceStats},
+};
+
+use super::{AttachMode, Options};
+
+/// What a map must look like for this version to use it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Layout {
+    pub(super) name: &'static str,
+    map_type: MapType,
+    key_size: u32,
+    value_size: u32,
+    pub(super) max_entries: u32,
+    /// The size comes from the configuration, so another one is no reason to refuse the map.
+    pub(super) sized: bool,
+}
+
+/// The layout of every pinned map, with the sizes that `options` ask for.
+pub(super) fn layouts(options: &Options) -> Vec<Layout> {
+    fn map<K, V>(name: &'static str, map_type: MapType, max_entries: u32) -> Layout {
+        let (key_size, value_size) = (size_of::<K>() as u32, size_of::<V>() as u32);
+        Layout { name, map_type, key_size, value_size, max_entries, sized: false }
+    }
+    fn flows<K, V>(name: &'static str, max_entries: u32) -> Layout {
+        Layout { sized: true, ..map::<K, V>(name, MapType::LruHash, max_entries) }
+    }
+    let (flow_entries, half_open) = (options.max_flows, options.max_half_open);
+    vec![
+        map::<u32, u64>(names::VIPS, MapType::Array, limits::VIP_WORDS),
+        map::<ServiceKey, Service>(names::SERVICES, MapType::Hash, limits::MAX_SERVICES),
+        map::<u32, Backend>(names::BACKENDS, MapType::Array, limits::MAX_BACKENDS),
+        map::<u32, u32>(names::MAGLEV, MapType::Array, limits::MAX_SLOTS),
+        flows::<FlowKey4, FlowEntry4>(names::FLOWS, flow_entries),
+        flows::<FlowKey6, FlowEntry6>(names::FLOWS6, flow_entries),
+        flows::<FlowKey4, FlowEntry4>(names::HALF_OPEN, half_open),
+        flows::<FlowKey6, FlowEntry6>(names::HALF_OPEN6, half_open),
+        map::<u32, u64>(names::REASONS, MapType::PerCpuArray, Reason::COUNT),
+        map::<u32, ServiceStats>(names::SERVICE_STATS, MapType::PerCpuArray, limits::MAX_SERVICES),
+        map::<u32, BackendStats>(names::BACKEND_STATS, MapType::PerCpuArray, limits::MAX_BACKENDS),
+        map::<u32, u64>(names::ACTIVE, MapType::Array, limits::MAX_BACKENDS),
+        map::<u32, u64>(names::CURSORS, MapType::Array, limits::MAX_SERVICES),
+        Layout {
+            key_size: 0,
+            value_size: 0,
+            ..map::<(), Event>(names::EVENTS, MapType::RingBuf, limits::EVENTS_BYTES)
+        },
+        map::<u32, Meta>(names::META, MapType::Array, 1),
+    ]
+}
+
+impl Layout {
+    /// Why a pinned map does not fit, if it does not.
+    fn misfit(&self, info: &MapInfo) -> Option<String> {
+        if info.map_type().ok() != Some(self.map_type) {
+            return Some(format!("{} is a map of another type", self.name));
+        }
+        let found = [info.key_size(), info.value_size()];
+        if found != [self.key_size, self.value_size] {
+            return Some(format!(
+                "{} has keys of {} and values of {} bytes, not {} and {}",
+                self.name, found[0], found[1], self.key_size, self.value_size,
+            ));
+        }
+        if !self.sized && info.max_entries() != self.max_entries {
+            return Some(format!(
+                "{} has room for {} entries, not {}",
+                self.name,
+                info.max_entries(),
+                self.max_entries,
+            ));
+        }
+        None
+    }
+}
+
+/// What [`prepare`] found.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// There are maps to go on with.
+    pub(super) adopted: bool,
+    /// Differences that do not matter now but that the operator should know.
+    pub(super) notes: Vec<String>,
+}
+
+/// Makes the directory ready: it exists, lies on a BPF file system, and holds either nothing or maps
+/// of this version.
+pub(super) fn prepare(options: &Options) -> anyhow::Result<Found> {
+    let pins = &options.pins;
+    require_bpffs(pins)?;
+    if options.discard_pins {
+        super::remove_pins(pins)?;
+    }
+    fs::create_dir_all(pins).with_context(|| format!("create {}", pins.display()))?;
+    let mut found = Found::default();
+    let mut misfits = Vec::new();
+    for layout in layouts(options) {
+        let path = pins.join(layout.name);
+        if !path.exists() {
+            continue;
+        }
+        let info = MapInfo::from_pin(&path)
+            .with_context(|| format!("open the pinned map {}", path.display()))?;
+        misfits.extend(layout.misfit(&info));
+        if layout.sized && info.max_entries() != layout.max_entries {
+            found.notes.push(format!(
+                "{} keeps its {} entries: the configured {} take effect after a start with \
+                 --discard-pins, which loses open connections",
+                layout.name,
+                info.max_entries(),
+                layout.max_entries,
+            ));
+        }
+        found.adopted = true;
+    }
+    let version = if found.adopted && misfits.is_empty() { pinned_version(pins)? } else { 0 };
+    if version != 0 && version != limits::ABI_VERSION {
+        misfits.push(format!("their version is {version}, not {}", limits::ABI_VERSION));
+    }
+    if !misfits.is_empty() {
+        bail!(
+            "the maps pinned in {} are of another version of ballast: {}. They still forward \
+             packets; to replace them, and lose the connections that are open, start with \
+             `ballast run --discard-pins`",
+            pins.display(),
+            misfits.join("; "),
+        );
+    }
+    Ok(found)
+}
+
+/// The version of whoever created the maps; 0 if it did not come to writing it.
+fn pinned_version(pins: &Path) -> anyhow::Result<u32> {
+    let path = pins.join(names::META);
+    if !path.exists() {
+        return Ok(0);
+    }
+    let map = MapData::from_pin(&path).with_context(|| format!("open {}", path.display()))?;
+    let meta: Array<_, Meta> = Map::Array(map).try_into().context("read META")?;
+    Ok(meta.get(&0, 0).context("read META")?.abi_version)
+}
+
+/// Fails unless the directory lies, or would lie, on a BPF file system.
+fn require_bpffs(pins: &Path) -> anyhow::Result<()> {
+    let existing = pins.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let kind = nix::sys::statfs::statfs(existing)
+        .with_context(|| format!("look at {}", existing.display()))?
+        .filesystem_type();
+    if kind == nix::sys::statfs::BPF_FS_MAGIC {
+        return Ok(());
+    }
+    bail!(
+        "{} is not on a BPF file system, where maps can be pinned: run `mount -t bpf bpf \
+         /sys/fs/bpf`, or set `[paths] pins` to a directory on one",
+        pins.display(),
+    )
+}
+
+/// Where the link of an interface is pinned. The name says how the program is attached, which the
+/// kernel does not tell of a link.
+pub(super) fn link(pins: &Path, ifindex: u32, mode: AttachMode) -> PathBuf {
+    let mode = match mode {
+        AttachMode::Driver => "driver",
+        AttachMode::Generic => "generic",
+    };
+    pins.join(format!("link_{ifindex}_{mode}"))
+}
+
+/// Removes the pins, and with the links the program from its interfaces.
+pub(super) fn remove(pins: &Path) -> anyhow::Result<()> {
+    let entries = match fs::read_dir(pins) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("list {}", pins.display())),
+    };
+    for entry in entries {
+        let entry = entry.with_context(|| format!("list {}", pins.display()))?;
+        let name = entry.file_name();
+        let ours = names::PINNED.iter().any(|pinned| name.as_bytes() == pinned.as_bytes())
+            || name.as_bytes().starts_with(b"link_");
+        if ours {
+            fs::remove_file(entry.path())
+                .with_context(|| format!("remove {}", entry.path().display()))?;
+        }
+    }
+    match fs::remove_dir(pins) {
+        Ok(()) => Ok(()),
+        // Somebody else's pin is in there: leave it.
+        Err(error) if error.raw_os_error() == Some(libc::ENOTEMPTY) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("remove {}", pins.display())),
+    }
+}

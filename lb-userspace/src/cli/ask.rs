@@ -1,0 +1,179 @@
+//! The commands that ask the daemon.
+
+use std::{fmt::Write as _, path::Path, process::ExitCode};
+
+use anyhow::Context as _;
+
+use super::{
+    check::plural,
+    output::{age, bytes, columns, print},
+    status,
+};
+use crate::{
+    admin::client::{Call, Error},
+    control::{
+        status::{NamedFlow, Status},
+        task::{Reloaded, Wished},
+        verdict::Admin,
+    },
+    events::Event,
+};
+
+/// `ballast status`.
+pub(super) fn status(socket: &Path, json: bool) -> anyhow::Result<()> {
+    let text = block_on(Call::get(&["status"]).text(socket))?;
+    if json {
+        return Ok(print(&format!("{text}\n"))?);
+    }
+    let status: Status = serde_json::from_str(&text).context("understand the daemon's answer")?;
+    Ok(print(&status::render(&status))?)
+}
+
+/// `ballast reload`.
+pub(super) fn reload(socket: &Path) -> anyhow::Result<ExitCode> {
+    match block_on(Call::post(&["reload"]).json::<Reloaded>(socket)) {
+        Ok(reloaded) => {
+            eprint!("{}", reloaded.warnings);
+            let services = plural(reloaded.services, "service");
+            let backends = plural(reloaded.backends, "backend");
+            print(&format!("in force: {services}, {backends}\n"))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            if let Some(Error::Refused(problem)) = error.downcast_ref::<Error>()
+                && let Some(text) = &problem.text
+            {
+                eprintln!("{}", text.trim_end());
+                eprintln!("refused; nothing has changed");
+                return Ok(ExitCode::FAILURE);
+            }
+            Err(error)
+        }
+    }
+}
+
+/// `ballast drain`, `enable`, `disable` and `weight`.
+pub(super) fn wish(
+    socket: &Path,
+    call: Call,
+    service: Option<&str>,
+    json: bool,
+) -> anyhow::Result<()> {
+    let call = call.with("service", service);
+    let text = block_on(call.text(socket))?;
+    if json {
+        return Ok(print(&format!("{text}\n"))?);
+    }
+    let wished: Vec<Wished> =
+        serde_json::from_str(&text).context("understand the daemon's answer")?;
+    let mut out = String::new();
+    for Wished { service, backend, admin, weight } in &wished {
+        let what = match admin {
+            Admin::Enabled => "serves if it is fit",
+            Admin::Draining => "gets no new connections; open ones go on for drain_timeout",
+            Admin::Disabled => "gets no new connections; open ones are reset",
+        };
+        // Writing to a `String` cannot fail.
+        let _ = writeln!(out, "{backend} of {service}: {what}; weight {weight}");
+    }
+    if let [first, _, ..] = &wished[..] {
+        let services = plural(wished.len(), "service");
+        let backend = &first.backend;
+        let _ = writeln!(
+            out,
+            "{backend} is in {services}, and all of them are meant; --service picks one"
+        );
+    }
+    Ok(print(&out)?)
+}
+
+/// `ballast release`.
+pub(super) fn release(socket: &Path) -> anyhow::Result<()> {
+    Ok(print(&block_on(Call::post(&["release"]).text(socket))?)?)
+}
+
+/// `ballast flows`.
+pub(super) fn flows(
+    socket: &Path,
+    service: Option<&str>,
+    limit: u64,
+    json: bool,
+) -> anyhow::Result<()> {
+    let call = Call::get(&["flows"]).with("service", service);
+    let text = block_on(call.with("limit", Some(&limit.to_string())).text(socket))?;
+    if json {
+        return Ok(print(&format!("{text}\n"))?);
+    }
+    let flows: Vec<NamedFlow> =
+        serde_json::from_str(&text).context("understand the daemon's answer")?;
+    let head = ["PROTO", "CLIENT", "SERVICE", "BACKEND", "AS", "PHASE", "IDLE", "TO", "FROM"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    rows.extend(flows.iter().map(|NamedFlow { service, backend_name, flow }| {
+        vec![
+            match flow.protocol {
+                6 => "tcp".to_owned(),
+                17 => "udp".to_owned(),
+                other => other.to_string(),
+            },
+            flow.client.to_string(),
+            format!("{} {}", service.as_deref().unwrap_or("(removed)"), flow.listen),
+            format!("{} {}", backend_name.as_deref().unwrap_or("(removed)"), flow.backend),
+            flow.nat.to_string(),
+            flow.phase.clone(),
+            age(flow.idle_ms / 1000),
+            bytes(flow.forward_bytes),
+            bytes(flow.return_bytes),
+        ]
+    }));
+    let mut out = columns(&rows, 0);
+    if flows.len() as u64 == limit {
+        let _ = writeln!(out, "the first {limit}; --limit shows more");
+    }
+    Ok(print(&out)?)
+}
+
+/// `ballast events`.
+pub(super) fn events(socket: &Path, follow: bool, json: bool) -> anyhow::Result<()> {
+    let call = Call::get(&["events"]).with("follow", follow.then_some("true"));
+    let mut failure = None;
+    block_on(call.lines(socket, |line| {
+        let shown = if json { Ok(format!("{line}\n")) } else { event(line) };
+        let printed = shown.and_then(|text| Ok(print(&text)?));
+        printed.map_err(|error| failure = Some(error)).is_ok()
+    }))?;
+    failure.map_or(Ok(()), Err)
+}
+
+fn event(line: &str) -> anyhow::Result<String> {
+    let event: Event = serde_json::from_str(line).context("understand the daemon's answer")?;
+    let about = match (&event.service, &event.backend) {
+        (Some(service), Some(backend)) => format!("[{service}/{backend}] "),
+        (Some(name), None) | (None, Some(name)) => format!("[{name}] "),
+        (None, None) => String::new(),
+    };
+    let mark = if event.kind.is_grave() { "! " } else { "" };
+    let cause = event.cause.map(|cause| format!(" ({cause})")).unwrap_or_default();
+    Ok(format!("{:.3}  {mark}{about}{}{cause}\n", event.time, event.message))
+}
+
+fn block_on<T>(future: impl Future<Output = Result<T, Error>>) -> anyhow::Result<T> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().build().context("start the runtime")?;
+    Ok(runtime.block_on(future)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::{Kind, Note, Timeline};
+
+    #[test]
+    fn an_event_is_a_line_with_its_cause() {
+        let timeline = Timeline::new(None);
+        let note = Note::new(Kind::Health, "app-01 is down").service("web").backend("app-01");
+        timeline.add(note.because("connection refused"));
+        let json = serde_json::to_string(&timeline.recent()[0]).unwrap();
+        let line = event(&json).unwrap();
+        assert!(line.ends_with("Z  [web/app-01] app-01 is down (connection refused)\n"), "{line}");
+    }
+}

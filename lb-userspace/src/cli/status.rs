@@ -1,0 +1,150 @@
+//! `ballast status` for people.
+
+use std::fmt::Write as _;
+
+use super::output::{age, bytes, columns};
+use crate::{
+    control::{
+        status::{Backend, Service, Status},
+        verdict::Admin,
+    },
+    dataplane::AttachMode,
+    health::Health,
+};
+
+/// The whole picture.
+pub(super) fn render(status: &Status) -> String {
+    let mut out = String::new();
+    // Writing to a `String` cannot fail.
+    let _ = writeln!(
+        out,
+        "node {} of {}, ballast {}, up {}, process {}",
+        status.node,
+        status.cluster,
+        status.version,
+        age(status.uptime_seconds),
+        status.pid,
+    );
+    for warning in &status.warnings {
+        let _ = writeln!(out, "warning: {warning}");
+    }
+    out.push_str("\nFLOATING ADDRESSES\n");
+    out.push_str(&columns(&floating(status), 2));
+    out.push_str("\nDATA PLANE\n");
+    out.push_str(&columns(&dataplane(status), 2));
+    for service in &status.services {
+        out.push('\n');
+        out.push_str(&head(service));
+        let mut rows = vec![HEAD.map(str::to_owned).to_vec()];
+        let now = status.started.as_second() + status.uptime_seconds as i64;
+        rows.extend(service.backends.iter().map(|backend| row(backend, now)));
+        out.push_str(&columns(&rows, 2));
+    }
+    if !status.retiring.is_empty() {
+        out.push_str("\nREMOVED BACKENDS WITH CONNECTIONS\n");
+        let rows = status.retiring.iter().map(|retiring| {
+            let left = match retiring.seconds_left {
+                Some(left) => format!("may go on for {}", age(left)),
+                None => "are reset".to_owned(),
+            };
+            vec![retiring.address.to_string(), left]
+        });
+        out.push_str(&columns(&rows.collect::<Vec<_>>(), 2));
+    }
+    if !status.reasons.is_empty() {
+        out.push_str("\nPACKETS NOT FORWARDED\n");
+        let rows = status.reasons.iter();
+        let rows = rows.map(|(label, count)| vec![label.clone(), count.to_string()]);
+        out.push_str(&columns(&rows.collect::<Vec<_>>(), 2));
+    }
+    out
+}
+
+fn floating(status: &Status) -> Vec<Vec<String>> {
+    let rows = status.floating.iter().map(|floating| {
+        let state = match (&floating.problem, floating.held) {
+            (Some(problem), _) => problem.clone(),
+            (None, true) => "held".to_owned(),
+            (None, false) if floating.holder == status.node => "not held yet".to_owned(),
+            (None, false) => format!("held by {}", floating.holder),
+        };
+        vec![floating.address.clone(), format!("vrid {}", floating.vrid), state]
+    });
+    rows.collect()
+}
+
+fn dataplane(status: &Status) -> Vec<Vec<String>> {
+    let info = &status.dataplane;
+    let adopted = if info.adopted { ", went on with the maps of the daemon before" } else { "" };
+    let mut rows = vec![vec!["program".into(), format!("{}{adopted}", info.program_id)]];
+    rows.extend(info.attachments.iter().map(|attachment| {
+        let mode = match attachment.mode {
+            AttachMode::Driver => "driver mode",
+            AttachMode::Generic => "generic mode (slow: the driver has no XDP)",
+        };
+        vec!["interface".into(), format!("{}, {mode}", attachment.interface)]
+    }));
+    rows.push(vec!["connections".into(), status.flows.to_string()]);
+    let total: u64 = info.maps.iter().map(|map| map.bytes).sum();
+    rows.push(vec!["maps".into(), format!("{} in {}", bytes(total), info.maps.len())]);
+    rows
+}
+
+fn head(service: &Service) -> String {
+    let mut flags = String::new();
+    if service.panic {
+        flags.push_str("  PANIC: no backend is fit, all that are enabled serve");
+    }
+    if service.on_backups {
+        flags.push_str("  ON BACKUPS");
+    }
+    if !service.backends.iter().any(|backend| backend.serving) {
+        flags.push_str("  DOWN: no backend serves");
+    }
+    format!(
+        "SERVICE {}  {} {}  {}  {} connections ({:.1}/s), {} refused{flags}\n",
+        service.name,
+        service.protocol,
+        service.listen,
+        service.balance,
+        service.connections,
+        service.connections_per_second,
+        service.refused,
+    )
+}
+
+const HEAD: [&str; 10] =
+    ["BACKEND", "ADDRESS", "STATE", "FOR", "WEIGHT", "OPEN", "NEW/S", "TO/S", "FROM/S", "WHY"];
+
+fn row(backend: &Backend, now: i64) -> Vec<String> {
+    let state = match (backend.admin, backend.health, backend.serving) {
+        (Admin::Draining, ..) => "draining",
+        (Admin::Disabled, ..) => "disabled",
+        (Admin::Enabled, Health::Down, true) => "down, serves",
+        (Admin::Enabled, Health::Down, false) => "down",
+        (Admin::Enabled, Health::Unknown, _) => "unknown",
+        (Admin::Enabled, Health::Up, true) => "serves",
+        (Admin::Enabled, Health::Up, false) => "rests",
+    };
+    let share = match backend.weight_percent {
+        100 => String::new(),
+        percent => format!(" ({percent} %)"),
+    };
+    let reasons: Vec<_> = backend.verdict.iter().filter(|why| *why != "fit").cloned().collect();
+    let why = if reasons.is_empty() { backend.reason.clone() } else { reasons.join("; ") };
+    vec![
+        backend.name.clone(),
+        backend.address.to_string(),
+        state.to_owned(),
+        age((now - backend.since.as_second()).max(0) as u64),
+        format!("{}{share}", backend.weight),
+        backend.active.to_string(),
+        format!("{:.1}", backend.connections_per_second),
+        format!("{}/s", bytes(backend.forward_bytes_per_second as u64)),
+        format!("{}/s", bytes(backend.return_bytes_per_second as u64)),
+        why,
+    ]
+}
+
+#[cfg(test)]
+mod tests;

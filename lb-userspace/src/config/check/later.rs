@@ -1,0 +1,234 @@
+//! What belongs to the contract but not to this version: its values are checked all the same, so
+//! that the file is right when the version comes.
+
+use std::{ops::Range, time::Duration};
+
+use toml::Spanned;
+
+use super::{Listeners, Seen, network::Held, not_zero, service::note_listener, whole};
+use crate::config::{
+    Protocol,
+    raw::{File, Floating, Postgres, Proxy},
+    read::Field,
+    report::Findings,
+    units,
+    value::{
+        Name,
+        address::{Endpoint, unfit},
+        word::{AlertKind, NextUpstream, Promotion},
+    },
+};
+
+pub(super) fn check(file: &File, held: &Held, listeners: &mut Listeners, findings: &mut Findings) {
+    for floating in file.floating.items() {
+        vrrp(floating.get_ref(), findings);
+    }
+    for service in file.service.items() {
+        if let Some(proxy) = service.get_ref().proxy.value() {
+            check_proxy(proxy, findings);
+        }
+    }
+    let mut names = Seen::default();
+    for postgres in file.postgres.items() {
+        check_postgres(postgres.get_ref(), file, held, &mut names, listeners, findings);
+    }
+    if let Some(consensus) = file.consensus.value()
+        && let Some(etcd) = consensus.etcd.get()
+        && etcd.get_ref().is_empty()
+    {
+        findings
+            .error(etcd.span(), "`etcd` is empty")
+            .help("write the members' addresses, such as \"http://192.0.2.11:2379\"");
+    }
+    for alert in file.alert.items() {
+        let (span, alert) = (alert.span(), alert.get_ref());
+        if alert.kind.value() == Some(&AlertKind::Telegram) {
+            if alert.token_file.is_absent() {
+                telegram(span.clone(), "token_file", "/etc/ballast/telegram.token", findings);
+            }
+            if alert.chat_id.is_absent() {
+                telegram(span, "chat_id", "-100123", findings);
+            }
+        }
+    }
+}
+
+fn telegram(span: Range<usize>, key: &str, example: &str, findings: &mut Findings) {
+    findings
+        .error(span, format!("an alert by telegram needs `{key}`"))
+        .help(format!("add `{key} = \"{example}\"`"));
+}
+
+/// Field widths of RFC 9568 §5.2.7 (12 bits of centiseconds) and RFC 3768 §5.3.7 (8 bits of
+/// seconds).
+const V3_SHORTEST: Duration = Duration::from_millis(10);
+const V3_LONGEST: Duration = Duration::from_millis(40_950);
+const V2_LONGEST_SECONDS: u64 = 255;
+
+/// Bytes of the authentication data of VRRP version 2 (RFC 2338 §5.3.10).
+const V2_PASSWORD_BYTES: usize = 8;
+
+fn vrrp(floating: &Floating, findings: &mut Findings) {
+    if floating.version.is_wrong() {
+        return;
+    }
+    let version = whole(&floating.version, 3);
+    if let Some(interval) = floating.interval.get() {
+        check_interval(interval, version, findings);
+    }
+    if let Some(password) = floating.password.get() {
+        if version != 2 {
+            let finding = findings.error(password.span(), "VRRP version 3 has no password");
+            finding.help("remove `password`, or write `version = 2` to speak to old peers");
+            if let Some(span) = floating.version.span() {
+                finding.label(span, "the version");
+            }
+        } else if password.get_ref().len > V2_PASSWORD_BYTES {
+            findings
+                .warning(
+                    password.span(),
+                    format!("VRRP version 2 carries only {V2_PASSWORD_BYTES} bytes of a password"),
+                )
+                .help("the rest is cut off, as the peers do; write a shorter one to be clear");
+        }
+    }
+    if version == 2 {
+        for prefix in floating.addresses.items().filter(|p| p.get_ref().address.is_ipv6()) {
+            let finding = findings.error(prefix.span(), "VRRP version 2 has no IPv6");
+            finding.help("write `version = 3`, or move the address to a `[[floating]]` of its own");
+            if let Some(span) = floating.version.span() {
+                finding.label(span, "the version");
+            }
+        }
+    }
+    if let (Some(delay), Some(false)) = (floating.preempt_delay.get(), floating.preempt.value()) {
+        findings
+            .warning(delay.span(), "`preempt_delay` has no effect with `preempt = false`")
+            .help("remove one of the two");
+    }
+}
+
+fn check_interval(interval: &Spanned<Duration>, version: u32, findings: &mut Findings) {
+    let (span, interval) = (interval.span(), *interval.get_ref());
+    let shown = units::show(interval);
+    if version == 2 {
+        let whole = interval.subsec_nanos() == 0;
+        if !whole || !(1..=V2_LONGEST_SECONDS).contains(&interval.as_secs()) {
+            findings
+                .error(span, format!("`interval` is {shown}, which VRRP version 2 cannot say"))
+                .help("write whole seconds, \"1s\" to \"255s\", or `version = 3`");
+        }
+    } else if !(V3_SHORTEST..=V3_LONGEST).contains(&interval) {
+        findings
+            .error(span, format!("`interval` is {shown}, which is out of range for VRRP version 3"))
+            .help("write \"10ms\" to \"40.95s\"");
+    } else if interval.as_nanos() % V3_SHORTEST.as_nanos() != 0 {
+        findings
+            .error(span, format!("`interval` is {shown}, but VRRP counts in steps of 10ms"))
+            .help("write a multiple of 10ms");
+    }
+}
+
+fn check_proxy(proxy: &Proxy, findings: &mut Findings) {
+    for (field, key) in [
+        (&proxy.connect_timeout, "connect_timeout"),
+        (&proxy.send_timeout, "send_timeout"),
+        (&proxy.read_timeout, "read_timeout"),
+    ] {
+        if let Some(timeout) = field.get()
+            && timeout.get_ref().is_zero()
+        {
+            not_zero(timeout.span(), key, findings);
+        }
+    }
+    let words: Vec<_> = proxy.next_upstream.items().collect();
+    if words.len() > 1
+        && let Some(off) = words.iter().find(|word| *word.get_ref() == NextUpstream::Off)
+    {
+        findings
+            .error(off.span(), "`next_upstream` has \"off\" beside other words")
+            .help("write \"off\" alone, or the cases in which the next backend is tried");
+    }
+}
+
+fn check_postgres(
+    postgres: &Postgres,
+    file: &File,
+    held: &Held,
+    names: &mut Seen<Name>,
+    listeners: &mut Listeners,
+    findings: &mut Findings,
+) {
+    if let Some(name) = postgres.name.get() {
+        names.once(
+            name.get_ref().clone(),
+            name.span(),
+            || format!("two databases have the name `{}`", name.get_ref().0),
+            "give each `[[postgres]]` a name of its own",
+            findings,
+        );
+    }
+    for (field, key) in [(&postgres.read_write, "read_write"), (&postgres.read_only, "read_only")] {
+        if let Some(listen) = field.get() {
+            let address = listen.get_ref().0;
+            held.check_listen(address, listen.span(), key, findings);
+            note_listener(address, Protocol::Tcp, listen, listeners, findings);
+        }
+    }
+    if let Some(promotion) = postgres.promotion.get()
+        && *promotion.get_ref() != Promotion::Manual
+        && file.consensus.is_absent()
+    {
+        findings
+            .error(promotion.span(), "a promotion without a person needs `[consensus]`")
+            .help("add `[consensus]` with `etcd`, or write `promotion = \"manual\"`");
+    }
+    if let Some(servers) = postgres.server.get()
+        && servers.get_ref().is_empty()
+    {
+        findings
+            .error(servers.span(), "`server` is empty")
+            .help("add a `[[postgres.server]]` with `name` and `address`");
+    }
+    let mut names: Seen<Name> = Seen::default();
+    let mut addresses = Seen::default();
+    for server in postgres.server.items() {
+        let server = server.get_ref();
+        if let Some(name) = server.name.get() {
+            names.once(
+                name.get_ref().clone(),
+                name.span(),
+                || format!("two servers of this database have the name `{}`", name.get_ref().0),
+                "give each server a name of its own",
+                findings,
+            );
+        }
+        check_server(&server.address, held, &mut addresses, findings);
+    }
+}
+
+fn check_server(
+    address: &Field<Endpoint>,
+    held: &Held,
+    addresses: &mut Seen<Endpoint>,
+    findings: &mut Findings,
+) {
+    let Some(address) = address.get() else { return };
+    let (span, endpoint) = (address.span(), *address.get_ref());
+    let ip = endpoint.0.ip();
+    addresses.once(
+        endpoint,
+        span.clone(),
+        || format!("two servers of this database have the address {}", endpoint.0),
+        "write each server's own address",
+        findings,
+    );
+    if let Some(why) = unfit(ip) {
+        findings.error(span, format!("{ip} is {why}")).help("write the server's own address");
+    } else if let Some(place) = held.place(ip) {
+        findings
+            .error(span, format!("the server's address {ip} is a floating address"))
+            .help("write the server's own address")
+            .label(place, "the floating address");
+    }
+}

@@ -1,0 +1,72 @@
+//! Files of secrets: they must be there, and nobody else may read them.
+
+use std::{fs, io, os::unix::fs::PermissionsExt as _};
+
+use toml::Spanned;
+
+use crate::config::{raw::File, read::Field, report::Findings, value::AbsolutePath};
+
+/// Permission bits of the group and of all others.
+const OTHERS: u32 = 0o077;
+
+/// Checks every file of a secret that the configuration names.
+pub(in crate::config) fn check(file: &File, findings: &mut Findings) {
+    let mut check = |field: &Field<AbsolutePath>, key: &str| {
+        if let Some(path) = field.get() {
+            check_file(path, key, findings);
+        }
+    };
+    if let Some(cluster) = file.cluster.value() {
+        check(&cluster.secret_file, "secret_file");
+    }
+    for postgres in file.postgres.items() {
+        check(&postgres.get_ref().password_file, "password_file");
+    }
+    for alert in file.alert.items() {
+        check(&alert.get_ref().token_file, "token_file");
+    }
+}
+
+fn check_file(path: &Spanned<AbsolutePath>, key: &str, findings: &mut Findings) {
+    let span = path.span();
+    let path = &path.get_ref().0;
+    let shown = path.display();
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            findings.error(span, format!("the file of `{key}` does not exist")).help(format!(
+                "create it with `install -m 600 /dev/null {shown}`, and write the secret into it"
+            ));
+            return;
+        }
+        Err(error) => {
+            findings
+                .error(span, format!("the file of `{key}` cannot be read: {error}"))
+                .help(format!("see `namei -l {shown}`, and run this as the daemon's user"));
+            return;
+        }
+    };
+    if !metadata.is_file() {
+        findings
+            .error(span, format!("`{key}` is not a file"))
+            .help("write the path of a file that holds the secret and nothing else");
+        return;
+    }
+    let mode = metadata.permissions().mode();
+    if mode & OTHERS != 0 {
+        findings
+            .error(
+                span.clone(),
+                format!(
+                    "others than its owner have access to the file of `{key}` (mode {:04o})",
+                    mode & 0o7777
+                ),
+            )
+            .help(format!("run `chmod 600 {shown}`"));
+    }
+    if metadata.len() == 0 {
+        findings
+            .error(span, format!("the file of `{key}` is empty"))
+            .help(format!("write the secret into {shown}"));
+    }
+}

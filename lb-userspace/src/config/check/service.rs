@@ -1,0 +1,232 @@
+//! `[[service]]` and `[[service.backend]]`.
+
+use std::{net::SocketAddr, time::Duration};
+
+use lb_common::{
+    limits::{MAX_BACKENDS, MAX_SERVICES},
+    service::Balance,
+};
+use toml::Spanned;
+
+use super::{Listeners, Seen, health, network::Held, whole};
+use crate::config::{
+    Backend, OnDown, Protocol, Service,
+    raw::{self, File},
+    read::{Field, List},
+    report::Findings,
+    value::{
+        Name,
+        address::{Endpoint, unfit},
+        word::{Forward, Route},
+    },
+};
+
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+pub(super) fn services(
+    file: &File,
+    held: &Held,
+    listeners: &mut Listeners,
+    findings: &mut Findings,
+) -> Vec<Service> {
+    let mut names = Seen::default();
+    let mut services = Vec::new();
+    let mut backends = 0;
+    if file.service.is_absent() || file.service.value().is_some_and(List::is_empty) {
+        findings
+            .warning_of_file("no `[[service]]`: nothing is forwarded")
+            .help("add a `[[service]]` with `name`, `listen` and a `[[service.backend]]`");
+    }
+    for (index, raw) in file.service.items().enumerate() {
+        let service = raw.get_ref();
+        if index == MAX_SERVICES as usize {
+            findings
+                .error(raw.span(), format!("more than {MAX_SERVICES} services"))
+                .help("this one and those after it do not fit into the kernel's table");
+        }
+        if let Some(name) = service.name.get() {
+            names.once(
+                name.get_ref().clone(),
+                name.span(),
+                || format!("two services have the name `{}`", name.get_ref().0),
+                "give each service a name of its own",
+                findings,
+            );
+        }
+        let protocol = service.protocol.or(Protocol::Tcp);
+        if let Some(listen) = service.listen.get() {
+            let address = listen.get_ref().0;
+            held.check_listen(address, listen.span(), "listen", findings);
+            if !service.protocol.is_wrong() {
+                note_listener(address, protocol, listen, listeners, findings);
+            }
+        }
+        check_way(service, findings);
+        let checked = check_backends(raw, held, &mut backends, findings);
+        let health = health::health(raw, protocol, findings);
+        if let (Some(name), Some(listen)) = (service.name.value(), service.listen.value()) {
+            services.push(Service {
+                name: name.0.clone(),
+                listen: listen.0,
+                protocol,
+                balance: service.balance.or(Balance::LeastConn),
+                on_down: service.on_down.or(OnDown::Reset),
+                drain_timeout: service.drain_timeout.or(DRAIN_TIMEOUT),
+                slow_start: service.slow_start.or(Duration::ZERO),
+                backends: checked,
+                health,
+            });
+        }
+    }
+    services
+}
+
+/// Reports a second service on the same address, port and protocol.
+pub(super) fn note_listener(
+    address: SocketAddr,
+    protocol: Protocol,
+    listen: &Spanned<Endpoint>,
+    listeners: &mut Listeners,
+    findings: &mut Findings,
+) {
+    let word = if protocol == Protocol::Tcp { "tcp" } else { "udp" };
+    listeners.once(
+        (address, protocol),
+        listen.span(),
+        || format!("two services listen on {address} ({word})"),
+        "give each its own port, address or protocol, or make them one service",
+        findings,
+    );
+}
+
+/// `path` and `forward`: what this version cannot do.
+fn check_way(service: &raw::Service, findings: &mut Findings) {
+    if let Some(path) = service.path.get() {
+        match path.get_ref() {
+            Route::Kernel => {}
+            Route::Auto => {
+                findings
+                    .warning(
+                        path.span(),
+                        "`path = \"auto\"` is not in this version yet: connections always take \
+                         the kernel path, also while a backend is shaky",
+                    )
+                    .help("write `path = \"kernel\"` to say so");
+            }
+            Route::Proxy => {
+                findings.error(path.span(), "`path = \"proxy\"` is not in this version yet").help(
+                    "write `path = \"kernel\"`: requests are then forwarded, but not retried",
+                );
+            }
+        }
+    }
+    if let Some(forward) = service.forward.get()
+        && *forward.get_ref() != Forward::Nat
+    {
+        let word = if *forward.get_ref() == Forward::Direct { "direct" } else { "tunnel" };
+        findings
+            .error(forward.span(), format!("`forward = \"{word}\"` is not in this version yet"))
+            .help("write `forward = \"nat\"`: the backends need no change for it");
+    }
+}
+
+/// Checks the backends of one service; `total` counts those of all services.
+fn check_backends(
+    service: &Spanned<raw::Service>,
+    held: &Held,
+    total: &mut u32,
+    findings: &mut Findings,
+) -> Vec<Backend> {
+    let list = &service.get_ref().backend;
+    if let Some(backends) = list.get()
+        && backends.get_ref().is_empty()
+    {
+        findings
+            .error(backends.span(), "`backend` is empty")
+            .help("add a `[[service.backend]]` with `name` and `address`");
+    }
+    let mut names: Seen<Name> = Seen::default();
+    let mut addresses = Seen::default();
+    let mut checked = Vec::new();
+    for raw in list.items() {
+        let backend = raw.get_ref();
+        if *total == MAX_BACKENDS {
+            findings
+                .error(raw.span(), format!("more than {MAX_BACKENDS} backends in all services"))
+                .help("this one and those after it do not fit into the kernel's table");
+        }
+        *total += 1;
+        if let Some(name) = backend.name.get() {
+            names.once(
+                name.get_ref().clone(),
+                name.span(),
+                || format!("two backends of this service have the name `{}`", name.get_ref().0),
+                "give each backend of a service a name of its own",
+                findings,
+            );
+        }
+        if let Some(address) = backend.address.get() {
+            let endpoint = address.get_ref().0;
+            addresses.once(
+                endpoint,
+                address.span(),
+                || format!("two backends of this service have the address {endpoint}"),
+                "remove one; `weight` gives a backend a larger share",
+                findings,
+            );
+            check_address(address, &service.get_ref().listen, held, findings);
+        }
+        if let (Some(name), Some(address)) = (backend.name.value(), backend.address.value()) {
+            checked.push(Backend {
+                name: name.0.clone(),
+                address: address.0,
+                weight: whole(&backend.weight, 1),
+                backup: backend.backup.or(false),
+            });
+        }
+    }
+    checked
+}
+
+/// Reports a backend's address that no packet could be sent to.
+fn check_address(
+    address: &Spanned<Endpoint>,
+    listen: &Field<Endpoint>,
+    held: &Held,
+    findings: &mut Findings,
+) {
+    let ip = address.get_ref().0.ip();
+    let span = address.span();
+    if let Some(why) = unfit(ip) {
+        findings.error(span, format!("{ip} is {why}")).help("write the backend's own address");
+        return;
+    }
+    if let Some(listen) = listen.get()
+        && listen.get_ref().0.is_ipv4() != ip.is_ipv4()
+    {
+        let family = |v4| if v4 { "IPv4" } else { "IPv6" };
+        let (theirs, ours) = (family(ip.is_ipv4()), family(!ip.is_ipv4()));
+        findings
+            .error(span.clone(), format!("{ip} is {theirs}, but the service listens on {ours}"))
+            .help(format!("write the backend's {ours} address, or add a service for {theirs}"))
+            .label(listen.span(), format!("the service listens on {ours}"));
+    }
+    if let Some(place) = held.place(ip) {
+        findings
+            .error(span, format!("the backend's address {ip} is a floating address"))
+            .help("write the backend's own address: packets to this one come back to the balancer")
+            .label(place, "the floating address");
+    } else if let Some(place) = held.broadcast(ip) {
+        findings
+            .error(span, format!("{ip} is the broadcast address of a floating network"))
+            .help("write the backend's own address")
+            .label(place, "the network");
+    } else if ip.is_loopback() {
+        findings
+            .warning(
+                span,
+                format!("{ip} is a loopback address, which the kernel path cannot reach"),
+            )
+            .help("write an address that the backend has on the network");
+    }
+}

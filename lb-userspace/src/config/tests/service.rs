@@ -1,0 +1,174 @@
+//! Services and their health.
+
+use super::*;
+
+#[test]
+fn health_keys_of_another_probe() {
+    for (key, value, needs) in [
+        ("path", "\"/\"", "`path` needs `probe = \"http\"` or `\"https\"`"),
+        ("host", "\"example.org\"", "`host` needs `probe = \"http\"` or `\"https\"`"),
+        ("expect", "200", "`expect` needs `probe = \"http\"` or `\"https\"`"),
+        ("command", "[\"/bin/true\"]", "`command` needs `probe = \"command\"`"),
+    ] {
+        let found = mistake(
+            &good_and(&format!("[service.health]\nprobe = \"tcp\"\n{key} = ▶{value}\n")),
+            needs,
+            &format!("or remove `{key}`"),
+        );
+        assert_eq!(found.labels[0].text, "the probe");
+        mistake(
+            &good_and(&format!("[service.health]\n{key} = ▶{value}\n")),
+            needs,
+            "in this section",
+        );
+    }
+}
+
+#[test]
+fn health_values() {
+    let health = |lines: &str| good_and(&format!("[service.health]\n{lines}\n"));
+    for (value, message) in [
+        ("\"2xx\"", "`expect` has `2xx`, which is no status code"),
+        ("99", "`expect` has `99`, which is no status code"),
+        ("600", "`expect` has `600`, which is no status code"),
+        ("\"200-\"", "`expect` has `200-`, which is no status code"),
+        ("\"200,\"", "`expect` has ``, which is no status code"),
+        ("\"399-200\"", "`expect` has the range `399-200`, which ends before it begins"),
+        ("[]", "`expect` is empty"),
+        ("true", "`expect` must be status codes, but is true or false"),
+    ] {
+        mistake(
+            &health(&format!("probe = \"http\"\nexpect = ▶{value}")),
+            message,
+            "status codes from 100 to 599",
+        );
+    }
+    mistake(
+        &health("probe = \"http\"\npath = ▶\"health\""),
+        "`path` is not the path of a request",
+        "\"/health?full=1\"",
+    );
+    mistake(
+        &health("probe = \"http\"\npath = ▶\"/a b\""),
+        "`path` is not the path of a request",
+        "%XX",
+    );
+    mistake(
+        &health("probe = \"http\"\nhost = ▶\"a\\r\\nb\""),
+        "`host` is not a host name",
+        "www.example.org",
+    );
+    mistake(
+        &health("probe = ▶\"command\""),
+        "`probe = \"command\"` needs `command`",
+        "add the program with its arguments",
+    );
+    mistake(
+        &health("probe = \"command\"\ncommand = ▶[]"),
+        "`command` is empty",
+        "write the program",
+    );
+    mistake(
+        &health("probe = \"command\"\ncommand = [▶\"check\", \"-q\"]"),
+        "the program of `command` has no absolute path",
+        "no shell",
+    );
+    mistake(
+        &health("probe = \"command\"\ncommand = ▶\"/bin/true\""),
+        "`command` must be a list, but is a string",
+        "write `command = [",
+    );
+    mistake(
+        &health("probe = ▶\"postgres\""),
+        "`probe = \"postgres\"` is not in this version yet",
+        "write `probe = \"tcp\"`",
+    );
+}
+
+#[test]
+fn health_times() {
+    let health = |lines: &str| good_and(&format!("[service.health]\n{lines}\n"));
+    mistake(&health("timeout = ▶\"0s\""), "`timeout` is zero", "leave `timeout` out");
+    mistake(&health("interval = ▶\"0ms\""), "`interval` is zero", "leave `interval` out");
+    mistake(
+        &health("interval = ▶\"9ms\"\ntimeout = \"1ms\""),
+        "`interval` is below 10ms",
+        "\"10ms\" or more",
+    );
+    let found = mistake(
+        &health("interval = \"2s\"\ntimeout = ▶\"2s\""),
+        "`timeout` is 2s, not less than `interval`, 2s",
+        "a `timeout` below `interval`",
+    );
+    assert_eq!(found.labels[0].text, "the interval");
+    mistake(
+        &health("timeout = ▶\"1m\""),
+        "`timeout` is 1m, not less than `interval`, 1s by default",
+        "a `timeout` below `interval`",
+    );
+    mistake(
+        &health("interval = ▶\"500ms\""),
+        "`interval` is 500ms, not more than `timeout`, 500ms by default",
+        "a `timeout` below `interval`",
+    );
+    warning(
+        &health("probe = \"none\"\ninterval = ▶\"2s\""),
+        "`interval` has no effect with `probe = \"none\"`",
+        "choose a probe",
+    );
+}
+
+#[test]
+fn udp_without_a_true_probe() {
+    let udp =
+        |health: &str| changed("name = \"web\"", "name = \"web\"\nprotocol = \"udp\"") + health;
+    warning(
+        &udp("").replace("[[service]]", "▶[[service]]"),
+        "this udp service has no probe: a udp backend without one is never found dead",
+        "`probe = \"none\"` says that this is meant",
+    );
+    warning(
+        &udp("[service.health]\nprobe = ▶\"tcp\"\n"),
+        "a tcp probe of a udp service connects to the same port, and says nothing of udp",
+        "tcp too",
+    );
+    for probe in ["none", "http"] {
+        let text = udp(&format!("[service.health]\nprobe = \"{probe}\"\n"));
+        assert_eq!(parse("test.toml", &text).expect("no mistake").warnings, []);
+    }
+}
+
+#[test]
+fn no_service() {
+    let text = GOOD.split("[[service]]").next().unwrap();
+    warning(text, "no `[[service]]`: nothing is forwarded", "add a `[[service]]`");
+}
+
+#[test]
+fn too_many_services_and_backends() {
+    use std::fmt::Write as _;
+
+    let (head, _) = GOOD.split_once("[[service]]").unwrap();
+    let mut text = head.to_owned();
+    for n in 0..1025 {
+        let mark = if n == 1024 { "▶" } else { "" };
+        let port = 1000 + n;
+        let _ = write!(
+            text,
+            "{mark}[[service]]\nname = \"s{n}\"\nlisten = \"192.0.2.100:{port}\"\n\
+             backend = [{{ name = \"a\", address = \"192.0.2.21:80\" }}]\n"
+        );
+    }
+    mistake(&text, "more than 1024 services", "do not fit");
+
+    let mut text = GOOD.to_owned();
+    for n in 1..=4096 {
+        let mark = if n == 4096 { "▶" } else { "" };
+        let port = 10_000 + n;
+        let _ = write!(
+            text,
+            "{mark}[[service.backend]]\nname = \"b{n}\"\naddress = \"192.0.2.22:{port}\"\n"
+        );
+    }
+    mistake(&text, "more than 4096 backends in all services", "do not fit");
+}

@@ -1,0 +1,181 @@
+//! What `status` says: plain data, the same for JSON and for the text on a terminal.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use jiff::Timestamp;
+use lb_common::service::Balance;
+use serde::{Deserialize, Serialize};
+
+use super::verdict::Admin;
+use crate::{
+    config::Protocol,
+    dataplane::{Flow, Info},
+    health::Health,
+};
+
+/// The state of a node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Name of the node.
+    pub node: String,
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Version of the daemon.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// When it started.
+    pub started: Timestamp,
+    /// Seconds since then.
+    pub uptime_seconds: u64,
+    /// When the configuration in force was loaded.
+    pub config_loaded: Timestamp,
+    /// Floating addresses.
+    pub floating: Vec<Floating>,
+    /// The kernel's side.
+    pub dataplane: Info,
+    /// Connections in the flow tables, by the last sweep.
+    pub flows: u64,
+    /// Services, in the order of the configuration.
+    pub services: Vec<Service>,
+    /// Backends that are configured no longer and whose connections are not over.
+    pub retiring: Vec<Retiring>,
+    /// Packets not forwarded, by reason.
+    pub reasons: BTreeMap<String, u64>,
+    /// What a human should look at.
+    pub warnings: Vec<String>,
+}
+
+/// A floating address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Floating {
+    /// Virtual router identifier of its block.
+    pub vrid: u8,
+    /// Address with prefix length.
+    pub address: String,
+    /// Name of the node that should hold it.
+    pub holder: String,
+    /// Whether this node has it on its interface.
+    pub held: bool,
+    /// What is wrong with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Service {
+    /// Name.
+    pub name: String,
+    /// Floating address and port.
+    pub listen: SocketAddr,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// How a backend is chosen.
+    pub balance: String,
+    /// No backend is fit, so all that are enabled serve.
+    pub panic: bool,
+    /// Backups serve because no other can.
+    pub on_backups: bool,
+    /// New connections that were given a backend.
+    pub connections: u64,
+    /// New connections refused.
+    pub refused: u64,
+    /// New connections a second, over the last second or so.
+    pub connections_per_second: f64,
+    /// Backends, in the order of the configuration.
+    pub backends: Vec<Backend>,
+}
+
+/// A backend.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Backend {
+    /// Name.
+    pub name: String,
+    /// Address and port.
+    pub address: SocketAddr,
+    /// What the probes say.
+    pub health: Health,
+    /// It gets new connections.
+    pub serving: bool,
+    /// It is being drained, or has been.
+    pub draining: bool,
+    /// It serves only while no other can.
+    pub backup: bool,
+    /// What the operator wants.
+    pub admin: Admin,
+    /// What the last probe said.
+    pub reason: String,
+    /// Why it serves or not, the most important first.
+    pub verdict: Vec<String>,
+    /// When its health last changed.
+    pub since: Timestamp,
+    /// Its weight: the operator's, or else the configured one.
+    pub weight: u32,
+    /// What it has of its weight, in percent: less than 100 during a slow start.
+    pub weight_percent: u32,
+    /// MAC address of its next hop, once known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_hop: Option<String>,
+    /// New connections given to it.
+    pub connections: u64,
+    /// Connections that it answered.
+    pub answered: u64,
+    /// Open connections.
+    pub active: u64,
+    /// Packets forwarded to it.
+    pub forward_packets: u64,
+    /// Bytes forwarded to it.
+    pub forward_bytes: u64,
+    /// Packets from it.
+    pub return_packets: u64,
+    /// Bytes from it.
+    pub return_bytes: u64,
+    /// New connections a second, over the last second or so.
+    pub connections_per_second: f64,
+    /// Bytes a second to it.
+    pub forward_bytes_per_second: f64,
+    /// Bytes a second from it.
+    pub return_bytes_per_second: f64,
+}
+
+/// A backend that is configured no longer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retiring {
+    /// Its identifier in the kernel's tables.
+    pub id: u32,
+    /// Address and port.
+    pub address: SocketAddr,
+    /// Seconds that its connections may still go on; none if they have been cut.
+    pub seconds_left: Option<u64>,
+}
+
+/// A connection, with the names of what it belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedFlow {
+    /// Name of the service; none if it is configured no longer.
+    pub service: Option<String>,
+    /// Name of the backend; none if it is configured no longer.
+    pub backend_name: Option<String>,
+    /// The connection.
+    #[serde(flatten)]
+    pub flow: Flow,
+}
+
+/// The word for a method in the configuration.
+pub fn balance_word(balance: Balance) -> &'static str {
+    match balance {
+        Balance::Maglev => "maglev",
+        Balance::RoundRobin => "round_robin",
+        Balance::Random => "random",
+        Balance::LeastConn => "least_conn",
+    }
+}
+
+/// The word for a protocol in the configuration.
+pub fn protocol_word(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    }
+}

@@ -1,0 +1,151 @@
+//! One round: judge, attach, plan, apply.
+
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{Task, addresses, instant};
+use crate::{clock, control::plan::Planner, dataplane::Op, events::Kind};
+
+/// Wait after the first failure to write, and the longest one.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(10);
+
+/// The longest sleep between two rounds. The tick wakes the task long before.
+const IDLE: Duration = Duration::from_mins(1);
+
+impl Task {
+    /// Makes the kernel's tables true, and answers when time alone will change something.
+    pub(super) async fn reconcile(&mut self) -> Instant {
+        let now = clock::monotonic();
+        for note in self.state.judge(now) {
+            self.timeline.add(note);
+        }
+        self.want_next_hops();
+        for note in self.addresses.news() {
+            self.timeline.add(note);
+        }
+        self.attach_where_needed().await;
+        // What a previous daemon left is better than what a new one does not know yet.
+        if !self.adopted || self.is_settled(now) {
+            self.write(now).await;
+        }
+        if !*self.settled.borrow() && self.is_settled(now) {
+            self.settle().await;
+        }
+        let deadlines = [
+            self.state.next_deadline(now),
+            self.planner.next_deadline(),
+            self.retry.map(|(at, _)| at),
+            (!*self.settled.borrow()).then_some(self.settle_by),
+        ];
+        let next = deadlines.into_iter().flatten().filter(|&at| at > now).min();
+        instant(next.unwrap_or(now + IDLE))
+    }
+
+    fn is_settled(&self, now: Duration) -> bool {
+        *self.settled.borrow() || now >= self.settle_by || self.state.is_settled()
+    }
+
+    /// Takes the floating addresses, now that their services are ready.
+    async fn settle(&mut self) {
+        self.follow_addresses().await;
+        self.settled.send_replace(true);
+    }
+
+    /// Holds the floating addresses that this node should hold.
+    pub(super) async fn follow_addresses(&mut self) {
+        let result = self.addresses.follow(&self.config, &self.node).await;
+        self.fault("floating addresses", result.err().map(|error| format!("{error:#}")));
+    }
+
+    /// Asks for the next hops of all backends, those included that still drain.
+    fn want_next_hops(&self) {
+        let configured = self.state.records().map(|(_, record)| record.config.address.ip());
+        let retiring = self.planner.retiring().map(|retiring| retiring.address.ip());
+        let wanted: BTreeSet<IpAddr> = configured.chain(retiring).collect();
+        self.wanted.send_if_modified(|current| {
+            let new = *current != wanted;
+            if new {
+                *current = wanted;
+            }
+            new
+        });
+    }
+
+    /// Plans, and applies the plan.
+    async fn write(&mut self, now: Duration) {
+        let floating = addresses::all(&self.config).into_iter().map(|(address, _)| address);
+        let plan = self.planner.plan(&self.state.desired(floating.collect()), now);
+        let problems: Vec<_> = plan.problems.iter().map(ToString::to_string).collect();
+        self.fault("tables", (!problems.is_empty()).then(|| problems.join("; ")));
+        if plan.ops.is_empty() {
+            self.retry = None;
+            self.fault("kernel", None);
+            return;
+        }
+        let kernel = Arc::clone(&self.kernel);
+        let applied = tokio::task::spawn_blocking(move || {
+            // One by one, so that the planner knows how far it came.
+            let mut result = Ok(());
+            let mut done = 0;
+            for op in &plan.ops {
+                result = kernel.apply(std::slice::from_ref(op));
+                if result.is_err() {
+                    break;
+                }
+                done += 1;
+            }
+            (plan.ops, done, result)
+        });
+        let (ops, done, result) = match applied.await {
+            Ok(applied) => applied,
+            // The blocking thread panicked. How far it came stands in the maps alone.
+            Err(panicked) => {
+                let kernel = Arc::clone(&self.kernel);
+                let read = tokio::task::spawn_blocking(move || kernel.adopted()).await;
+                if let Ok(Ok(adopted)) = read {
+                    self.planner = Planner::adopt(adopted);
+                }
+                (Vec::new(), 0, Err(panicked.into()))
+            }
+        };
+        let now = clock::monotonic();
+        for op in &ops[..done] {
+            self.planner.applied(op, now);
+            self.log(op);
+        }
+        match result {
+            Ok(()) => {
+                self.retry = None;
+                self.fault("kernel", None);
+            }
+            Err(error) => {
+                let wait = match self.retry {
+                    // Other inputs come in between; they try too, and do not make the wait longer.
+                    Some((at, wait)) if now < at => wait,
+                    Some((_, wait)) => (wait * 2).min(LAST_RETRY),
+                    None => FIRST_RETRY,
+                };
+                self.retry = Some((now + wait, wait));
+                self.fault("kernel", Some(format!("{error:#}; it is tried again")));
+            }
+        }
+    }
+
+    fn log(&self, op: &Op) {
+        match op {
+            Op::SetBackend { id, backend } => tracing::debug!(id, ?backend, "set backend"),
+            Op::ClearBackend { id } => {
+                tracing::debug!(id, "clear backend");
+                self.note(Kind::Drained, format!("the last connections of backend {id} are over"));
+            }
+            Op::SetTable { start, slots } => {
+                tracing::debug!(start, len = slots.len(), "set table");
+            }
+            Op::SetService { key, service } => tracing::debug!(?key, ?service, "set service"),
+            Op::RemoveService { key } => tracing::debug!(?key, "remove service"),
+            Op::SetVips { .. } => tracing::debug!("set the filter of floating addresses"),
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! `status`: what the task knows, and the counters that are read after it has gone on.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use lb_common::reason::Reason;
+
+use super::{Rates, Task};
+use crate::{
+    clock,
+    control::{
+        kernel::Kernel,
+        plan::service_key,
+        state::{Record, ServiceState},
+        status::{
+            Backend, Floating, NamedFlow, Retiring, Service, Status, balance_word, protocol_word,
+        },
+        verdict::{Admin, WEIGHT_SCALE},
+    },
+    dataplane::{AttachMode, Counters, Flow, Info},
+    net::Mac,
+};
+
+/// What the task knows. The counters are zeros still, and the kernel's side is empty.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    status: Status,
+    /// By service, in order: its index, and the identifiers of its backends in order.
+    numbers: Vec<(Option<u32>, Vec<Option<u32>>)>,
+    rates: Rates,
+    names: Names,
+}
+
+/// Names by number.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Names {
+    pub(super) services: BTreeMap<u32, String>,
+    pub(super) backends: BTreeMap<u32, String>,
+    service_of: BTreeMap<u32, String>,
+}
+
+impl Task {
+    /// Numbers of services and backends with their names. Backends that are configured no longer
+    /// are called by their address.
+    pub(super) fn names(&self) -> Names {
+        let mut names = Names::default();
+        for retiring in self.planner.retiring() {
+            names.backends.insert(retiring.id, retiring.address.to_string());
+        }
+        let numbers = self.numbers();
+        for (service, (index, backends)) in self.state.services().iter().zip(numbers) {
+            let name = &service.config.name;
+            names.services.extend(index.map(|index| (index, name.clone())));
+            for (record, id) in service.records.iter().zip(backends) {
+                names.backends.extend(id.map(|id| (id, record.config.name.clone())));
+                names.service_of.extend(id.map(|id| (id, name.clone())));
+            }
+        }
+        names
+    }
+
+    fn numbers(&self) -> Vec<(Option<u32>, Vec<Option<u32>>)> {
+        let ids = self.planner.ids();
+        let of_service = |service: &ServiceState| {
+            let key = service_key(service.config.listen, service.config.protocol);
+            let index = self.planner.service_index(&key);
+            let id = |address: SocketAddr| ids.get(&(index?, address)).copied();
+            let backends = service.records.iter().map(|record| id(record.config.address));
+            (index, backends.collect())
+        };
+        self.state.services().iter().map(of_service).collect()
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let now = clock::monotonic();
+        let wall = clock::wall();
+        let retiring = self.planner.retiring().map(|retiring| Retiring {
+            id: retiring.id,
+            address: retiring.address,
+            seconds_left: retiring.until.map(|until| until.saturating_sub(now).as_secs()),
+        });
+        let status = Status {
+            node: self.node.clone(),
+            cluster: self.config.cluster.name.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            started: self.started,
+            uptime_seconds: wall.duration_since(self.started).as_secs().max(0) as u64,
+            config_loaded: self.config_loaded,
+            floating: self.floating(),
+            dataplane: Info::default(),
+            flows: self.flows,
+            services: self.state.services().iter().map(|service| self.service(service)).collect(),
+            retiring: retiring.collect(),
+            reasons: BTreeMap::new(),
+            warnings: self.current_warnings(),
+        };
+        Snapshot { status, numbers: self.numbers(), rates: self.rates.clone(), names: self.names() }
+    }
+
+    fn current_warnings(&self) -> Vec<String> {
+        let mut warnings: Vec<_> = self.faults.messages().collect();
+        warnings.extend(self.kernel_news.messages(clock::monotonic()));
+        warnings.extend(self.timeline.trouble());
+        let panics = self.state.services().iter().filter(|service| service.panic);
+        warnings.extend(panics.map(|service| {
+            format!("{}: no backend is fit, so all that are enabled serve", service.config.name)
+        }));
+        warnings.extend(self.warnings.iter().cloned());
+        if !*self.settled.borrow() {
+            warnings.push("ballast has just started: not all backends have been probed".into());
+        }
+        warnings
+    }
+
+    fn floating(&self) -> Vec<Floating> {
+        let holder = self.config.owner().map_or_else(String::new, |owner| owner.name.clone());
+        let entry = |vrid: u8, address: IpAddr, prefix: u8| {
+            let known = self.addresses.get(address);
+            let conflict = known.and_then(|known| known.conflict.as_ref());
+            let conflict = conflict.map(|mac| format!("claimed by another host, {mac}"));
+            Floating {
+                vrid,
+                address: format!("{address}/{prefix}"),
+                holder: holder.clone(),
+                held: known.is_some_and(|known| known.held),
+                problem: conflict.or_else(|| known.and_then(|known| known.problem.clone())),
+            }
+        };
+        let blocks = self.config.floating.iter();
+        blocks
+            .flat_map(|block| {
+                let addresses = block.addresses.iter();
+                addresses.map(|&(address, prefix)| entry(block.vrid, address, prefix))
+            })
+            .collect()
+    }
+
+    fn service(&self, service: &ServiceState) -> Service {
+        Service {
+            name: service.config.name.clone(),
+            listen: service.config.listen,
+            protocol: protocol_word(service.config.protocol).into(),
+            balance: balance_word(service.config.balance).into(),
+            panic: service.panic,
+            on_backups: service.on_backups,
+            connections: 0,
+            refused: 0,
+            connections_per_second: 0.0,
+            backends: service.records.iter().map(|record| self.backend(record)).collect(),
+        }
+    }
+
+    fn backend(&self, record: &Record) -> Backend {
+        let hop = self.state.next_hops().get(&record.config.address.ip());
+        let since = clock::monotonic().saturating_sub(record.since);
+        let full = record.weight() * WEIGHT_SCALE;
+        Backend {
+            name: record.config.name.clone(),
+            address: record.config.address,
+            health: record.health,
+            serving: record.verdict.serving,
+            draining: record.wish.admin == Admin::Draining,
+            backup: record.config.backup,
+            admin: record.wish.admin,
+            reason: record.reason.clone(),
+            verdict: record.verdict.reasons.iter().map(ToString::to_string).collect(),
+            since: clock::wall() - since,
+            weight: record.weight(),
+            weight_percent: record.verdict.weight * 100 / full,
+            next_hop: hop.and_then(|hop| hop.mac).map(|mac| Mac(mac).to_string()),
+            connections: 0,
+            answered: 0,
+            active: 0,
+            forward_packets: 0,
+            forward_bytes: 0,
+            return_packets: 0,
+            return_bytes: 0,
+            connections_per_second: 0.0,
+            forward_bytes_per_second: 0.0,
+            return_bytes_per_second: 0.0,
+        }
+    }
+}
+
+impl Snapshot {
+    /// Reads the kernel's side, which blocks, and answers with the whole.
+    pub(super) fn complete(mut self, kernel: &Arc<dyn Kernel>) -> anyhow::Result<Status> {
+        let services: Vec<_> = self.numbers.iter().filter_map(|(index, _)| *index).collect();
+        let ids = self.numbers.iter().flat_map(|(_, ids)| ids.iter().flatten());
+        let counters = kernel.counters(&services, &ids.copied().collect::<Vec<_>>())?;
+        self.count(&counters);
+        self.status.reasons = Reason::ALL
+            .iter()
+            .zip(&counters.reasons)
+            .filter(|(_, count)| **count > 0)
+            .map(|(reason, count)| (reason.label().to_owned(), *count))
+            .collect();
+        self.status.dataplane = kernel.info()?;
+        self.status.warnings.extend(self.status.dataplane.notes.iter().cloned());
+        let attachments = self.status.dataplane.attachments.iter();
+        let generic = attachments.filter(|attachment| attachment.mode == AttachMode::Generic);
+        self.status.warnings.extend(generic.map(|attachment| {
+            format!(
+                "the program runs on {} in generic mode, which is slower: its driver has no XDP",
+                attachment.interface
+            )
+        }));
+        Ok(self.status)
+    }
+
+    fn count(&mut self, counters: &Counters) {
+        let services: BTreeMap<_, _> = counters.services.iter().copied().collect();
+        let backends: BTreeMap<_, _> =
+            counters.backends.iter().map(|(id, stats, active)| (*id, (*stats, *active))).collect();
+        for (service, (index, ids)) in self.status.services.iter_mut().zip(&self.numbers) {
+            if let Some(stats) = index.and_then(|index| services.get(&index)) {
+                service.connections = stats.connections;
+                service.refused = stats.refused;
+            }
+            let rate = index.and_then(|index| self.rates.services.get(&index));
+            service.connections_per_second = rate.copied().unwrap_or(0.0);
+            for (backend, id) in service.backends.iter_mut().zip(ids) {
+                let Some(id) = id else { continue };
+                if let Some((stats, active)) = backends.get(id) {
+                    backend.connections = stats.connections;
+                    backend.answered = stats.answered;
+                    backend.active = *active;
+                    backend.forward_packets = stats.forward_packets;
+                    backend.forward_bytes = stats.forward_bytes;
+                    backend.return_packets = stats.return_packets;
+                    backend.return_bytes = stats.return_bytes;
+                }
+                if let Some(&[connections, forward, back]) = self.rates.by_backend.get(id) {
+                    backend.connections_per_second = connections;
+                    backend.forward_bytes_per_second = forward;
+                    backend.return_bytes_per_second = back;
+                }
+            }
+        }
+    }
+
+    /// Reads up to `limit` connections, of one service if it is named, which blocks.
+    pub(super) fn flows(
+        &self,
+        kernel: &Arc<dyn Kernel>,
+        service: Option<&str>,
+        limit: usize,
+    ) -> anyhow::Result<Vec<NamedFlow>> {
+        // Those of other services take no part in the limit.
+        let read = kernel.flows(if service.is_some() { usize::MAX } else { limit })?;
+        let named = read.into_iter().map(|flow| self.named(flow));
+        let of_service = |flow: &NamedFlow| service.is_none() || flow.service.as_deref() == service;
+        Ok(named.filter(of_service).take(limit).collect())
+    }
+
+    /// The names of the services.
+    pub(super) fn service_names(&self) -> Vec<String> {
+        self.status.services.iter().map(|service| service.name.clone()).collect()
+    }
+
+    fn named(&self, flow: Flow) -> NamedFlow {
+        NamedFlow {
+            service: self.names.service_of.get(&flow.backend_id).cloned(),
+            backend_name: self.names.backends.get(&flow.backend_id).cloned(),
+            flow,
+        }
+    }
+}

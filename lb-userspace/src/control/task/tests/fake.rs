@@ -1,0 +1,138 @@
+//! A model of the kernel's side.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Mutex,
+};
+
+use lb_common::{
+    backend::{self, Backend},
+    event::Event,
+    reason::Reason,
+    service::{Service, ServiceKey},
+    stats::{BackendStats, ServiceStats},
+};
+
+use crate::{
+    control::{kernel::Kernel, plan::service_key},
+    dataplane::{Adopted, AttachMode, Attachment, Counters, Flow, Info, Op, Sweep, Timeouts},
+};
+
+/// A model of the maps.
+#[derive(Debug, Default)]
+pub(super) struct FakeKernel(Mutex<Maps>);
+
+#[derive(Debug, Default)]
+pub(super) struct Maps {
+    pub(super) services: BTreeMap<ServiceKey, Service>,
+    pub(super) backends: BTreeMap<u32, Backend>,
+    pub(super) slots: BTreeMap<u32, u32>,
+    pub(super) attached: Vec<Attachment>,
+    pub(super) writes: usize,
+    pub(super) broken: bool,
+    pub(super) events: Vec<Event>,
+}
+
+impl FakeKernel {
+    pub(super) fn maps(&self) -> std::sync::MutexGuard<'_, Maps> {
+        self.0.lock().unwrap()
+    }
+
+    /// Addresses in the table of the service at `port`.
+    pub(super) fn table(&self, port: u16) -> Option<BTreeSet<SocketAddr>> {
+        let maps = self.maps();
+        let service = maps.services.get(&key(port))?;
+        let slots = service.table_start..service.table_start + service.table_len;
+        let backends = slots.map(|slot| &maps.backends[&maps.slots[&slot]]);
+        Some(backends.map(|it| SocketAddr::from(([127, 0, 0, 1], it.port))).collect())
+    }
+
+    pub(super) fn forwards(&self, address: SocketAddr) -> bool {
+        let maps = self.maps();
+        let mut backends = maps.backends.values().filter(|it| it.port == address.port());
+        backends.any(|it| it.flags & backend::FORWARD != 0)
+    }
+}
+
+impl Kernel for FakeKernel {
+    fn adopted(&self) -> anyhow::Result<Adopted> {
+        let maps = self.maps();
+        Ok(Adopted {
+            services: maps.services.iter().map(|(key, service)| (*key, *service)).collect(),
+            backends: maps.backends.iter().map(|(id, backend)| (*id, *backend)).collect(),
+        })
+    }
+
+    fn apply(&self, ops: &[Op]) -> anyhow::Result<()> {
+        let mut maps = self.maps();
+        for op in ops {
+            anyhow::ensure!(!maps.broken, "the maps are broken");
+            maps.writes += 1;
+            match op.clone() {
+                Op::SetBackend { id, backend } => drop(maps.backends.insert(id, backend)),
+                Op::ClearBackend { id } => drop(maps.backends.remove(&id)),
+                Op::SetTable { start, slots } => maps.slots.extend((start..).zip(slots)),
+                Op::SetService { key, service } => drop(maps.services.insert(key, service)),
+                Op::RemoveService { key } => drop(maps.services.remove(&key)),
+                Op::SetVips { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn attach(&self, interface: &str, ifindex: u32) -> anyhow::Result<AttachMode> {
+        let (interface, mode) = (interface.to_owned(), AttachMode::Generic);
+        self.maps().attached.push(Attachment { interface, ifindex, mode });
+        Ok(mode)
+    }
+
+    fn info(&self) -> anyhow::Result<Info> {
+        Ok(Info { attachments: self.maps().attached.clone(), ..Info::default() })
+    }
+
+    fn counters(&self, services: &[u32], backends: &[u32]) -> anyhow::Result<Counters> {
+        let mut reasons = vec![0; Reason::COUNT as usize];
+        reasons[Reason::NoService as usize] = 7;
+        let stats = ServiceStats { connections: 40, refused: 2 };
+        Ok(Counters {
+            reasons,
+            services: services.iter().map(|&index| (index, stats)).collect(),
+            backends: backends
+                .iter()
+                .map(|&id| (id, BackendStats { connections: 20, ..BackendStats::ZERO }, 3))
+                .collect(),
+        })
+    }
+
+    fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>> {
+        let maps = self.maps();
+        let flow = |(&id, backend): (&u32, &Backend)| Flow {
+            protocol: 6,
+            client: "192.0.2.9:4000".parse().unwrap(),
+            listen: "192.0.2.100:80".parse().unwrap(),
+            nat: "192.0.2.100:2000".parse().unwrap(),
+            backend: SocketAddr::from(([127, 0, 0, 1], backend.port)),
+            backend_id: id,
+            phase: "established".into(),
+            idle_ms: 5,
+            forward_packets: 1,
+            forward_bytes: 60,
+            return_packets: 1,
+            return_bytes: 60,
+        };
+        Ok(maps.backends.iter().map(flow).take(limit).collect())
+    }
+
+    fn sweep(&self, _: u64, _: &Timeouts) -> anyhow::Result<Sweep> {
+        Ok(Sweep { flows: 5, ..Sweep::default() })
+    }
+
+    fn take_events(&self) -> Vec<Event> {
+        std::mem::take(&mut self.maps().events)
+    }
+}
+
+fn key(port: u16) -> ServiceKey {
+    service_key(SocketAddr::from(([192, 0, 2, 100], port)), crate::config::Protocol::Tcp)
+}

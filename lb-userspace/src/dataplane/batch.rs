@@ -1,0 +1,104 @@
+//! Batch operations of bpf(2), which aya does not offer: one system call for thousands of entries.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd},
+};
+
+use aya::Pod;
+
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
+
+/// Entries asked for in one call. A hash table's bucket must fit; buckets hold a handful.
+const CHUNK: usize = 4096;
+
+/// The `batch` member of `union bpf_attr` (`linux/bpf.h`).
+#[repr(C)]
+#[derive(Default)]
+struct Attributes {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+fn bpf(command: libc::c_long, attributes: &mut Attributes) -> io::Result<()> {
+    // SAFETY: the attributes are those of the command, and point to memory that the callers below
+    // keep alive and large enough during the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attributes),
+            size_of::<Attributes>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Calls `visit` with every entry of a hash map. Entries that come and go meanwhile may be missed or
+/// seen twice.
+pub(super) fn for_each<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    mut visit: impl FnMut(&K, &V),
+) -> io::Result<()> {
+    let mut keys: Vec<K> = Vec::with_capacity(CHUNK);
+    let mut values: Vec<V> = Vec::with_capacity(CHUNK);
+    let mut cursor: u32 = 0;
+    let mut first = true;
+    loop {
+        let mut next: u32 = 0;
+        let mut attributes = Attributes {
+            in_batch: if first { 0 } else { &raw const cursor as u64 },
+            out_batch: &raw mut next as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: CHUNK as u32,
+            map_fd: map.as_raw_fd() as u32,
+            ..Attributes::default()
+        };
+        let result = bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes);
+        let last = match result {
+            Ok(()) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) => return Err(error),
+        };
+        let count = (attributes.count as usize).min(CHUNK);
+        // SAFETY: the kernel has written `count` keys and values, at most the capacity; all bit
+        // patterns are valid (`Pod`).
+        unsafe {
+            keys.set_len(count);
+            values.set_len(count);
+        }
+        for (key, value) in keys.iter().zip(&values) {
+            visit(key, value);
+        }
+        if last {
+            return Ok(());
+        }
+        cursor = next;
+        first = false;
+    }
+}
+
+/// Writes values to consecutive indexes of an array map, from `start` up.
+pub(super) fn update_array<V: Pod>(
+    map: BorrowedFd<'_>,
+    start: u32,
+    values: &[V],
+) -> io::Result<()> {
+    let mut keys: Vec<u32> = (start..).take(values.len()).collect();
+    let mut attributes = Attributes {
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count: values.len() as u32,
+        map_fd: map.as_raw_fd() as u32,
+        ..Attributes::default()
+    };
+    if values.is_empty() { Ok(()) } else { bpf(BPF_MAP_UPDATE_BATCH, &mut attributes) }
+}

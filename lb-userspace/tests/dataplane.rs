@@ -1,0 +1,157 @@
+//! The data plane on the real kernel, without a packet: maps, pins, adoption. Needs root and a BPF
+//! file system.
+
+use std::{
+    fs,
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use aya::maps::{Array, MapData};
+use ballast::{
+    clock,
+    dataplane::{Dataplane, Op, Options, Timeouts, remove_pins},
+};
+use lb_common::{
+    backend::{Backend, FORWARD, IN_USE},
+    service::{Service, ServiceKey},
+};
+
+/// A directory of pins of one test's own, removed at its end.
+struct Pins(PathBuf);
+
+impl Pins {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!(
+            "/sys/fs/bpf/ballast-test-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed),
+        );
+        Self(name.into())
+    }
+
+    fn options(&self) -> Options {
+        Options { pins: self.0.clone(), max_flows: 4096, max_half_open: 1024, discard_pins: false }
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        remove_pins(&self.0).expect("remove the pins");
+    }
+}
+
+fn backend(port: u16) -> Backend {
+    Backend { port, flags: IN_USE | FORWARD, weight: 7, ..Backend::ZERO }
+}
+
+const KEY: ServiceKey = ServiceKey { address: [9; 16], port: 80, protocol: 6, reserved: 0 };
+
+const TIMEOUTS: Timeouts =
+    Timeouts { tcp_idle_ns: 1_000, tcp_closing_ns: 1_000, udp_idle_ns: 1_000 };
+
+#[test]
+fn a_second_daemon_goes_on_with_the_tables_of_the_first() {
+    let pins = Pins::new();
+    let service = Service { index: 3, table_start: 10, table_len: 2, ..Service::ZERO };
+    let ops = [
+        Op::SetBackend { id: 5, backend: backend(8080) },
+        Op::SetTable { start: 10, slots: vec![5, 5] },
+        Op::SetService { key: KEY, service },
+    ];
+    {
+        let mut first = Dataplane::open(&pins.options()).expect("open");
+        assert!(!first.info().expect("info").adopted);
+        first.apply(&ops).expect("apply");
+        first.apply(&ops).expect("apply again");
+    }
+    let mut second = Dataplane::open(&pins.options()).expect("open again");
+    let info = second.info().expect("info");
+    assert!(info.adopted);
+    assert_eq!(info.notes, Vec::<String>::new());
+    assert!(info.maps.iter().all(|map| map.bytes > 0), "{:?}", info.maps);
+    let adopted = second.adopted().expect("adopted");
+    assert_eq!(adopted.services, [(KEY, service)]);
+    assert_eq!(adopted.backends, [(5, backend(8080))]);
+
+    second
+        .apply(&[Op::RemoveService { key: KEY }, Op::RemoveService { key: KEY }])
+        .expect("remove, twice");
+    second.apply(&[Op::ClearBackend { id: 5 }]).expect("clear");
+    let adopted = second.adopted().expect("adopted");
+    assert_eq!((adopted.services.len(), adopted.backends.len()), (0, 0));
+}
+
+#[test]
+fn another_size_is_noted_and_the_flows_are_kept() {
+    let pins = Pins::new();
+    drop(Dataplane::open(&pins.options()).expect("open"));
+    let larger = Options { max_flows: 8192, ..pins.options() };
+    let notes = Dataplane::open(&larger).expect("open").info().expect("info").notes;
+    assert_eq!(notes.len(), 2, "{notes:?}");
+    assert!(notes[0].contains("FLOWS keeps its 4096 entries"), "{notes:?}");
+    assert!(notes[0].contains("--discard-pins"), "{notes:?}");
+
+    let discard = Options { discard_pins: true, ..larger };
+    let info = Dataplane::open(&discard).expect("open anew").info().expect("info");
+    assert!(!info.adopted && info.notes.is_empty(), "{info:?}");
+    let flows = info.maps.iter().find(|map| map.name == "FLOWS").expect("FLOWS");
+    assert_eq!(flows.max_entries, 8192);
+}
+
+#[test]
+fn pins_of_another_version_are_refused_by_name() {
+    let pins = Pins::new();
+    drop(Dataplane::open(&pins.options()).expect("open"));
+    // A map of another layout in the place of BACKENDS.
+    fs::remove_file(pins.0.join("BACKENDS")).expect("remove");
+    let strange: Array<MapData, u64> = Array::create(4096, 0).expect("create a map");
+    strange.pin(pins.0.join("BACKENDS")).expect("pin it");
+
+    let error = format!("{:#}", Dataplane::open(&pins.options()).expect_err("refused"));
+    for part in ["BACKENDS", "8 bytes", "--discard-pins", "still forward"] {
+        assert!(error.contains(part), "`{part}` is missing: {error}");
+    }
+    let discard = Options { discard_pins: true, ..pins.options() };
+    Dataplane::open(&discard).expect("open anew");
+}
+
+#[test]
+fn another_abi_version_is_refused() {
+    let pins = Pins::new();
+    drop(Dataplane::open(&pins.options()).expect("open"));
+    let map = MapData::from_pin(pins.0.join("META")).expect("META");
+    let mut meta: Array<_, lb_common::stats::Meta> =
+        aya::maps::Map::Array(map).try_into().expect("typed");
+    let other = lb_common::stats::Meta { abi_version: 9999, reserved: 0 };
+    meta.set(0, other, 0).expect("write");
+    let error = format!("{:#}", Dataplane::open(&pins.options()).expect_err("refused"));
+    assert!(error.contains("9999") && error.contains("--discard-pins"), "{error}");
+}
+
+#[test]
+fn a_directory_on_another_file_system_is_refused_with_the_cure() {
+    let directory = std::env::temp_dir().join("ballast-no-bpffs");
+    let options = Options { pins: directory, ..Pins::new().options() };
+    let error = format!("{:#}", Dataplane::open(&options).expect_err("refused"));
+    assert!(error.contains("mount -t bpf bpf"), "{error}");
+}
+
+#[test]
+fn counters_flows_and_sweeps_of_empty_tables_are_empty() {
+    let pins = Pins::new();
+    let mut dataplane = Dataplane::open(&pins.options()).expect("open");
+    let counters = dataplane.counters(&[0, 1], &[0, 4095]).expect("counters");
+    assert!(counters.reasons.iter().all(|&count| count == 0));
+    assert_eq!(counters.backends[1].2, 0);
+    assert!(dataplane.flows(100).expect("flows").is_empty());
+    assert!(dataplane.take_events().is_empty());
+    for _ in 0..12 {
+        let sweep = dataplane.sweep(clock::monotonic_coarse_ns(), &TIMEOUTS).expect("sweep");
+        assert_eq!((sweep.flows, sweep.expired, sweep.orphans), (0, 0, 0));
+    }
+    assert!(dataplane.counters(&[u32::MAX], &[]).is_err(), "an index past the end is an error");
+    let past_the_end = Op::SetTable { start: lb_common::limits::MAX_SLOTS - 1, slots: vec![0, 0] };
+    assert!(dataplane.apply(&[past_the_end]).is_err());
+}

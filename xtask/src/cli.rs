@@ -1,0 +1,139 @@
+//! The command line.
+
+use std::{net::SocketAddr, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::{build, interrupt, lab, run, setup, test, tidy};
+
+mod lab_command;
+
+/// Builds, tests and tries ballast.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Installs what building and testing need, as far as it is missing
+    ///
+    /// On Debian 12 by apt-get: Debian's Rust compiler for BPF, and the servers and tools that the
+    /// lab runs. Then bpf-linker by cargo. Where nightly Rust with rust-src and bpf-linker are there,
+    /// these compile the kernel program instead. The other commands do all this first; the second
+    /// time it takes no time.
+    Setup {
+        /// Prints the commands and does nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+
+    /// Builds the `ballast` binary, with the XDP program inside
+    Build,
+
+    /// Shows it: setup, build, lab up, and traffic through the floating IP while servers die
+    ///
+    /// On a terminal a live picture until Ctrl-C. Without one a report, and exit code 0 only if the
+    /// counters of the XDP program prove that the traffic went through it. A lab of this name that
+    /// stands already is used, and left standing.
+    Run {
+        /// Name of the lab
+        #[arg(long, default_value = lab::DEFAULT_NAME)]
+        name: String,
+        /// Starts no databases
+        #[arg(long)]
+        no_postgres: bool,
+        /// Threads of the client
+        #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        threads: u16,
+        /// Prints the report on a terminal too
+        #[arg(long)]
+        report: bool,
+    },
+
+    /// Runs the tests; all that this version has if no tier is named
+    Test {
+        /// Which
+        tiers: Vec<test::Tier>,
+    },
+
+    /// Checks the source against the rules of the house
+    ///
+    /// Directions of imports, clocks and raw sockets in the wrong place, unfinished work, links that
+    /// lead nowhere.
+    Tidy,
+
+    /// A whole site on this machine, in network namespaces
+    #[command(subcommand)]
+    Lab(lab_command::LabCommand),
+
+    /// Takes a lab down when the process that brought it up dies
+    #[command(hide = true)]
+    LabGuard {
+        /// Name of the lab
+        name: String,
+    },
+
+    /// Answers datagrams
+    #[command(hide = true)]
+    ServeUdpEcho {
+        /// What every answer begins with
+        #[arg(long)]
+        name: String,
+        /// Where to listen
+        #[arg(required = true)]
+        addresses: Vec<SocketAddr>,
+    },
+}
+
+/// Runs the command, prints its error, and says how it ended.
+pub fn main() -> ExitCode {
+    match execute(Cli::parse().command) {
+        Ok(code) => code,
+        Err(_) if interrupt::pending() => {
+            eprintln!("interrupted");
+            // What a shell gives a command that Ctrl-C ended.
+            ExitCode::from(130)
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Setup { dry_run: true } => setup::dry_run()?,
+        Command::Setup { dry_run: false } => setup::setup()?,
+        Command::Build => {
+            setup::setup()?;
+            println!("{}", build::ballast()?.display());
+        }
+        Command::Run { name, no_postgres, threads, report } => {
+            let threads = threads.into();
+            return run::run(&run::Settings { name, postgres: !no_postgres, threads, report });
+        }
+        Command::Test { tiers } => test::test(&tiers)?,
+        Command::Tidy => tidy::tidy()?,
+        Command::Lab(command) => command.run()?,
+        Command::LabGuard { name } => lab::watch(&name)?,
+        Command::ServeUdpEcho { name, addresses } => lab::serve_udp_echo(&name, &addresses)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

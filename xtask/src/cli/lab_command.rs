@@ -1,0 +1,187 @@
+//! `cargo xtask lab`.
+
+use std::{ffi::OsString, os::unix::process::CommandExt as _, path::PathBuf};
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Subcommand};
+
+use crate::{
+    interrupt,
+    lab::{self, Balancers, HostName, Lab, Options},
+    shell,
+};
+
+/// What `lab up --help` begins with.
+const UP_HELP: &str = "\
+Brings the lab up, or starts what is missing of it.
+
+Every host is a network namespace NAME-HOST with an eth0, joined by a bridge in NAME-sw:
+
+  client         192.0.2.9    2001:db8::9
+  lb-01, lb-02   .11, .12     ballast
+  app-01..03     .21 to .23   nginx on 8080, UDP echo on 9000
+  pg-01, pg-02   .31, .32     PostgreSQL 15: primary, streaming standby
+  witness        .41
+  floating       .100         2001:db8::100; web on 80, UDP echo on 9000
+
+The app servers answer / and /id with their name; /big is 200 MB; PUT /upload/NAME keeps the body.
+The database, its user and the password are all `app`.";
+
+/// `cargo xtask lab …`
+#[derive(Subcommand)]
+pub(super) enum LabCommand {
+    /// Brings the lab up, or starts what is missing of it
+    #[command(long_about = UP_HELP)]
+    Up(UpArgs),
+
+    /// Takes the lab down: processes, namespaces, pinned maps, files
+    Down(Name),
+
+    /// Shows what every host is and does
+    Status(Name),
+
+    /// Runs a command on a host
+    Exec {
+        #[command(flatten)]
+        name: Name,
+        /// The host
+        host: HostName,
+        /// The command and its arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
+
+    /// Kills every process on a host (SIGKILL); the host itself goes on answering pings
+    ///
+    /// What a crash of the server program looks like: connections are refused at once. `lab start`
+    /// starts the programs again.
+    Kill(OnHost),
+
+    /// Starts what a host ought to run
+    Start(OnHost),
+
+    /// Pulls a host's cable: its port of the switch goes down
+    ///
+    /// What others see of a power cut, too: silence. The processes on the host go on, and find
+    /// their link without carrier. `lab heal` plugs it in again.
+    Cut(OnHost),
+
+    /// Plugs a host's cable in again
+    Heal(OnHost),
+}
+
+/// Which lab.
+#[derive(Args)]
+pub(super) struct Name {
+    /// Name of the lab; labs of different names stand side by side
+    #[arg(long, default_value = lab::DEFAULT_NAME)]
+    name: String,
+}
+
+/// Which host of which lab.
+#[derive(Args)]
+pub(super) struct OnHost {
+    #[command(flatten)]
+    name: Name,
+    /// The host
+    host: HostName,
+}
+
+/// `cargo xtask lab up …`
+#[derive(Args)]
+pub(super) struct UpArgs {
+    #[command(flatten)]
+    name: Name,
+    /// Starts the daemon on lb-02 too
+    #[arg(long, conflicts_with = "no_balancers")]
+    both: bool,
+    /// Starts no daemon on either balancer
+    #[arg(long)]
+    no_balancers: bool,
+    /// Starts no databases
+    #[arg(long)]
+    no_postgres: bool,
+    /// Configuration for the balancers, instead of the lab's own
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl LabCommand {
+    /// Does it.
+    pub(super) fn run(self) -> Result<()> {
+        match self {
+            Self::Up(args) => args.run(),
+            Self::Down(name) => lab::down(&name.name),
+            Self::Status(name) => status(&Lab::attach(&name.name)?),
+            Self::Exec { name, host, command } => {
+                let lab = Lab::attach(&name.name)?;
+                let mut wrapped = lab.host(host.as_str()).command(&command[0]);
+                let error = wrapped.args(&command[1..]).exec();
+                Err(error).with_context(|| format!("start `{}`", shell::display(&wrapped)))
+            }
+            Self::Kill(on) => on.lab()?.kill(on.host.as_str()),
+            Self::Start(on) => on.lab()?.start(on.host.as_str()),
+            Self::Cut(on) => on.lab()?.cut(on.host.as_str()),
+            Self::Heal(on) => on.lab()?.heal(on.host.as_str()),
+        }
+    }
+}
+
+impl OnHost {
+    fn lab(&self) -> Result<Lab> {
+        Lab::attach(&self.name.name)
+    }
+}
+
+impl UpArgs {
+    fn run(self) -> Result<()> {
+        let config = self
+            .config
+            .map(|file| {
+                std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))
+            })
+            .transpose()?;
+        interrupt::install()?;
+        let balancers = match (self.both, self.no_balancers) {
+            (_, true) => Balancers::None,
+            (true, _) => Balancers::Both,
+            _ => Balancers::First,
+        };
+        let lab = Lab::up(Options {
+            name: self.name.name,
+            balancers,
+            postgres: !self.no_postgres,
+            config,
+            ..Options::default()
+        })?;
+        status(&lab)?;
+        println!("\nfiles: {}", lab.state_dir().display());
+        lab.keep();
+        Ok(())
+    }
+}
+
+fn status(lab: &Lab) -> Result<()> {
+    println!("{:<9} {:<12} {:<14} {:<6} runs", "HOST", "IPV4", "IPV6", "LINK");
+    for line in lab.status()? {
+        let programs: Vec<String> = line
+            .programs
+            .iter()
+            .map(|(name, pid)| match pid {
+                Some(pid) => format!("{name} ({pid})"),
+                None => format!("{name} (dead)"),
+            })
+            .collect();
+        let link = if line.plugged_in { "up" } else { "cut" };
+        let note = if line.note.is_empty() { String::new() } else { format!(" - {}", line.note) };
+        let text = format!(
+            "{:<9} {:<12} {:<14} {link:<6} {}{note}",
+            line.host,
+            line.host.ipv4().to_string(),
+            line.host.ipv6().to_string(),
+            programs.join(", "),
+        );
+        println!("{}", text.trim_end());
+    }
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! The balancers: ballast itself, and the configuration that it gets in the lab.
+
+use std::{fmt::Write as _, os::unix::net::UnixStream, path::Path, process::Command};
+
+use super::{
+    HostName, Lab, netns,
+    process::Program,
+    topology::{APP_PORT, ECHO_PORT, FLOATING_V4, FLOATING_V6, HOSTS, Role},
+};
+
+/// What `host` runs to balance.
+pub(super) fn program(lab: &Lab, host: HostName) -> Program {
+    let socket = lab.socket(host);
+    Program {
+        name: "ballast",
+        namespace: lab.namespace(host),
+        command: command(lab, host),
+        pid_file: lab.pid_file(host, "ballast"),
+        log: lab.log(host, "ballast"),
+        // A socket left by a killed daemon refuses.
+        ready: Box::new(move || UnixStream::connect(&socket).is_ok()),
+    }
+}
+
+/// `ballast run …` of this node.
+pub(super) fn command(lab: &Lab, host: HostName) -> Command {
+    let mut command = netns::command(&lab.namespace(host), lab.ballast());
+    command.arg("run").arg("--config").arg(lab.config());
+    command.args(["--node", host.as_str()]);
+    command.arg("--socket").arg(lab.socket(host));
+    command.arg("--state-dir").arg(lab.host_dir(host).join("state"));
+    command.arg("--pin-dir").arg(lab.pin_dir(host));
+    command
+}
+
+/// The lab's configuration: every app server behind the floating addresses, by HTTP and by UDP.
+pub fn config() -> String {
+    let mut text =
+        String::from("# Written by `cargo xtask lab up`.\n[cluster]\nname = \"lab\"\n\n");
+    for (host, priority) in [(HostName::Lb01, 100), (HostName::Lb02, 90)] {
+        let address = host.ipv4();
+        let _ = write!(
+            text,
+            "[[node]]\nname = \"{host}\"\naddress = \"{address}\"\ninterface = \"eth0\"\n\
+             priority = {priority}\n\n"
+        );
+    }
+    let _ = write!(
+        text,
+        "[[floating]]\nvrid = 51\naddresses = [\"{FLOATING_V4}/24\", \"{FLOATING_V6}/64\"]\n"
+    );
+    let http = "probe = \"http\"\n  path = \"/id\"\n  expect = \"200\"";
+    // The echo accepts TCP connections too.
+    let tcp = "probe = \"tcp\"";
+    for (name, listen, protocol, family, port, probe) in [
+        ("web", format!("{FLOATING_V4}:80"), "tcp", 0, APP_PORT, http),
+        ("web6", format!("[{FLOATING_V6}]:80"), "tcp", 1, APP_PORT, http),
+        ("echo", format!("{FLOATING_V4}:{ECHO_PORT}"), "udp", 0, ECHO_PORT, tcp),
+        ("echo6", format!("[{FLOATING_V6}]:{ECHO_PORT}"), "udp", 1, ECHO_PORT, tcp),
+    ] {
+        let _ = write!(
+            text,
+            "\n[[service]]\nname = \"{name}\"\nlisten = \"{listen}\"\nprotocol = \"{protocol}\"\n"
+        );
+        for host in HOSTS.into_iter().filter(|host| host.role() == Role::App) {
+            let address = host.sockets(port)[family];
+            let _ = write!(
+                text,
+                "  [[service.backend]]\n  name = \"{host}\"\n  address = \"{address}\"\n"
+            );
+        }
+        let _ = write!(text, "  [service.health]\n  {probe}\n");
+    }
+    text
+}
+
+/// `ballast COMMAND` for the daemon at `socket`.
+pub(super) fn client(ballast: &Path, socket: &Path, subcommand: &str) -> Command {
+    let mut command = Command::new(ballast);
+    command.arg(subcommand).arg("--socket").arg(socket);
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_names_every_service_and_backend() {
+        let text = config();
+        for line in [
+            "addresses = [\"192.0.2.100/24\", \"2001:db8::100/64\"]",
+            "listen = \"192.0.2.100:80\"",
+            "listen = \"[2001:db8::100]:80\"",
+            "listen = \"192.0.2.100:9000\"",
+            "listen = \"[2001:db8::100]:9000\"",
+        ] {
+            assert_eq!(text.matches(line).count(), 1, "{line}");
+        }
+        assert_eq!(text.matches("name = \"app-02\"").count(), 4);
+        assert_eq!(text.matches("address = \"192.0.2.22:8080\"").count(), 1);
+        assert_eq!(text.matches("address = \"[2001:db8::22]:9000\"").count(), 1);
+    }
+}

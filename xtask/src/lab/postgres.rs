@@ -1,0 +1,279 @@
+//! The database servers: a `PostgreSQL` 15 primary and its streaming standby.
+
+use std::{
+    fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::unistd::User;
+
+use super::{HostName, Lab, netns, paths, process::Program, topology::POSTGRES_PORT};
+use crate::{shell, wait};
+
+/// Where Debian and others put the server's programs, which are in nobody's `PATH`.
+const FOLDERS: [&str; 2] = ["/usr/lib/postgresql/15/bin", "/usr/pgsql-15/bin"];
+
+/// Superuser of the servers, and the operating system's user that runs them.
+const USER: &str = "postgres";
+
+/// Password of the role that standbys stream with.
+const REPLICATION_PASSWORD: &str = "replication";
+
+/// What a new cluster is given: the application's database, and the roles.
+const ROLES: &str = "\
+CREATE ROLE app LOGIN PASSWORD 'app';
+CREATE DATABASE app OWNER app;
+CREATE ROLE ballast LOGIN PASSWORD 'ballast' IN ROLE pg_monitor;
+CREATE ROLE replication LOGIN REPLICATION PASSWORD 'replication';
+";
+
+const CONFIG: &str = "\
+# Written by `cargo xtask lab up`.
+cluster_name = '@HOST@'
+listen_addresses = '@IPV4@,@IPV6@'
+port = @PORT@
+unix_socket_directories = '@FOLDER@'
+max_connections = 100
+shared_buffers = 16MB
+# Files in the data folder: nothing stays in /dev/shm after a kill.
+dynamic_shared_memory_type = mmap
+wal_level = replica
+max_wal_senders = 10
+max_replication_slots = 10
+wal_keep_size = 64MB
+min_wal_size = 32MB
+max_wal_size = 256MB
+# A returning primary can be rewound.
+wal_log_hints = on
+hot_standby = on
+jit = off
+logging_collector = off
+log_line_prefix = '%m [%p] '
+timezone = 'UTC'
+";
+
+const ACCESS: &str = "\
+# Written by `cargo xtask lab up`.
+local all         all                        peer
+host  all         all         192.0.2.0/24   scram-sha-256
+host  all         all         2001:db8::/64  scram-sha-256
+host  replication replication 192.0.2.0/24   scram-sha-256
+host  replication replication 2001:db8::/64  scram-sha-256
+";
+
+/// How long the standby may take until it streams.
+const STREAM_LIMIT: Duration = Duration::from_secs(30);
+
+/// What `host` runs.
+pub(super) fn program(lab: &Lab, host: HostName) -> Program {
+    let folder = lab.host_dir(host);
+    let mut command = as_postgres(&lab.namespace(host), "postgres");
+    command.arg("-D").arg(data(lab, host));
+    command.arg("-c").arg(format!("config_file={}", folder.join("postgresql.conf").display()));
+    command.arg("-c").arg(format!("hba_file={}", folder.join("pg_hba.conf").display()));
+    let mut probe = as_postgres(&lab.namespace(host), "pg_isready");
+    probe.args(["-q", "-h"]).arg(&folder);
+    let pid_file = lab.pid_file(host, "postgres");
+    let probe = std::sync::Mutex::new(probe);
+    Program {
+        name: "postgres",
+        namespace: lab.namespace(host),
+        command,
+        pid_file,
+        log: lab.log(host, "postgres"),
+        ready: Box::new(move || {
+            let mut probe = probe.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            shell::output(&mut probe).is_ok()
+        }),
+    }
+}
+
+/// Brings up the servers: the primary, and then the standby, cloned from it the first time.
+pub(super) fn start(lab: &Lab) -> Result<()> {
+    let (primary, standby) = (HostName::Pg01, HostName::Pg02);
+    for host in [primary, standby] {
+        write_config(lab, host)?;
+    }
+    if !data(lab, primary).exists() {
+        copy_template(lab, primary)?;
+    }
+    restart(lab, primary)?;
+    if !data(lab, standby).exists() {
+        clone_primary(lab, standby, primary).context("clone the primary")?;
+    }
+    restart(lab, standby)?;
+    wait::until(STREAM_LIMIT, "the standby to stream", || {
+        Ok((lab.postgres_state(standby)? == "streaming").then_some(()))
+    })
+}
+
+/// Starts one server again, with the data that it has.
+pub(super) fn restart(lab: &Lab, host: HostName) -> Result<()> {
+    if !data(lab, host).exists() {
+        bail!("{host} has no data; `lab up` makes it");
+    }
+    let mut program = program(lab, host);
+    if program.pid().is_none() {
+        // A killed server leaves its number in two files, and that may belong to somebody by now, if only to
+        // its own zombie. Nothing on this host uses the folder.
+        clear_shared_memory(&data(lab, host));
+        paths::remove(&data(lab, host).join("postmaster.pid"))?;
+        let lock = format!(".s.PGSQL.{POSTGRES_PORT}.lock");
+        paths::remove(&lab.host_dir(host).join(lock))?;
+    }
+    program.start()
+}
+
+/// Frees what a killed server has left outside of its folders.
+pub(super) fn clear_shared_memory(data: &Path) {
+    // Line 7 of the file is key and id of a System V segment that guards the data folder.
+    let text = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+    let id = text.lines().nth(6).and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+    if let Some(id) = id {
+        // SAFETY: no memory of ours is involved; a wrong number gives an error, and no running
+        // server of another lab has written its number into this folder.
+        unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) };
+    }
+}
+
+/// The data folder of a server.
+pub(super) fn data(lab: &Lab, host: HostName) -> PathBuf {
+    lab.data_dir().join(host.as_str())
+}
+
+/// Runs a statement as the superuser, without a password, and gives the bare rows.
+pub(super) fn query(lab: &Lab, host: HostName, statement: &str) -> Result<String> {
+    let mut command = as_postgres(&lab.namespace(host), "psql");
+    command.args(["-XAtq", "-h"]).arg(lab.host_dir(host)).args(["-c", statement]);
+    Ok(shell::output(&mut command)?.trim().to_owned())
+}
+
+/// A server's program, run by the user that it wants, in a namespace.
+fn as_postgres(namespace: &str, program: &str) -> Command {
+    let mut command = netns::command(namespace, "setpriv");
+    let user = format!("--reuid={USER}");
+    command.args([&user, "--regid=postgres", "--init-groups", "--"]).arg(binary(program));
+    command.env("LC_ALL", "C.UTF-8").env_remove("PGDATA").env_remove("PGHOST").current_dir("/");
+    command
+}
+
+fn binary(program: &str) -> PathBuf {
+    FOLDERS
+        .iter()
+        .map(|folder| Path::new(folder).join(program))
+        .find(|file| shell::is_executable(file))
+        .unwrap_or_else(|| program.into())
+}
+
+fn write_config(lab: &Lab, host: HostName) -> Result<()> {
+    let folder = lab.host_dir(host);
+    give_to_postgres(&folder)?;
+    let text = CONFIG
+        .replace("@HOST@", host.as_str())
+        .replace("@IPV4@", &host.ipv4().to_string())
+        .replace("@IPV6@", &host.ipv6().to_string())
+        .replace("@PORT@", &POSTGRES_PORT.to_string())
+        .replace("@FOLDER@", &folder.display().to_string());
+    fs::write(folder.join("postgresql.conf"), text).context("write postgresql.conf")?;
+    fs::write(folder.join("pg_hba.conf"), ACCESS).context("write pg_hba.conf")
+}
+
+fn give_to_postgres(folder: &Path) -> Result<()> {
+    let user = User::from_name(USER).context("look up user postgres")?;
+    let user = user.context("find user postgres: `cargo xtask setup` installs PostgreSQL")?;
+    std::os::unix::fs::chown(folder, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
+        .with_context(|| format!("give {} to postgres", folder.display()))
+}
+
+/// An empty folder as the server wants it: its own, and nobody else's to read.
+fn make_data_dir(path: &Path) -> Result<()> {
+    fs::DirBuilder::new().mode(0o700).create(path)?;
+    give_to_postgres(path)
+}
+
+/// Makes a server's data folder a new cluster, by copying one that is made once on a machine.
+fn copy_template(lab: &Lab, host: HostName) -> Result<()> {
+    let template = template(lab, host)?;
+    let draft = data(lab, host).with_extension("draft");
+    paths::remove(&draft)?;
+    // Whatever takes time runs on a host of the lab, so that `down` finds it.
+    let mut copy = netns::command(&lab.namespace(host), "cp");
+    copy.args(["-a", "--reflink=auto"]).arg(template).arg(&draft);
+    shell::output(&mut copy).context("copy the empty cluster")?;
+    fs::rename(&draft, data(lab, host)).context("keep the copy")
+}
+
+fn template(lab: &Lab, host: HostName) -> Result<PathBuf> {
+    let version = shell::output(Command::new(binary("postgres")).arg("--version"))
+        .context("find PostgreSQL 15: `cargo xtask setup` installs it")?;
+    let mut hasher = DefaultHasher::new();
+    (version.trim(), ROLES).hash(&mut hasher);
+    let template = paths::cache_dir()?.join(format!("postgres-{:016x}", hasher.finish()));
+    if template.exists() {
+        return Ok(template);
+    }
+    let draft = paths::draft(&lab.options.name, "postgres");
+    paths::remove(&draft)?;
+    make_data_dir(&draft).context("make a folder for the empty cluster")?;
+    let mut initdb = as_postgres(&lab.namespace(host), "initdb");
+    initdb.args(["--encoding=UTF8", "--locale=C.UTF-8", "--auth-local=peer"]);
+    initdb.args(["--auth-host=scram-sha-256", "--data-checksums", "--no-sync", "-D"]).arg(&draft);
+    shell::output(&mut initdb).context("make an empty cluster")?;
+    let mut single = as_postgres(&lab.namespace(host), "postgres");
+    single.args(["--single", "-D"]).arg(&draft).arg("postgres");
+    shell::output_of(&mut single, ROLES).context("make the roles")?;
+    match fs::rename(&draft, &template) {
+        // Another lab was faster.
+        Err(_) if template.exists() => paths::remove(&draft)?,
+        result => result.context("keep the empty cluster")?,
+    }
+    Ok(template)
+}
+
+fn clone_primary(lab: &Lab, standby: HostName, primary: HostName) -> Result<()> {
+    let draft = data(lab, standby).with_extension("draft");
+    paths::remove(&draft)?;
+    make_data_dir(&draft).context("make a folder for the clone")?;
+    let slot = standby.as_str().replace('-', "_");
+    query(
+        lab,
+        primary,
+        &format!(
+            "SELECT pg_create_physical_replication_slot('{slot}') WHERE NOT EXISTS \
+             (SELECT FROM pg_replication_slots WHERE slot_name = '{slot}')"
+        ),
+    )?;
+    let mut clone = as_postgres(&lab.namespace(standby), "pg_basebackup");
+    clone.arg("-D").arg(&draft).arg("-d").arg(format!(
+        "host={} port={POSTGRES_PORT} user=replication application_name={standby}",
+        primary.ipv4()
+    ));
+    clone.args(["-R", "-S", &slot, "-X", "stream", "-c", "fast", "--no-sync"]);
+    clone.env("PGPASSWORD", REPLICATION_PASSWORD);
+    shell::output(&mut clone)?;
+    fs::rename(&draft, data(lab, standby)).context("keep the clone")
+}
+
+impl Lab {
+    /// Runs a statement on a database server as its superuser; gives the rows, columns joined by
+    /// `|`.
+    pub fn query(&self, host: &str, statement: &str) -> Result<String> {
+        query(self, super::find(host)?, statement)
+    }
+
+    /// `primary`, or the state of the standby's receiver (`streaming` when all is well), or
+    /// `waiting` for one without.
+    pub(super) fn postgres_state(&self, host: HostName) -> Result<String> {
+        query(
+            self,
+            host,
+            "SELECT CASE WHEN NOT pg_is_in_recovery() THEN 'primary' ELSE \
+             coalesce((SELECT status FROM pg_stat_wal_receiver), 'waiting') END",
+        )
+    }
+}
