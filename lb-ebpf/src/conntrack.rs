@@ -146,7 +146,7 @@ fn relay<F: Family, T: Tables>(
 ) -> Result<Action, Reason> {
     let forward = entry.state() & state::RETURN == 0;
     let egress = if !forward {
-        Egress::to_client(entry.client_side())
+        Egress::to_client::<F>(entry)
     } else if backend.flags & RESOLVED != 0 {
         Egress::to_backend(backend)
     } else {

@@ -9,7 +9,9 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::{
     checksum::{self, Sum, TTL_DECREMENT},
-    packet::{Header, Mac, Packet, Truncated, load16, load32, load128, store16, store32, store128},
+    packet::{
+        Header, Mac, Macs, Packet, Truncated, load16, load32, load128, store16, store32, store128,
+    },
     tables::Entry,
 };
 
@@ -99,6 +101,7 @@ impl Address for [u64; 2] {
 }
 
 /// Source and destination port, as one native word in the order of the packet's bytes.
+#[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ports(pub u32);
 
@@ -202,9 +205,12 @@ pub trait Family: Sized {
 
     /// Reads the header at `l3`.
     fn datagram(packet: &Packet, l3: usize) -> Result<Datagram<Self::Address>, Truncated>;
-    /// Source, destination, protocol, for a header that has neither options nor fragments and whose
-    /// time to live is above 1; else `None`.
-    fn plain(header: &Self::Hdr) -> Option<(Self::Address, Self::Address, u8)>;
+    /// Whether the header has neither options nor fragments and its time to live is above 1.
+    fn is_plain(header: &Self::Hdr) -> bool;
+    /// Source and destination.
+    fn addresses(header: &Self::Hdr) -> (Self::Address, Self::Address);
+    /// What a plain header is followed by.
+    fn carried(header: &Self::Hdr) -> u8;
     /// Key of a tuple.
     fn key(tuple: Tuple<Self::Address>, protocol: u8) -> Self::Key;
     /// Writes addresses, lowers the time to live, and mends the header's checksum.
@@ -258,23 +264,24 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn plain(header: &Ipv4Hdr) -> Option<(u32, u32, u8)> {
-        if header.vihl != 0x45 || load16(&header.frags) & FRAGMENT_MASK != 0 || header.ttl <= 1 {
-            return None;
-        }
-        Some((load32(&header.src_addr), load32(&header.dst_addr), header.proto))
+    fn is_plain(header: &Ipv4Hdr) -> bool {
+        header.vihl == 0x45 && load16(&header.frags) & FRAGMENT_MASK == 0 && header.ttl > 1
+    }
+
+    #[inline(always)]
+    fn addresses(header: &Ipv4Hdr) -> (u32, u32) {
+        (load32(&header.src_addr), load32(&header.dst_addr))
+    }
+
+    #[inline(always)]
+    fn carried(header: &Ipv4Hdr) -> u8 {
+        header.proto
     }
 
     #[inline(always)]
     fn key(tuple: Tuple<u32>, protocol: u8) -> FlowKey4 {
-        FlowKey4 {
-            src: tuple.src.to_ne_bytes(),
-            dst: tuple.dst.to_ne_bytes(),
-            src_port: tuple.ports.src(),
-            dst_port: tuple.ports.dst(),
-            protocol,
-            reserved: [0; 3],
-        }
+        KeyWords { src: tuple.src, dst: tuple.dst, ports: tuple.ports, last: last_word(protocol) }
+            .into()
     }
 
     #[inline(always)]
@@ -361,23 +368,24 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn plain(header: &Ipv6Hdr) -> Option<([u64; 2], [u64; 2], u8)> {
-        if header.vcf[0] >> 4 != 6 || header.hop_limit <= 1 {
-            return None;
-        }
-        Some((load128(&header.src_addr), load128(&header.dst_addr), header.next_hdr))
+    fn is_plain(header: &Ipv6Hdr) -> bool {
+        header.vcf[0] >> 4 == 6 && header.hop_limit > 1
+    }
+
+    #[inline(always)]
+    fn addresses(header: &Ipv6Hdr) -> ([u64; 2], [u64; 2]) {
+        (load128(&header.src_addr), load128(&header.dst_addr))
+    }
+
+    #[inline(always)]
+    fn carried(header: &Ipv6Hdr) -> u8 {
+        header.next_hdr
     }
 
     #[inline(always)]
     fn key(tuple: Tuple<[u64; 2]>, protocol: u8) -> FlowKey6 {
-        FlowKey6 {
-            src: tuple.src.mapped(),
-            dst: tuple.dst.mapped(),
-            src_port: tuple.ports.src(),
-            dst_port: tuple.ports.dst(),
-            protocol,
-            reserved: [0; 3],
-        }
+        KeyWords { src: tuple.src, dst: tuple.dst, ports: tuple.ports, last: last_word(protocol) }
+            .into()
     }
 
     #[inline(always)]
@@ -503,6 +511,20 @@ macro_rules! entry {
             }
 
             #[inline(always)]
+            fn macs_to_client(&self) -> Macs {
+                const {
+                    assert!(
+                        core::mem::offset_of!($entry, local_mac)
+                            == core::mem::offset_of!($entry, client_mac) + 6
+                    );
+                }
+                let start: *const Self = self;
+                let offset = core::mem::offset_of!($entry, client_mac);
+                // SAFETY: both addresses, which lie side by side (asserted above).
+                Macs::load(unsafe { &*start.byte_add(offset).cast() })
+            }
+
+            #[inline(always)]
             fn client_side(&self) -> ClientSide {
                 ClientSide {
                     mac: Mac::load(&self.client_mac),
@@ -530,6 +552,38 @@ pub struct ClientSide {
     pub local_mac: Mac,
     /// The interface.
     pub ifindex: u32,
+}
+
+/// A flow key in words: written field by field, the compiler makes bytes of it, and the kernel, which
+/// reads words, waits until the last byte has come through.
+#[repr(C)]
+struct KeyWords<A> {
+    src: A,
+    dst: A,
+    ports: Ports,
+    /// The protocol, and zeros.
+    last: u32,
+}
+
+#[inline(always)]
+const fn last_word(protocol: u8) -> u32 {
+    u32::from_ne_bytes([protocol, 0, 0, 0])
+}
+
+impl From<KeyWords<u32>> for FlowKey4 {
+    #[inline(always)]
+    fn from(words: KeyWords<u32>) -> Self {
+        // SAFETY: both are the same fields in the same order, without padding, and any bytes are valid.
+        unsafe { core::mem::transmute(words) }
+    }
+}
+
+impl From<KeyWords<[u64; 2]>> for FlowKey6 {
+    #[inline(always)]
+    fn from(words: KeyWords<[u64; 2]>) -> Self {
+        // SAFETY: as above.
+        unsafe { core::mem::transmute(words) }
+    }
 }
 
 /// An address as the bytes of a map value.

@@ -88,7 +88,7 @@ pub fn translate<F: Family, T: Tables + Flows<F>>(
     }
     let forward = entry.state() & state::RETURN == 0;
     let egress = if !forward {
-        Egress::to_client(entry.client_side())
+        Egress::to_client::<F>(entry)
     } else if backend.flags & RESOLVED != 0 {
         Egress::to_backend(backend)
     } else {

@@ -15,9 +15,9 @@ use crate::{
     Action,
     conntrack::client_side,
     family::{Address, Family, Ports, Tuple, V4, V6, protocol},
-    packet::{EthernetHdr, Packet, TcpHdr, UdpHdr, load16, load32, tcp_flags},
-    parse::{self, ETHERNET_LEN},
-    rewrite,
+    packet::{EthernetHdr, Frame, Packet, TcpHdr, UdpHdr, load16, load32, tcp_flags},
+    parse,
+    rewrite::{self, Egress},
     tables::{Entry, Flows, State, Tables},
 };
 
@@ -26,8 +26,8 @@ use crate::{
 pub fn forward<T: State>(packet: Packet, tables: &T) -> Option<Result<Action, Reason>> {
     let ethernet = packet.header::<EthernetHdr>(0).ok()?;
     match load16(&ethernet.ether_type) {
-        parse::IPV4 => forward_family::<V4, T>(packet, tables, ethernet),
-        parse::IPV6 => forward_family::<V6, T>(packet, tables, ethernet),
+        parse::IPV4 => forward_family::<V4, T>(packet, tables),
+        parse::IPV6 => forward_family::<V6, T>(packet, tables),
         _ => None,
     }
 }
@@ -36,50 +36,79 @@ pub fn forward<T: State>(packet: Packet, tables: &T) -> Option<Result<Action, Re
 fn forward_family<F: Family, T: Tables + Flows<F>>(
     packet: Packet,
     tables: &T,
-    ethernet: &mut EthernetHdr,
 ) -> Option<Result<Action, Reason>> {
-    let ip = packet.header::<F::Hdr>(ETHERNET_LEN).ok()?;
-    let (src, dst, carried) = F::plain(ip)?;
-    if !tables.is_vip(dst.vip_bit()) {
+    // The shorter of the two.
+    let udp = packet.header::<Frame<F::Hdr, UdpHdr>>(0).ok()?;
+    if !F::is_plain(&udp.ip) {
+        return None;
+    }
+    if !tables.is_vip(F::addresses(&udp.ip).1.vip_bit()) {
         return Some(Err(Reason::NotOurs));
     }
-    let l4 = const { ETHERNET_LEN + size_of::<F::Hdr>() };
-    let (ports, check) = match carried {
+    // Two copies of what follows: the protocol is a constant in each.
+    match F::carried(&udp.ip) {
         protocol::TCP => {
-            let tcp = packet.header::<TcpHdr>(l4).ok()?;
-            if tcp.flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) != 0 {
+            let tcp = packet.header::<Frame<F::Hdr, TcpHdr>>(0).ok()?;
+            if tcp.l4.flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) != 0 {
                 return None;
             }
-            (&mut tcp.ports, &mut tcp.check)
+            let Frame { ethernet, ip, l4: TcpHdr { ports, check, .. } } = tcp;
+            let headers = Headers { ethernet, ip, ports, check };
+            in_flow::<F, T>(packet, tables, headers, protocol::TCP)
         }
         protocol::UDP => {
-            let udp = packet.header::<UdpHdr>(l4).ok()?;
-            (&mut udp.ports, &mut udp.check)
+            let Frame { ethernet, ip, l4: UdpHdr { ports, check, .. } } = udp;
+            let headers = Headers { ethernet, ip, ports, check };
+            in_flow::<F, T>(packet, tables, headers, protocol::UDP)
         }
-        _ => return None,
-    };
+        _ => None,
+    }
+}
 
+/// What is rewritten.
+struct Headers<'a, F: Family> {
+    ethernet: &'a mut EthernetHdr,
+    ip: &'a mut F::Hdr,
+    ports: &'a mut [u8; 4],
+    check: &'a mut [u8; 2],
+}
+
+/// Forwards the packet if its flow is known.
+// To the compiler, each look-up is a call that leaves it four registers. So what is only needed after
+// a look-up is not read before it.
+#[inline(always)]
+fn in_flow<F: Family, T: Tables + Flows<F>>(
+    packet: Packet,
+    tables: &T,
+    headers: Headers<'_, F>,
+    carried: u8,
+) -> Option<Result<Action, Reason>> {
+    let Headers { ethernet, ip, ports, check } = headers;
+    let (src, dst) = F::addresses(ip);
     let key = F::key(Tuple { src, dst, ports: Ports(load32(ports)) }, carried);
     let entry = tables.flow(&key)?;
     let backend = tables.backend(entry.backend())?;
-    let bytes = packet.len() as u64;
-    let egress = if entry.state() & state::RETURN == 0 {
+    let forward = entry.state() & state::RETURN == 0;
+    if forward {
         if backend.flags & (FORWARD | RESOLVED) != FORWARD | RESOLVED
             || client_side(&packet, ethernet) != entry.client_side()
         {
             return None;
         }
-        tables.count_forward(entry.backend(), bytes);
-        rewrite::Egress::to_backend(backend)
-    } else {
-        if backend.flags & FORWARD == 0 {
-            return None;
-        }
-        tables.count_return(entry.backend(), bytes);
-        rewrite::Egress::to_client(entry.client_side())
-    };
+    } else if backend.flags & FORWARD == 0 {
+        return None;
+    }
+
+    let bytes = packet.len() as u64;
     entry.seen(tables.now_ns(), bytes);
     F::rewrite(ip, entry);
     rewrite::l4(ports, check, carried, entry.ports(), entry.l4_delta());
+    let egress = if forward {
+        tables.count_forward(entry.backend(), bytes);
+        Egress::to_backend(backend)
+    } else {
+        tables.count_return(entry.backend(), bytes);
+        Egress::to_client::<F>(entry)
+    };
     Some(Ok(egress.leave(&packet, ethernet)))
 }

@@ -43,7 +43,8 @@ fn ballast(ctx: XdpContext) -> u32 {
         }
         None => {}
     }
-    match Link::parse(&packet).map(|link| link.ether_type) {
+    // A packet of its own, so that the hot path keeps nothing in registers for this one.
+    match Link::parse(&self::packet(ctx.ctx)).map(|link| link.ether_type) {
         Ok(parse::IPV4) => match follow4(ctx.ctx) {
             UNDECIDED => begin4(ctx.ctx),
             action => action,

@@ -24,6 +24,15 @@ pub struct EthernetHdr {
     pub ether_type: [u8; 2],
 }
 
+impl EthernetHdr {
+    /// Both MAC addresses.
+    #[inline(always)]
+    pub fn macs_mut(&mut self) -> &mut [u8; 12] {
+        // SAFETY: they are the first twelve bytes (`repr(C)`).
+        unsafe { &mut *(&raw mut *self).cast() }
+    }
+}
+
 /// IEEE 802.1Q tag: what follows the type `0x8100` or `0x88a8`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +90,21 @@ pub struct UdpHdr {
     pub check: [u8; 2],
 }
 
+/// The headers of a plain packet, which lie one behind the other: checked at once, and reached from
+/// one address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Frame<I, L> {
+    /// Without VLAN tags.
+    pub ethernet: EthernetHdr,
+    /// Without options.
+    pub ip: I,
+    /// TCP or UDP.
+    pub l4: L,
+}
+
+// SAFETY: repr(C), of headers, which have alignment 1 and take any bit patterns.
+unsafe impl<I: Header, L: Header> Header for Frame<I, L> {}
 // SAFETY: repr(C), byte arrays only.
 unsafe impl Header for EthernetHdr {}
 // SAFETY: as above.
@@ -257,5 +281,47 @@ impl Mac {
         let mut bytes = [0; 6];
         self.store(&mut bytes);
         bytes
+    }
+}
+
+/// Both MAC addresses of a frame, destination first, as two words, to copy them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Macs(u64, u32);
+
+impl Macs {
+    /// Reads twelve bytes.
+    #[inline(always)]
+    pub fn load(bytes: &[u8; 12]) -> Self {
+        #[cfg(target_arch = "bpf")]
+        // SAFETY: twelve bytes; the kernel's verifier allows the unaligned access.
+        unsafe {
+            let start = bytes.as_ptr();
+            Self(*start.cast::<u64>(), *start.add(8).cast::<u32>())
+        }
+        #[cfg(not(target_arch = "bpf"))]
+        // SAFETY: twelve bytes.
+        unsafe {
+            let start = bytes.as_ptr();
+            Self(start.cast::<u64>().read_unaligned(), start.add(8).cast::<u32>().read_unaligned())
+        }
+    }
+
+    /// Writes twelve bytes.
+    #[inline(always)]
+    pub fn store(self, bytes: &mut [u8; 12]) {
+        #[cfg(target_arch = "bpf")]
+        // SAFETY: as for reading.
+        unsafe {
+            let start = bytes.as_mut_ptr();
+            *start.cast::<u64>() = self.0;
+            *start.add(8).cast::<u32>() = self.1;
+        }
+        #[cfg(not(target_arch = "bpf"))]
+        // SAFETY: twelve bytes.
+        unsafe {
+            let start = bytes.as_mut_ptr();
+            start.cast::<u64>().write_unaligned(self.0);
+            start.add(8).cast::<u32>().write_unaligned(self.1);
+        }
     }
 }

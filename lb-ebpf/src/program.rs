@@ -1,5 +1,6 @@
 //! What the data path needs from the kernel.
 
 pub(crate) mod atomic;
+pub(crate) mod clock;
 pub(crate) mod maps;
 pub(crate) mod tables;

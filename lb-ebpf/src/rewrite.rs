@@ -1,12 +1,14 @@
 //! Turns a packet of one tuple into a packet of another, and sends it on.
 
+use core::mem::offset_of;
+
 use lb_common::{backend::Backend, reason::Reason};
 
 use crate::{
     Action,
     checksum::{adjust, adjust_udp},
-    family::{ClientSide, Family, Ports, protocol},
-    packet::{EthernetHdr, Mac, Packet, TcpHdr, UdpHdr, load16, store16, store32},
+    family::{Family, Ports, protocol},
+    packet::{EthernetHdr, Macs, Packet, TcpHdr, UdpHdr, load16, store16, store32},
     parse::Segment,
     tables::Entry,
 };
@@ -14,8 +16,7 @@ use crate::{
 /// The link that a packet leaves by.
 #[derive(Clone, Copy, Debug)]
 pub struct Egress {
-    dst: Mac,
-    src: Mac,
+    macs: Macs,
     ifindex: u32,
 }
 
@@ -23,24 +24,23 @@ impl Egress {
     /// Towards a backend, by the next hop that user space found.
     #[inline(always)]
     pub fn to_backend(backend: &Backend) -> Self {
-        Self {
-            dst: Mac::load(&backend.next_hop),
-            src: Mac::load(&backend.source_mac),
-            ifindex: backend.ifindex,
-        }
+        const { assert!(offset_of!(Backend, source_mac) == offset_of!(Backend, next_hop) + 6) }
+        let start: *const Backend = backend;
+        // SAFETY: both addresses, which lie side by side (asserted above).
+        let macs = unsafe { &*start.byte_add(offset_of!(Backend, next_hop)).cast() };
+        Self { macs: Macs::load(macs), ifindex: backend.ifindex }
     }
 
     /// Back to a client, by the way that its own packets come.
     #[inline(always)]
-    pub fn to_client(side: ClientSide) -> Self {
-        Self { dst: side.mac, src: side.local_mac, ifindex: side.ifindex }
+    pub fn to_client<F: Family>(entry: &F::Entry) -> Self {
+        Self { macs: entry.macs_to_client(), ifindex: entry.client_side().ifindex }
     }
 
     /// Writes the MAC addresses and says how the packet leaves.
     #[inline(always)]
     pub fn leave(self, packet: &Packet, ethernet: &mut EthernetHdr) -> Action {
-        self.dst.store(&mut ethernet.dst);
-        self.src.store(&mut ethernet.src);
+        self.macs.store(ethernet.macs_mut());
         if self.ifindex == packet.ingress_ifindex {
             Action::Transmit
         } else {

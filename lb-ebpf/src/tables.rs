@@ -6,7 +6,10 @@ use lb_common::{
     service::{Service, ServiceKey},
 };
 
-use crate::family::{ClientSide, Family, Ports, Tuple, V4, V6};
+use crate::{
+    family::{ClientSide, Family, Ports, Tuple, V4, V6},
+    packet::Macs,
+};
 
 /// A table took no entry: the key is there already, or there is no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +135,8 @@ pub trait Entry<F: Family>: Copy {
     fn seen(&mut self, now_ns: u64, bytes: u64);
     /// The link on the client's side.
     fn client_side(&self) -> ClientSide;
+    /// The MAC addresses of frames to the client.
+    fn macs_to_client(&self) -> Macs;
     /// Notes the link on the client's side.
     fn set_client_side(&mut self, side: ClientSide);
 }

@@ -3,6 +3,7 @@
 //! Nothing here depends on the daemon or on the kernel program, so that it builds on a machine that
 //! has none of their tools yet: [`setup`] installs them.
 
+pub mod bench;
 pub mod bpffs;
 pub mod build;
 pub mod cli;

@@ -1,9 +1,6 @@
 //! The data path's state, in BPF maps.
 
-use aya_ebpf::{
-    bindings::BPF_NOEXIST,
-    helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
-};
+use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_get_prandom_u32};
 use lb_common::{
     backend::Backend,
     event::Event,
@@ -17,7 +14,7 @@ use lb_ebpf::{
 };
 
 use super::{
-    atomic,
+    atomic, clock,
     maps::{
         ACTIVE, BACKEND_STATS, BACKENDS, CURSORS, EVENTS, FLOWS, FLOWS6, HALF_OPEN, HALF_OPEN6,
         MAGLEV, REPORTED, SCRATCH, SCRATCH6, SERVICE_STATS, SERVICES, VIPS,
@@ -33,9 +30,7 @@ pub(crate) struct Maps;
 impl Tables for Maps {
     #[inline(always)]
     fn now_ns(&self) -> u64 {
-        // SAFETY: the helper takes no argument. The coarse clock is exact to a tick, which is all
-        // that ages need, and costs a fraction of the exact one.
-        unsafe { bpf_ktime_get_coarse_ns() }
+        clock::now_ns()
     }
 
     #[inline(always)]

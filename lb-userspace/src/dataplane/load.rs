@@ -18,6 +18,10 @@ use super::{AttachMode, Options, pins};
 /// The object that the build put into this binary. Aligned, because the ELF reader reads words.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ballast-xdp"));
 
+/// Where the build left the programs that the benchmark measures ours against. A path, so that the
+/// daemon does not carry them.
+pub const FLOORS_PATH: &str = concat!(env!("OUT_DIR"), "/ballast-floors");
+
 /// Loads the object: its maps are those that are pinned, or are created and pinned.
 pub(super) fn load(options: &Options) -> anyhow::Result<Ebpf> {
     let mut loader = EbpfLoader::new();

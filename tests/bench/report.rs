@@ -1,0 +1,122 @@
+//! The figures as a table and as JSON.
+
+use std::fmt;
+
+use anyhow::Context as _;
+use serde::Serialize;
+
+use crate::{
+    cases::{Order, Scope},
+    machine::Machine,
+    measure::{Figure, Rounds},
+};
+
+/// Bound of the known path: so many times its floor.
+const KNOWN_BOUND: f64 = 1.5;
+
+/// The cases that the bound is for.
+const BOUNDED: [&str; 2] = ["TCP v4 known, to backend", "TCP v4 known, to client"];
+
+/// All that was measured.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    machine: Machine,
+    rounds: Rounds,
+    packets: Vec<Column>,
+}
+
+/// The figures of one scope and order.
+#[derive(Debug, Serialize)]
+struct Column {
+    flows: u32,
+    scattered: bool,
+    figures: Vec<Figure>,
+}
+
+impl Report {
+    /// A report without figures.
+    pub(crate) fn new(rounds: Rounds) -> anyhow::Result<Self> {
+        Ok(Self { machine: Machine::read()?, rounds, packets: Vec::new() })
+    }
+
+    /// Adds the figures of a scope.
+    pub(crate) fn add(&mut self, scope: Scope, order: Order, figures: Vec<Figure>) {
+        let scattered = order == Order::Scattered;
+        self.packets.push(Column { flows: scope.connections, scattered, figures });
+    }
+
+    /// The report as JSON.
+    pub(crate) fn json(&self) -> anyhow::Result<String> {
+        serde_json::to_string_pretty(self).context("write JSON")
+    }
+
+    /// The figures above their bounds, each with its bound.
+    pub(crate) fn exceeded(&self) -> Vec<String> {
+        let Some(column) = self.packets.iter().find(|column| column.flows == 1) else {
+            return Vec::new();
+        };
+        BOUNDED
+            .iter()
+            .filter_map(|name| {
+                let times = column.figure(name)?.times_floor?;
+                (times > KNOWN_BOUND)
+                    .then(|| format!("{name}: {times:.2} × its floor, above {KNOWN_BOUND} ×"))
+            })
+            .collect()
+    }
+}
+
+impl Column {
+    fn figure(&self, name: &str) -> Option<&Figure> {
+        self.figures.iter().find(|figure| figure.name == name)
+    }
+
+    fn heading(&self) -> [String; 2] {
+        let flows = match self.flows {
+            1 => "1 flow".to_owned(),
+            1_000_000 => "1 M flows".to_owned(),
+            many => format!("{} k flows", many / 1000),
+        };
+        let order = match (self.flows, self.scattered) {
+            (1, _) => "",
+            (_, false) => "in turn",
+            (_, true) => "scattered",
+        };
+        [flows, order.to_owned()]
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Machine { cpu, kernel, jit } = &self.machine;
+        let jit = if *jit { "on" } else { "off" };
+        writeln!(f, "{cpu} · Linux {kernel} · JIT {jit} · median of {} rounds", self.rounds.count)?;
+        writeln!(f)?;
+        writeln!(f, "Nanoseconds for each packet, net of the trampoline; × its floor")?;
+        for line in 0..2 {
+            write!(f, "{:<32}", "")?;
+            for column in &self.packets {
+                write!(f, "{:>17}", column.heading()[line])?;
+            }
+            writeln!(f)?;
+        }
+        // The first scope has every case.
+        let Some(first) = self.packets.first() else { return Ok(()) };
+        for Figure { name, .. } in &first.figures {
+            let transmit = name.starts_with("return");
+            write!(f, "{:<32}", if transmit { format!("{name} (gross)") } else { name.clone() })?;
+            for column in &self.packets {
+                let cell = column.figure(name).map_or_else(String::new, |figure| {
+                    let ns = if transmit { figure.gross_ns } else { figure.net_ns };
+                    let times = figure.times_floor.map(|times| format!("{times:.2} ×"));
+                    format!("{ns:.1} {:>6}", times.unwrap_or_default())
+                });
+                write!(f, "{cell:>17}")?;
+            }
+            writeln!(f)?;
+        }
+        writeln!(f)?;
+        writeln!(f, "Floor: parse, one look-up in the same table, rewrite, one counter.")?;
+        writeln!(f, "New flows meet a full half-open table: each evicts another.")
+    }
+}
