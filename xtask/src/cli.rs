@@ -5,7 +5,7 @@ use std::{net::SocketAddr, process::ExitCode};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{build, interrupt, lab, run, setup, test, tidy};
+use crate::{bench, build, interrupt, lab, run, setup, test, tidy};
 
 mod lab_command;
 
@@ -59,6 +59,12 @@ enum Command {
         /// Which
         tiers: Vec<test::Tier>,
     },
+
+    /// Measures what a packet costs and what a request costs, beside floors in the same run
+    ///
+    /// Nanoseconds for each packet, beside programs that do the least that any such balancer must do;
+    /// and requests a second and CPU for each request through the lab, beside direct access.
+    Bench(bench::Args),
 
     /// Checks the source against the rules of the house
     ///
@@ -118,6 +124,11 @@ fn execute(command: Command) -> Result<ExitCode> {
             return run::run(&run::Settings { name, postgres: !no_postgres, threads, report });
         }
         Command::Test { tiers } => test::test(&tiers)?,
+        Command::Bench(args) => {
+            setup::setup()?;
+            build::ballast()?;
+            bench::run(&args)?;
+        }
         Command::Tidy => tidy::tidy()?,
         Command::Lab(command) => command.run()?,
         Command::LabGuard { name } => lab::watch(&name)?,

@@ -60,7 +60,7 @@ impl Tier {
         ];
         const KERNEL: [Step; 1] = [step("kernel", || {
             privileged()?;
-            cargo(&["test", "--package", "lb-tests", "--test", "kernel"])
+            cargo(&["test", "--package", "lb-tests", "--lib", "--test", "kernel"])
         })];
         const NETNS: [Step; 1] = [step("netns", netns)];
         match self {
