@@ -1,0 +1,183 @@
+//! Addresses, ports and tuples, as native words in the order of the packet's bytes.
+
+use lb_common::{hash, service::mapped};
+
+use crate::{
+    checksum::Sum,
+    packet::{load32, load128, store128},
+};
+
+/// An address of one family, as native words in the order of the packet's bytes.
+pub trait Address: Copy + PartialEq {
+    /// Its ones' complement sum.
+    fn sum(self) -> Sum;
+    /// As in `SERVICES` and `BACKENDS`.
+    fn mapped(self) -> [u8; 16];
+    /// Back from [`Address::mapped`].
+    fn from_mapped(bytes: &[u8; 16]) -> Self;
+    /// Its bit in `VIPS`.
+    fn vip_bit(self) -> u32;
+    /// Two words to hash.
+    fn words(self) -> (u64, u64);
+}
+
+impl Address for u32 {
+    #[inline(always)]
+    fn sum(self) -> Sum {
+        Sum::ZERO.add32(self)
+    }
+
+    #[inline(always)]
+    fn mapped(self) -> [u8; 16] {
+        mapped(self.to_ne_bytes())
+    }
+
+    #[inline(always)]
+    fn from_mapped(bytes: &[u8; 16]) -> Self {
+        let [.., a, b, c, d] = *bytes;
+        Self::from_ne_bytes([a, b, c, d])
+    }
+
+    #[inline(always)]
+    fn vip_bit(self) -> u32 {
+        hash::vip_bit4(self)
+    }
+
+    #[inline(always)]
+    fn words(self) -> (u64, u64) {
+        (u64::from(self), 0)
+    }
+}
+
+impl Address for [u64; 2] {
+    #[inline(always)]
+    fn sum(self) -> Sum {
+        Sum::ZERO.add64(self[0]).add64(self[1])
+    }
+
+    #[inline(always)]
+    fn mapped(self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        store128(&mut bytes, self);
+        bytes
+    }
+
+    #[inline(always)]
+    fn from_mapped(bytes: &[u8; 16]) -> Self {
+        load128(bytes)
+    }
+
+    #[inline(always)]
+    fn vip_bit(self) -> u32 {
+        hash::vip_bit6(self[0], self[1])
+    }
+
+    #[inline(always)]
+    fn words(self) -> (u64, u64) {
+        (self[0], self[1])
+    }
+}
+
+/// Source and destination port, as one native word in the order of the packet's bytes.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports(pub u32);
+
+impl Ports {
+    /// From two ports in network byte order.
+    #[inline(always)]
+    pub const fn new(src: [u8; 2], dst: [u8; 2]) -> Self {
+        Self(u32::from_ne_bytes([src[0], src[1], dst[0], dst[1]]))
+    }
+
+    /// Source port, network byte order.
+    #[inline(always)]
+    pub const fn src(self) -> [u8; 2] {
+        let [a, b, _, _] = self.0.to_ne_bytes();
+        [a, b]
+    }
+
+    /// Destination port, network byte order.
+    #[inline(always)]
+    pub const fn dst(self) -> [u8; 2] {
+        let [_, _, c, d] = self.0.to_ne_bytes();
+        [c, d]
+    }
+
+    /// Source and destination changed over.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reversed(self) -> Self {
+        Self(self.0.rotate_left(16))
+    }
+}
+
+/// Who sends to whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuple<A> {
+    /// Source address.
+    pub src: A,
+    /// Destination address.
+    pub dst: A,
+    /// Ports.
+    pub ports: Ports,
+}
+
+impl<A: Address> Tuple<A> {
+    /// The other direction.
+    #[inline(always)]
+    #[must_use]
+    pub fn reversed(self) -> Self {
+        Self { src: self.dst, dst: self.src, ports: self.ports.reversed() }
+    }
+
+    /// What it adds to a TCP or UDP checksum.
+    #[inline(always)]
+    pub fn sum(self) -> Sum {
+        self.src.sum().add(self.dst.sum()).add32(self.ports.0)
+    }
+
+    /// A hash of the tuple.
+    #[inline(always)]
+    pub fn hash(self) -> u32 {
+        let (a, b) = self.src.words();
+        let (c, d) = self.dst.words();
+        let ports = u64::from(self.ports.0);
+        hash::mix(a ^ (ports << 32), b ^ c.rotate_left(32) ^ d.rotate_left(13) ^ ports)
+    }
+}
+
+/// An address as the bytes of a map value.
+pub(super) trait Octets {
+    type Bytes;
+    fn octets(self) -> Self::Bytes;
+    fn from_octets(bytes: &Self::Bytes) -> Self;
+}
+
+impl Octets for u32 {
+    type Bytes = [u8; 4];
+
+    #[inline(always)]
+    fn octets(self) -> [u8; 4] {
+        self.to_ne_bytes()
+    }
+
+    #[inline(always)]
+    fn from_octets(bytes: &[u8; 4]) -> Self {
+        load32(bytes)
+    }
+}
+
+impl Octets for [u64; 2] {
+    type Bytes = [u8; 16];
+
+    #[inline(always)]
+    fn octets(self) -> [u8; 16] {
+        self.mapped()
+    }
+
+    #[inline(always)]
+    fn from_octets(bytes: &[u8; 16]) -> Self {
+        load128(bytes)
+    }
+}

@@ -1,0 +1,174 @@
+//! Keys and values of the flow tables, of either family.
+
+use lb_common::flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6};
+
+use super::{Address, Family, Ports, Tuple, V4, V6, address::Octets};
+use crate::{
+    checksum::{Sum, TTL_DECREMENT},
+    packet::{Mac, Macs},
+    tables::Entry,
+};
+
+/// The link that a client's packets come by, and replies go back by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientSide {
+    /// The client's MAC address, or its router's.
+    pub mac: Mac,
+    /// Our own MAC address there.
+    pub local_mac: Mac,
+    /// The interface.
+    pub ifindex: u32,
+}
+
+/// A flow key in words: written field by field, the compiler makes bytes of it, and the kernel, which
+/// reads words, waits until the last byte has come through.
+#[repr(C)]
+pub(super) struct KeyWords<A> {
+    pub(super) src: A,
+    pub(super) dst: A,
+    pub(super) ports: Ports,
+    /// The protocol, and zeros.
+    pub(super) last: u32,
+}
+
+#[inline(always)]
+pub(super) const fn last_word(protocol: u8) -> u32 {
+    u32::from_ne_bytes([protocol, 0, 0, 0])
+}
+
+impl From<KeyWords<u32>> for FlowKey4 {
+    #[inline(always)]
+    fn from(words: KeyWords<u32>) -> Self {
+        // SAFETY: both are the same fields in the same order, without padding, and any bytes are valid.
+        unsafe { core::mem::transmute(words) }
+    }
+}
+
+impl From<KeyWords<[u64; 2]>> for FlowKey6 {
+    #[inline(always)]
+    fn from(words: KeyWords<[u64; 2]>) -> Self {
+        // SAFETY: as above.
+        unsafe { core::mem::transmute(words) }
+    }
+}
+
+macro_rules! entry {
+    ($entry:ty, $family:ty, $ip_delta:expr) => {
+        impl Entry<$family> for $entry {
+            #[inline(always)]
+            fn new(
+                from: Tuple<<$family as Family>::Address>,
+                to: Tuple<<$family as Family>::Address>,
+                backend: u32,
+                state: u32,
+            ) -> Self {
+                let addresses = to.src.sum().add(to.dst.sum());
+                let delta = addresses.sub(from.src.sum().add(from.dst.sum()));
+                let ip_delta: fn(Sum) -> u16 = $ip_delta;
+                Self {
+                    new_src: to.src.octets(),
+                    new_dst: to.dst.octets(),
+                    new_src_port: to.ports.src(),
+                    new_dst_port: to.ports.dst(),
+                    ip_delta: ip_delta(delta),
+                    l4_delta: to.sum().sub(from.sum()).fold(),
+                    backend,
+                    state,
+                    last_seen_ns: 0,
+                    packets: 0,
+                    bytes: 0,
+                    client_mac: [0; 6],
+                    local_mac: [0; 6],
+                    client_ifindex: 0,
+                }
+            }
+
+            #[inline(always)]
+            fn rewritten(&self) -> Tuple<<$family as Family>::Address> {
+                Tuple {
+                    src: Octets::from_octets(&self.new_src),
+                    dst: Octets::from_octets(&self.new_dst),
+                    ports: Ports::new(self.new_src_port, self.new_dst_port),
+                }
+            }
+
+            #[inline(always)]
+            fn ports(&self) -> Ports {
+                Ports::new(self.new_src_port, self.new_dst_port)
+            }
+
+            #[inline(always)]
+            fn l4_delta(&self) -> u16 {
+                self.l4_delta
+            }
+
+            #[inline(always)]
+            fn backend(&self) -> u32 {
+                self.backend
+            }
+
+            #[inline(always)]
+            fn state(&self) -> u32 {
+                self.state
+            }
+
+            #[inline(always)]
+            fn backend_and_state(&mut self) -> *mut u64 {
+                const {
+                    assert!(core::mem::offset_of!($entry, backend) % 8 == 0);
+                    assert!(
+                        core::mem::offset_of!($entry, state)
+                            == core::mem::offset_of!($entry, backend) + 4
+                    );
+                }
+                let entry: *mut Self = self;
+                entry.cast::<u8>().wrapping_add(core::mem::offset_of!($entry, backend)).cast()
+            }
+
+            #[inline(always)]
+            fn last_seen_ns(&self) -> u64 {
+                self.last_seen_ns
+            }
+
+            #[inline(always)]
+            fn seen(&mut self, now_ns: u64, bytes: u64) {
+                self.last_seen_ns = now_ns;
+                self.packets += 1;
+                self.bytes += bytes;
+            }
+
+            #[inline(always)]
+            fn macs_to_client(&self) -> Macs {
+                const {
+                    assert!(
+                        core::mem::offset_of!($entry, local_mac)
+                            == core::mem::offset_of!($entry, client_mac) + 6
+                    );
+                }
+                let start: *const Self = self;
+                let offset = core::mem::offset_of!($entry, client_mac);
+                // SAFETY: both addresses, which lie side by side (asserted above).
+                Macs::load(unsafe { &*start.byte_add(offset).cast() })
+            }
+
+            #[inline(always)]
+            fn client_side(&self) -> ClientSide {
+                ClientSide {
+                    mac: Mac::load(&self.client_mac),
+                    local_mac: Mac::load(&self.local_mac),
+                    ifindex: self.client_ifindex,
+                }
+            }
+
+            #[inline(always)]
+            fn set_client_side(&mut self, side: ClientSide) {
+                side.mac.store(&mut self.client_mac);
+                side.local_mac.store(&mut self.local_mac);
+                self.client_ifindex = side.ifindex;
+            }
+        }
+    };
+}
+
+entry!(FlowEntry4, V4, |addresses| addresses.add16(TTL_DECREMENT).fold());
+entry!(FlowEntry6, V6, |_| 0);
