@@ -5,7 +5,7 @@ use std::{net::SocketAddr, process::ExitCode};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{build, interrupt, lab, run, setup, test, tidy};
+use crate::{bench, build, interrupt, lab, run, setup, test, tidy};
 
 mod lab_command;
 
@@ -59,6 +59,13 @@ enum Command {
         /// Which
         tiers: Vec<test::Tier>,
     },
+
+    /// Measures what a packet costs, and a request
+    ///
+    /// Nanoseconds for each packet on each path, beside programs that do the least that any such
+    /// balancer must, with 1, 10 thousand and 1 million flows; requests a second, and CPU for each
+    /// request, through a lab, beside the same straight to the app server.
+    Bench(bench::Args),
 
     /// Checks the source against the rules of the house
     ///
@@ -118,6 +125,7 @@ fn execute(command: Command) -> Result<ExitCode> {
             return run::run(&run::Settings { name, postgres: !no_postgres, threads, report });
         }
         Command::Test { tiers } => test::test(&tiers)?,
+        Command::Bench(args) => bench::run(&args)?,
         Command::Tidy => tidy::tidy()?,
         Command::Lab(command) => command.run()?,
         Command::LabGuard { name } => lab::watch(&name)?,

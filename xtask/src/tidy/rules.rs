@@ -46,7 +46,14 @@ const ONLY: [Only; 9] = [
     Only {
         words: &["aya", "aya_ebpf", "aya_log_ebpf"],
         scope: "lb-ebpf/src/",
-        places: &["lb-ebpf/src/main.rs", "lb-ebpf/src/program/", "lb-ebpf/src/program.rs"],
+        places: &[
+            "lb-ebpf/src/main.rs",
+            "lb-ebpf/src/program/",
+            "lb-ebpf/src/program.rs",
+            // The benchmark's own BPF binary.
+            "lb-ebpf/src/floors.rs",
+            "lb-ebpf/src/floors/",
+        ],
         tests_may: false,
         cure: "the data path is pure and runs on the host; it sees the kernel through `Tables`",
     },
