@@ -206,8 +206,8 @@ pub(crate) fn of(scope: Scope, order: Order) -> Vec<Case> {
     }
     if scope.connections == 1 {
         for version in [Version::V4, Version::V6] {
-            cases.push(walk.connect("new flow", version, PORT));
-            cases.push(walk.connect("new flow, least_conn", version, LEAST_CONN_PORT));
+            cases.push(Walk::connect("new flow", version, PORT));
+            cases.push(Walk::connect("new flow, least_conn", version, LEAST_CONN_PORT));
             cases.push(walk.refused(version));
             cases.push(walk.closed(version));
             cases.push(walk.not_ours(version));
@@ -276,7 +276,7 @@ impl Walk {
         }
     }
 
-    fn connect(self, name: &str, version: Version, port: u16) -> Case {
+    fn connect(name: &str, version: Version, port: u16) -> Case {
         let walk = Self { flows: NEW_TUPLES, stride: 1 };
         let carried = Carried::Tcp(SYN);
         // Beyond the known flows, so that none is met.

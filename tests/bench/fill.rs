@@ -75,7 +75,7 @@ pub(crate) fn octets(address: IpAddr) -> [u8; 16] {
 /// would take most of the benchmark's time.
 fn update<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> anyhow::Result<()> {
     #[repr(C)]
-    struct Batch {
+    struct Attributes {
         in_batch: u64,
         out_batch: u64,
         keys: u64,
@@ -87,7 +87,7 @@ fn update<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> anyh
     }
     const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
     ensure!(keys.len() == values.len(), "keys and values differ in number");
-    let mut batch = Batch {
+    let mut batch = Attributes {
         in_batch: 0,
         out_batch: 0,
         keys: keys.as_ptr() as u64,
@@ -100,7 +100,7 @@ fn update<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> anyh
     // SAFETY: the pointers are to `count` keys and values, which outlive the call; the kernel takes a
     // structure that is shorter than its own to end in zeros.
     let result = unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_BATCH, &raw mut batch, size_of::<Batch>())
+        libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_BATCH, &raw mut batch, size_of::<Attributes>())
     };
     if result != 0 {
         return Err(io::Error::last_os_error()).context("BPF_MAP_UPDATE_BATCH");

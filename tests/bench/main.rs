@@ -3,6 +3,9 @@
 //! Nanoseconds a packet by `BPF_PROG_TEST_RUN`, for each path of the program that the daemon loads,
 //! beside floors: programs that do the least that any such balancer must do. All cases take turns, so
 //! that whatever else the machine does falls on all of them alike; what counts are the ratios.
+//!
+//! Then requests a second, and CPU for each request, through a lab of real programs, beside the same
+//! requests straight to the app server.
 
 mod cases;
 mod fill;
@@ -14,31 +17,30 @@ mod packets;
 mod plan;
 mod programs;
 mod report;
+mod requests;
 
-use std::fs;
+use std::{fs, thread};
 
-use anyhow::{Context as _, bail};
-use xtask::bench::Args;
+use anyhow::{Context as _, anyhow, bail};
+use xtask::{bench::Args, interrupt};
 
-use crate::{cases::Scope, measure::Rounds, programs::Programs, report::Report};
+use crate::{cases::Scope, measure::Rounds, programs::Programs, report::Report, requests::Load};
 
 fn main() -> anyhow::Result<()> {
     let args = Args::from_command_line();
-    let rounds = if args.quick {
-        Rounds { count: 3, repeats: 30_000 }
+    interrupt::install()?;
+    let (rounds, load) = if args.quick {
+        (Rounds { count: 3, repeats: 30_000 }, Load { rounds: 1, seconds: 1 })
     } else {
-        Rounds { count: 9, repeats: 200_000 }
+        (Rounds { count: 9, repeats: 200_000 }, Load { rounds: 5, seconds: 3 })
     };
-    machine::stay_on_this_cpu()?;
     let mut report = Report::new(rounds)?;
-    for scope in Scope::ALL {
-        eprintln!("{scope} …");
-        let mut programs = Programs::load(scope).context("load the programs")?;
-        programs.fill(scope).context("fill the tables")?;
-        for order in scope.orders() {
-            let cases = cases::of(scope, *order);
-            report.add(scope, *order, measure::run(&mut programs, cases, rounds)?);
-        }
+    // A thread of its own, since it stays on one CPU, and so would the programs of the lab.
+    let packets = thread::spawn(move || packets(&mut report, rounds).map(|()| report));
+    let mut report = packets.join().map_err(|_| anyhow!("the measuring thread panicked"))??;
+    if !args.no_requests {
+        eprintln!("requests through the lab …");
+        report.requests = Some(requests::measure(load).context("measure requests")?);
     }
 
     match &args.json {
@@ -50,11 +52,27 @@ fn main() -> anyhow::Result<()> {
         None => print!("{report}"),
     }
     let exceeded = report.exceeded();
-    for gate in &exceeded {
-        eprintln!("above its bound: {gate}");
+    for figure in &exceeded {
+        eprintln!("above its bound: {figure}");
     }
     if args.check && !exceeded.is_empty() {
         bail!("{} of the figures are above their bounds", exceeded.len());
+    }
+    Ok(())
+}
+
+/// Measures what packets cost.
+fn packets(report: &mut Report, rounds: Rounds) -> anyhow::Result<()> {
+    machine::stay_on_this_cpu()?;
+    for scope in Scope::ALL {
+        eprintln!("{scope} …");
+        let mut programs = Programs::load(scope).context("load the programs")?;
+        programs.fill(scope).context("fill the tables")?;
+        for order in scope.orders() {
+            interrupt::check()?;
+            let cases = cases::of(scope, *order);
+            report.add(scope, *order, measure::run(&mut programs, cases, rounds)?);
+        }
     }
     Ok(())
 }

@@ -122,7 +122,8 @@ fn pairs(a: &[f64], b: &[f64], join: impl Fn(f64, f64) -> f64) -> Vec<f64> {
     a.iter().zip(b).map(|(a, b)| join(*a, *b)).collect()
 }
 
-fn median(samples: &[f64]) -> f64 {
+/// The middle one; the mean of the two in the middle if they are even in number.
+pub(crate) fn median(samples: &[f64]) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     match sorted.len() {

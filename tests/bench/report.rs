@@ -9,6 +9,7 @@ use crate::{
     cases::{Order, Scope},
     machine::Machine,
     measure::{Figure, Rounds},
+    requests::{self, Requests, Way},
 };
 
 /// Bound of the known path: so many times its floor.
@@ -23,6 +24,9 @@ pub(crate) struct Report {
     machine: Machine,
     rounds: Rounds,
     packets: Vec<Column>,
+    /// Requests through the lab, if they were measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) requests: Option<Requests>,
 }
 
 /// The figures of one scope and order.
@@ -36,7 +40,7 @@ struct Column {
 impl Report {
     /// A report without figures.
     pub(crate) fn new(rounds: Rounds) -> anyhow::Result<Self> {
-        Ok(Self { machine: Machine::read()?, rounds, packets: Vec::new() })
+        Ok(Self { machine: Machine::read()?, rounds, packets: Vec::new(), requests: None })
     }
 
     /// Adds the figures of a scope.
@@ -117,6 +121,39 @@ impl fmt::Display for Report {
         }
         writeln!(f)?;
         writeln!(f, "Floor: parse, one look-up in the same table, rewrite, one counter.")?;
-        writeln!(f, "New flows meet a full half-open table: each evicts another.")
+        writeln!(f, "New flows meet a full half-open table: each evicts another.")?;
+        self.requests.as_ref().map_or(Ok(()), |requests| write_requests(f, requests))
     }
+}
+
+fn write_requests(f: &mut fmt::Formatter<'_>, requests: &Requests) -> fmt::Result {
+    writeln!(f)?;
+    writeln!(f, "Requests to one nginx on {} connections that stay open", requests::CONNECTIONS)?;
+    write!(f, "{:<24}", "")?;
+    for heading in ["requests/s", "CPU µs/request", "nginx µs/request", "p50 µs", "p99 µs"] {
+        write!(f, "{heading:>18}")?;
+    }
+    writeln!(f)?;
+    for (name, way) in [("direct", &requests.direct), ("floating address", &requests.balanced)] {
+        let Way {
+            requests_per_second,
+            cpu_us_per_request,
+            nginx_us_per_request,
+            latency_p50_us,
+            latency_p99_us,
+        } = way;
+        write!(f, "{name:<24}{requests_per_second:>18.0}{cpu_us_per_request:>18.1}")?;
+        write!(f, "{nginx_us_per_request:>18.1}{latency_p50_us:>18.0}{latency_p99_us:>18.0}")?;
+        writeln!(f)?;
+    }
+    let program = &requests.program;
+    writeln!(
+        f,
+        "The XDP program: {:.0} ns for each of {:.1} packets, {:.2} µs for each request, {:.1} % of \
+         nginx's CPU",
+        program.ns_per_packet,
+        program.packets_per_request,
+        program.us_per_request,
+        program.percent_of_nginx,
+    )
 }

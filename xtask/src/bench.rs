@@ -3,10 +3,11 @@
 //! The measuring itself is the binary `bench` of the crate `lb-tests`, which knows maps and packets.
 //! Here is what both have in common: the arguments.
 
-use std::{env, path::PathBuf, process::Command};
+use std::{ffi::OsString, path::PathBuf};
 
-use anyhow::{Context as _, bail};
 use clap::Parser;
+
+use crate::{build, setup, shell};
 
 /// Nanoseconds for each packet, beside programs that do the least that any balancer must do; and
 /// requests a second, and CPU for each request, through the lab beside direct access.
@@ -16,6 +17,9 @@ pub struct Args {
     /// Fewer and shorter rounds: a first look, less exact.
     #[arg(long)]
     pub quick: bool,
+    /// Measures packets only, without a lab.
+    #[arg(long)]
+    pub no_requests: bool,
     /// Writes the figures as JSON to this file; `-` is standard output, in place of the table.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -30,10 +34,13 @@ impl Args {
         Self::parse()
     }
 
-    fn list(&self) -> Vec<std::ffi::OsString> {
+    fn list(&self) -> Vec<OsString> {
         let mut list = Vec::new();
         if self.quick {
             list.push("--quick".into());
+        }
+        if self.no_requests {
+            list.push("--no-requests".into());
         }
         if let Some(file) = &self.json {
             list.extend(["--json".into(), file.into()]);
@@ -45,16 +52,10 @@ impl Args {
     }
 }
 
-/// Builds the benchmark and runs it.
+/// Installs what is missing, builds the benchmark, and runs it.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
-        .args(["run", "--quiet", "-p", "lb-tests", "--bin", "bench", "--"])
-        .args(args.list())
-        .status()
-        .context("run cargo")?;
-    if !status.success() {
-        bail!("the benchmark ended with {status}");
-    }
-    Ok(())
+    setup::setup()?;
+    let mut command = build::cargo();
+    command.args(["run", "--quiet", "--package", "lb-tests", "--bin", "bench", "--"]);
+    shell::run(command.args(args.list()))
 }

@@ -48,8 +48,9 @@ const ONLY: [Only; 9] = [
         scope: "lb-ebpf/src/",
         places: &[
             "lb-ebpf/src/main.rs",
-            "lb-ebpf/src/program.rs",
             "lb-ebpf/src/program/",
+            "lb-ebpf/src/program.rs",
+            // The benchmark's own BPF binary.
             "lb-ebpf/src/floors.rs",
             "lb-ebpf/src/floors/",
         ],
