@@ -473,3 +473,42 @@ fn label(version: Version, carried: Carried) -> &'static str {
         (Version::V6, Carried::Udp) => "UDP v6",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn in_either_order_every_flow_has_its_turn_before_one_has_its_second() {
+        for order in [Order::InTurn, Order::Scattered] {
+            for flows in [1, 2, 10, 10_000] {
+                let stride = order.stride(flows);
+                let seen: HashSet<u32> = (0..flows).map(|run| run * stride % flows).collect();
+                assert_eq!(seen.len(), flows as usize, "{order:?} of {flows}");
+            }
+        }
+    }
+
+    #[test]
+    fn scattered_flows_are_far_apart() {
+        let stride = Order::Scattered.stride(1_000_000);
+        assert!((300_000..700_000).contains(&stride), "{stride}");
+    }
+
+    #[test]
+    fn every_floor_is_a_case_of_the_same_scope() {
+        for scope in Scope::ALL {
+            for order in scope.orders() {
+                let cases = of(scope, *order);
+                let names: HashSet<_> = cases.iter().map(|case| case.name.as_str()).collect();
+                assert_eq!(names.len(), cases.len(), "names are unique");
+                for case in &cases {
+                    assert!(names.contains(baseline(case.version).as_str()));
+                    assert!(case.floor.as_ref().is_none_or(|floor| names.contains(floor.as_str())));
+                }
+            }
+        }
+    }
+}

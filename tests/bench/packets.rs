@@ -233,3 +233,62 @@ fn sum(bytes: &[u8], start: u32) -> u16 {
     }
     sum as u16
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLIENT: Mac = [2, 0, 0, 0, 0, 1];
+    const BALANCER: Mac = [2, 0, 0, 0, 0, 2];
+    const BACKEND: Mac = [2, 0, 0, 0, 0, 3];
+
+    /// From a client, and from us to a backend: addresses of either family.
+    fn ways() -> [[SocketAddr; 4]; 2] {
+        [
+            ["198.18.0.1:20000", "192.0.2.100:80", "192.0.2.100:20000", "203.0.113.1:8080"],
+            [
+                "[2001:2::1]:20000",
+                "[2001:db8::100]:80",
+                "[2001:db8::100]:20000",
+                "[2001:db8:b::1]:8080",
+            ],
+        ]
+        .map(|way| way.map(|address| address.parse().unwrap()))
+    }
+
+    #[test]
+    fn a_translated_packet_passes_and_one_with_a_wrong_byte_does_not() {
+        for [client, listen, nat, backend] in ways() {
+            for carried in [Carried::Tcp(ACK), Carried::Udp] {
+                let input = segment((CLIENT, BALANCER), client, listen, carried);
+                let mut output = segment((BALANCER, BACKEND), nat, backend, carried);
+                let layout = Layout::of(&output);
+                output[layout.ttl()] -= 1;
+                if !layout.v6 {
+                    // One hop less is 256 less in the word, and so 256 more in its complement.
+                    let check = u32::from(u16::from_be_bytes([output[24], output[25]])) + 256;
+                    let check = (check & 0xffff) as u16 + (check >> 16) as u16;
+                    output[24..26].copy_from_slice(&check.to_be_bytes());
+                }
+                let check = |output: &[u8]| {
+                    check_translated(&input, output, (BALANCER, BACKEND), nat, backend)
+                };
+                check(&output).unwrap();
+                for at in 0..output.len() {
+                    let mut wrong = output;
+                    wrong[at] ^= 1;
+                    assert!(check(&wrong).is_err(), "{carried:?} to {backend}, byte {at}");
+                }
+                assert!(check(&output[..PACKET_LEN - 1]).is_err(), "a byte less");
+            }
+        }
+    }
+
+    #[test]
+    fn addresses_and_ports_are_read_back() {
+        for [client, listen, ..] in ways() {
+            let packet = segment((CLIENT, BALANCER), client, listen, Carried::Udp);
+            assert_eq!(endpoints(&packet), (client, listen));
+        }
+    }
+}

@@ -282,3 +282,50 @@ fn nginx_us(lab: &Lab) -> anyhow::Result<f64> {
     }
     Ok(sum)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OUTPUT: &str = "Running 3s test @ http://192.0.2.21:8080/
+  1 threads and 16 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency   123.45us  200.00us   5.00ms   95.00%
+    Req/Sec   100.00k     5.00k  110.00k    70.00%
+  Latency Distribution
+     50%   80.00us
+     75%  100.00us
+     90%  150.00us
+     99%    1.25ms
+  300000 requests in 3.00s, 70.00MB read
+Requests/sec: 100000.00
+Transfer/sec:     23.33MB
+";
+
+    fn near(a: f64, b: f64) -> bool {
+        (a - b).abs() < 1e-6 * b.abs()
+    }
+
+    #[test]
+    fn what_wrk_says_is_understood() {
+        let turn = Turn::parse(OUTPUT, 6e6, 3e6).unwrap();
+        let way = Way::of(&[turn]);
+        assert!(near(way.requests_per_second, 100_000.0));
+        assert!(near(way.cpu_us_per_request, 20.0));
+        assert!(near(way.nginx_us_per_request, 10.0));
+        assert!(near(way.latency_p50_us, 80.0));
+        assert!(near(way.latency_p99_us, 1250.0));
+    }
+
+    #[test]
+    fn failed_requests_spoil_the_figure() {
+        for line in [
+            "  Socket errors: connect 0, read 3, write 0, timeout 0",
+            "  Non-2xx or 3xx responses: 5",
+        ] {
+            let error = Turn::parse(&format!("{OUTPUT}{line}\n"), 1.0, 1.0).unwrap_err();
+            assert!(error.to_string().contains(line.trim()), "{error}");
+        }
+        assert!(Turn::parse("", 1.0, 1.0).is_err());
+    }
+}
