@@ -20,7 +20,7 @@ const fn tool(program: &'static str, package: &'static str) -> Tool {
 }
 
 /// What the lab, the tests and the benchmarks run.
-pub(super) const TOOLS: [Tool; 11] = [
+pub(super) const TOOLS: [Tool; 12] = [
     // A linker for Rust, and a C compiler for the cryptography that `https` probes use.
     tool("cc", "gcc"),
     tool("bpftool", "bpftool"),
@@ -29,6 +29,7 @@ pub(super) const TOOLS: [Tool; 11] = [
     tool("ip", "iproute2"),
     tool("nginx", "nginx"),
     tool("nsenter", "util-linux"),
+    tool("pgrep", "procps"),
     tool("setpriv", "util-linux"),
     tool("/usr/lib/postgresql/15/bin/postgres", "postgresql-15"),
     tool("/usr/lib/postgresql/15/bin/pg_basebackup", "postgresql-client-15"),
