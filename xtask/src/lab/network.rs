@@ -49,6 +49,7 @@ pub(super) fn build(lab: &Lab) -> Result<()> {
     let ports: Vec<String> = balancers.map(HostName::port).collect();
     for port in &ports {
         xdp_pass::plain_frames(&switch, port)?;
+        queue(&switch, port)?;
     }
     xdp_pass::attach(&switch, &ports, &Path::new(bpffs::MOUNT_POINT).join(&switch))?;
     for host in HOSTS {
@@ -58,6 +59,16 @@ pub(super) fn build(lab: &Lab) -> Result<()> {
         steer(&lab.namespace(host))?;
     }
     Ok(())
+}
+
+/// Gives a switch port towards a balancer a queue, as a switch has one.
+///
+/// An interface with an XDP program takes packets from a veth through a ring of 256, and what finds the
+/// ring full is dropped, unless a queue discipline is there to hold it back.
+fn queue(switch: &str, port: &str) -> Result<()> {
+    let mut command = netns::command(switch, "tc");
+    command.args(["qdisc", "replace", "dev", port, "root", "pfifo", "limit", "10000"]);
+    shell::output(&mut command).map(drop)
 }
 
 /// Gives all packets of a connection to one CPU of the host, as a network card does (RPS).
