@@ -19,3 +19,4 @@ pub mod names;
 pub mod reason;
 pub mod service;
 pub mod stats;
+pub mod trace;

@@ -8,6 +8,7 @@ use lb_common::{
     maglev,
     reason::Reason,
     service::ServiceKey,
+    trace::Stage,
 };
 
 use crate::{
@@ -31,6 +32,7 @@ pub fn connect<F: Family, T: Tables + Flows<F>>(
     tables: &T,
     segment: &Segment<F::Address>,
 ) -> Result<Action, Reason> {
+    tables.stage(Stage::Connect);
     let key = ServiceKey {
         address: segment.tuple.dst.mapped(),
         port: u16::from_be_bytes(segment.tuple.ports.dst()),

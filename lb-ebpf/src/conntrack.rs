@@ -17,6 +17,7 @@ use lb_common::{
     backend::{Backend, FORWARD, RESOLVED},
     flow::state,
     reason::Reason,
+    trace::Stage,
 };
 
 use crate::{
@@ -37,6 +38,7 @@ pub fn in_flow<F: Family, T: Tables + Flows<F>>(
 ) -> Option<Result<Action, Reason>> {
     let key = F::key(segment.tuple, segment.protocol);
     let entry = tables.flow(&key)?;
+    tables.stage(Stage::Follow);
     let Some(backend) = tables.backend(entry.backend()) else {
         return Some(Err(Reason::Inconsistent));
     };
@@ -90,6 +92,7 @@ pub fn in_half_open<F: Family, T: Tables + Flows<F>>(
 ) -> Option<Result<Action, Reason>> {
     let key = F::key(segment.tuple, segment.protocol);
     let entry = tables.half_open(&key)?;
+    tables.stage(Stage::HalfOpen);
     let id = entry.backend();
     let Some(backend) = tables.backend(id) else {
         return Some(Err(Reason::Inconsistent));

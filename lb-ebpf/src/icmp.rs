@@ -10,6 +10,7 @@ use lb_common::{
     backend::{FORWARD, RESOLVED},
     flow::state,
     reason::Reason,
+    trace::Stage,
 };
 use network_types::icmp::Icmpv4Hdr;
 
@@ -61,6 +62,7 @@ pub fn translate<F: Family, T: Tables + Flows<F>>(
     l3: usize,
     outer: &Datagram<F::Address>,
 ) -> Result<Action, Reason> {
+    tables.stage(Stage::Icmp);
     let icmp = packet.header::<Icmpv4Hdr>(outer.l4)?;
     if !F::is_icmp_error(icmp.type_) {
         return Err(Reason::OtherProtocol);

@@ -9,6 +9,7 @@ use lb_common::{
     backend::{FORWARD, RESOLVED},
     flow::state,
     reason::Reason,
+    trace::Stage,
 };
 
 use crate::{
@@ -99,6 +100,7 @@ fn in_flow<F: Family, T: Tables + Flows<F>>(
         return None;
     }
 
+    tables.stage(Stage::Known);
     let bytes = packet.len() as u64;
     entry.seen(tables.now_ns(), bytes);
     F::rewrite(ip, entry);

@@ -23,8 +23,10 @@ pub mod packet;
 pub mod parse;
 pub mod reset;
 pub mod rewrite;
+pub mod sample;
 pub mod select;
 pub mod tables;
+pub mod trace;
 
 use family::{Address, Datagram, Family, V4, V6};
 use lb_common::reason::Reason;

@@ -25,13 +25,28 @@ use lb_ebpf::{
     packet::Packet,
     parse::{self, Link},
 };
-use program::{maps, tables::Maps};
+use program::{maps, tables::Maps, trace};
 
-/// Entry point: the hot path, and a call for everything else.
+/// Entry point.
 #[xdp]
 fn ballast(ctx: XdpContext) -> u32 {
-    let packet = packet(ctx.ctx);
-    match lb_ebpf::known::forward(packet, &Maps) {
+    decide::<false>(ctx.ctx)
+}
+
+/// Entry point of the second variant, which shows what it does (`program/trace.rs`).
+#[xdp]
+fn ballast_trace(ctx: XdpContext) -> u32 {
+    trace::trace_begin(ctx.ctx);
+    let action = decide::<true>(ctx.ctx);
+    trace::trace_end(ctx.ctx, action);
+    action
+}
+
+/// The hot path, and a call for everything else.
+#[inline(always)]
+fn decide<const TRACEABLE: bool>(ctx: *mut xdp_md) -> u32 {
+    let packet = packet(ctx);
+    match lb_ebpf::known::forward(packet, &Maps::<TRACEABLE>) {
         Some(Ok(Action::Transmit)) => return xdp_action::XDP_TX,
         // SAFETY: the helper takes plain numbers.
         Some(Ok(Action::Redirect { ifindex })) => {
@@ -39,22 +54,27 @@ fn ballast(ctx: XdpContext) -> u32 {
         }
         Some(Err(reason)) => {
             maps::count_reason(reason);
+            if TRACEABLE {
+                trace::refused(reason);
+            }
             return xdp_action::XDP_PASS;
         }
         None => {}
     }
     // A packet of its own, so that the hot path keeps nothing in registers for this one.
-    match Link::parse(&self::packet(ctx.ctx)).map(|link| link.ether_type) {
-        Ok(parse::IPV4) => match follow4(ctx.ctx) {
-            UNDECIDED => begin4(ctx.ctx),
+    match Link::parse(&self::packet(ctx)).map(|link| link.ether_type) {
+        Ok(parse::IPV4) => match follow4(ctx) {
+            UNDECIDED => begin4(ctx),
             action => action,
         },
-        Ok(parse::IPV6) => match follow6(ctx.ctx) {
-            UNDECIDED => begin6(ctx.ctx),
+        Ok(parse::IPV6) => match follow6(ctx) {
+            UNDECIDED => begin6(ctx),
             action => action,
         },
         other => {
-            maps::count_reason(other.map_or_else(Reason::from, |_| Reason::NotIp));
+            let reason = other.map_or_else(Reason::from, |_| Reason::NotIp);
+            maps::count_reason(reason);
+            trace::refused(reason);
             xdp_action::XDP_PASS
         }
     }
@@ -114,6 +134,7 @@ fn finish<F: Family>(ctx: *mut xdp_md, outcome: Result<Action, Reason>) -> u32 {
         Ok(Action::Redirect { ifindex }) => unsafe { bpf_redirect(ifindex, 0) as u32 },
         Err(reason) => {
             maps::count_reason(reason);
+            trace::refused(reason);
             match reason.disposition() {
                 Disposition::Pass => xdp_action::XDP_PASS,
                 Disposition::Reset => reset::<F>(ctx),

@@ -4,6 +4,7 @@ use lb_common::{
     backend::Backend,
     event::Event,
     service::{Service, ServiceKey, Slot},
+    trace::{Sample, Stage},
 };
 
 use crate::{
@@ -48,6 +49,11 @@ pub trait Tables {
     fn set_bits(&self, word: *mut u64, bits: u64) -> u64;
     /// Counts a packet to a backend.
     fn count_forward(&self, backend: u32, bytes: u64);
+    /// Counts a packet to a backend as [`Tables::count_forward`] does, and says whether it is one to
+    /// sample.
+    fn count_steered(&self, backend: u32, bytes: u64) -> bool;
+    /// Shows user space a packet of a steered service.
+    fn sample(&self, sample: Sample);
     /// Counts a packet from a backend.
     fn count_return(&self, backend: u32, bytes: u64);
     /// Counts a new connection.
@@ -56,6 +62,9 @@ pub trait Tables {
     fn count_answered(&self, backend: u32);
     /// Counts a new connection that was refused.
     fn count_refused(&self, service: u32);
+    /// This step decides about the packet, unless a later one says so too. For traces; costs nothing
+    /// where none is made.
+    fn stage(&self, stage: Stage);
     /// Tells user space.
     fn report(&self, event: Event);
 }

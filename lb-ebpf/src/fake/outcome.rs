@@ -2,10 +2,13 @@
 
 use std::vec::Vec;
 
-use lb_common::reason::{Disposition, Reason};
+use lb_common::{
+    reason::{Disposition, Reason},
+    trace::Stage,
+};
 
 use super::tables::FakeTables;
-use crate::{Action, forward, packet::Packet, reset};
+use crate::{Action, forward, packet::Packet, reset, tables::Tables as _};
 
 /// An XDP action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +56,7 @@ pub fn run(
         let range = frame.as_mut_ptr_range();
         Packet::new(range.start as usize, range.end as usize, ingress_ifindex)
     };
+    tables.stage(Stage::Filter);
     let decision = forward(packet, tables);
     let xdp = match decision {
         Ok(Action::Transmit) => Xdp::Transmit,

@@ -18,6 +18,7 @@ use lb_common::{
     reason::Reason,
     service::{Service, ServiceKey, Slot},
     stats::{BackendStats, ServiceStats},
+    trace::{SAMPLE_EVERY, Sample, Stage},
 };
 
 use super::setup::{Setup, mapped_ip, service_key};
@@ -49,6 +50,8 @@ pub struct FakeTables {
     service_stats: RefCell<BTreeMap<u32, ServiceStats>>,
     backend_stats: RefCell<BTreeMap<u32, BackendStats>>,
     events: RefCell<Vec<Event>>,
+    samples: RefCell<Vec<Sample>>,
+    stage: Cell<Stage>,
     meanwhile: RefCell<Option<Meanwhile>>,
     /// The flow tables of IPv4.
     pub v4: FlowTables<V4>,
@@ -85,6 +88,8 @@ impl FakeTables {
             service_stats: RefCell::default(),
             backend_stats: RefCell::default(),
             events: RefCell::default(),
+            samples: RefCell::default(),
+            stage: Cell::new(Stage::Filter),
             meanwhile: RefCell::default(),
             v4: FlowTables::new(0),
             v6: FlowTables::new([0; 2]),
@@ -215,6 +220,18 @@ impl FakeTables {
     pub fn take_events(&self) -> Vec<Event> {
         self.events.take()
     }
+
+    /// Takes the samples.
+    #[must_use]
+    pub fn take_samples(&self) -> Vec<Sample> {
+        self.samples.take()
+    }
+
+    /// The step that decided about the last packet.
+    #[must_use]
+    pub fn last_stage(&self) -> Stage {
+        self.stage.get()
+    }
 }
 
 impl Tables for FakeTables {
@@ -295,6 +312,19 @@ impl Tables for FakeTables {
         let stats = stats.entry(backend).or_insert(BackendStats::ZERO);
         stats.forward_packets += 1;
         stats.forward_bytes += bytes;
+    }
+
+    fn count_steered(&self, backend: u32, bytes: u64) -> bool {
+        self.count_forward(backend, bytes);
+        self.backend_stats(backend).forward_packets % SAMPLE_EVERY == 0
+    }
+
+    fn sample(&self, sample: Sample) {
+        self.samples.borrow_mut().push(sample);
+    }
+
+    fn stage(&self, stage: Stage) {
+        self.stage.set(stage);
     }
 
     fn count_return(&self, backend: u32, bytes: u64) {

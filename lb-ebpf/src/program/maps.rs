@@ -17,6 +17,7 @@ use lb_common::{
     reason::Reason,
     service::{Service, ServiceKey, Slot},
     stats::{BackendSignals, BackendStats, Meta, ServiceStats},
+    trace::{SAMPLES_BYTES, Sample},
 };
 use lb_ebpf::{
     family::{V4, V6},
@@ -79,6 +80,9 @@ pub(crate) static CURSORS: Array<u64, { MAX_SERVICES as usize }> = Array::new();
 
 #[btf_map]
 pub(crate) static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
+
+#[btf_map]
+pub(crate) static SAMPLES: RingBuf<Sample, { SAMPLES_BYTES as usize }> = RingBuf::new();
 
 /// Written by user space only; here so that it is created and pinned with the others.
 #[btf_map]

@@ -7,6 +7,7 @@ use lb_common::{
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
     hash,
     service::{Service, ServiceKey, Slot},
+    trace::{FROM_BACKEND, SAMPLE_EVERY, Sample, Stage, TO_BACKEND, TraceRecord},
 };
 use lb_ebpf::{
     connect,
@@ -18,17 +19,31 @@ use super::{
     atomic, clock,
     maps::{
         ACTIVE, BACKEND_STATS, BACKENDS, CURSORS, EVENTS, FLOWS, FLOWS6, HALF_OPEN, HALF_OPEN6,
-        MAGLEV, REPORTED, SCRATCH, SCRATCH6, SERVICE_STATS, SERVICES, STEERED, VIPS,
+        MAGLEV, REPORTED, SAMPLES, SCRATCH, SCRATCH6, SERVICE_STATS, SERVICES, STEERED, VIPS,
     },
+    trace,
 };
 
 /// User space is told of the same reason at most so often by one CPU.
 const REPORT_EVERY_NS: u64 = 1_000_000_000;
 
 /// The maps as the data path's state.
-pub(crate) struct Maps;
+///
+/// Without `TRACEABLE`, no trace is ever made: that is for the hot path of the plain program, where
+/// even to ask would cost.
+pub(crate) struct Maps<const TRACEABLE: bool = true>;
 
-impl Tables for Maps {
+impl<const TRACEABLE: bool> Maps<TRACEABLE> {
+    /// Notes something in the trace of the packet in work.
+    #[inline(always)]
+    fn note(change: impl FnOnce(&mut TraceRecord)) {
+        if TRACEABLE {
+            trace::note(change);
+        }
+    }
+}
+
+impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
     #[inline(always)]
     fn now_ns(&self) -> u64 {
         clock::now_ns()
@@ -58,6 +73,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn backend(&self, id: u32) -> Option<&Backend> {
+        Self::note(|record| record.backend = id);
         BACKENDS.get(id)
     }
 
@@ -96,6 +112,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn count_forward(&self, backend: u32, bytes: u64) {
+        Self::note(|record| (record.backend, record.direction) = (backend, TO_BACKEND));
         if let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) {
             // SAFETY: this CPU's own element.
             unsafe {
@@ -106,7 +123,31 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn count_steered(&self, backend: u32, bytes: u64) -> bool {
+        Self::note(|record| (record.backend, record.direction) = (backend, TO_BACKEND));
+        let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) else { return false };
+        // SAFETY: this CPU's own element.
+        unsafe {
+            (*stats).forward_packets += 1;
+            (*stats).forward_bytes += bytes;
+            (*stats).forward_packets % SAMPLE_EVERY == 0
+        }
+    }
+
+    #[inline(always)]
+    fn sample(&self, sample: Sample) {
+        // A full buffer means that the daemon is gone or slow; it shows what it gets.
+        let _ = SAMPLES.output(sample, 0);
+    }
+
+    #[inline(always)]
+    fn stage(&self, stage: Stage) {
+        Self::note(|record| record.stage = stage as u32);
+    }
+
+    #[inline(always)]
     fn count_return(&self, backend: u32, bytes: u64) {
+        Self::note(|record| (record.backend, record.direction) = (backend, FROM_BACKEND));
         if let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) {
             // SAFETY: this CPU's own element.
             unsafe {
@@ -183,7 +224,7 @@ extern "C" fn take_port6(attempt: u32) -> u32 {
 
 macro_rules! flows {
     ($family:ty, $key:ty, $entry:ty, $flows:ident, $half_open:ident, $scratch:ident, $take_port:ident) => {
-        impl Flows<$family> for Maps {
+        impl<const TRACEABLE: bool> Flows<$family> for Maps<TRACEABLE> {
             #[inline(always)]
             fn flow(&self, key: &$key) -> Option<&mut $entry> {
                 // SAFETY: the kernel keeps an element's memory valid while the program runs. It may

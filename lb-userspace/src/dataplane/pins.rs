@@ -16,6 +16,7 @@ use lb_common::{
     reason::Reason,
     service::{Service, ServiceKey, Slot},
     stats::{BackendSignals, BackendStats, Meta, ServiceStats},
+    trace::{SAMPLES_BYTES, Sample},
 };
 
 use super::{AttachMode, Options, link as pinned_link};
@@ -66,6 +67,11 @@ pub(super) fn layouts(options: &Options) -> Vec<Layout> {
             key_size: 0,
             value_size: 0,
             ..map::<(), Event>(names::EVENTS, MapType::RingBuf, limits::EVENTS_BYTES)
+        },
+        Layout {
+            key_size: 0,
+            value_size: 0,
+            ..map::<(), Sample>(names::SAMPLES, MapType::RingBuf, SAMPLES_BYTES)
         },
         map::<u32, Meta>(names::META, MapType::Array, 1),
     ]
