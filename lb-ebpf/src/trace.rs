@@ -25,7 +25,8 @@ pub struct Ends {
 
 impl Ends {
     /// Of a packet that is not IP.
-    pub const NONE: Self = Self { src: [0; 16], dst: [0; 16], ports: [0; 4], protocol: 0, flags: 0 };
+    pub const NONE: Self =
+        Self { src: [0; 16], dst: [0; 16], ports: [0; 4], protocol: 0, flags: 0 };
 
     /// Reads a packet as far as it goes.
     #[inline(always)]

@@ -22,6 +22,7 @@ mod check;
 mod output;
 mod run;
 mod status;
+mod trace;
 
 use output::print;
 
@@ -127,6 +128,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show packets as they come: before and after, which step decided, and why
+    #[command(after_help = trace::HELP)]
+    Trace(trace::TraceArgs),
     /// Take everything away that a stopped daemon left: floating addresses, program, maps
     ///
     /// A daemon that ends leaves forwarding in place, so that a restart loses nothing. This ends
@@ -271,6 +275,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
             ask::flows(&socket, service.as_deref(), limit, json)?;
         }
         Command::Events { follow, json } => ask::events(&socket, follow, json)?,
+        Command::Trace(args) => trace::trace(&socket, &args)?,
         Command::Release => ask::release(&socket)?,
         Command::Completions { shell } => {
             let mut script = Vec::new();

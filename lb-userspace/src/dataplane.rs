@@ -24,7 +24,8 @@ use lb_common::{
     stats::{BackendStats, Meta, ServiceStats},
 };
 
-use self::{active::Active, flows::Table};
+pub use self::trace::{Traced, Tracer};
+use self::{active::Active, flows::Table, load::Variant};
 use crate::clock;
 
 mod active;
@@ -33,6 +34,7 @@ mod flows;
 mod link;
 pub mod load;
 mod pins;
+mod trace;
 
 /// What to open, and with which sizes.
 #[derive(Clone, Debug)]
@@ -177,6 +179,9 @@ pub struct Counters {
 pub struct Info {
     /// Identifier of the loaded program, as in `bpftool prog`.
     pub program_id: u32,
+    /// Traces that run: while there are any, the program is the variant that makes them.
+    #[serde(default)]
+    pub traces: usize,
     /// Whether this daemon found pinned maps and went on with them.
     pub adopted: bool,
     /// Interfaces with the program: name, index, mode.
@@ -215,7 +220,9 @@ pub struct MapSize {
 /// nothing but who keeps the tables true.
 pub struct Dataplane {
     ebpf: Ebpf,
-    pins: PathBuf,
+    options: Options,
+    /// The variant for traces, while it is in force.
+    tracer: Option<Tracer>,
     services: HashMap<MapData, ServiceKey, Service>,
     backends: Array<MapData, Backend>,
     slots: MapData,
@@ -224,6 +231,7 @@ pub struct Dataplane {
     service_stats: PerCpuArray<MapData, ServiceStats>,
     backend_stats: PerCpuArray<MapData, BackendStats>,
     events: RingBuf<MapData>,
+    samples: RingBuf<MapData>,
     log: Option<EbpfLogger<&'static dyn log::Log>>,
     active: Active,
     flows: Table<FlowKey4>,
@@ -238,7 +246,7 @@ pub struct Dataplane {
 
 impl fmt::Debug for Dataplane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Dataplane").field("pins", &self.pins).finish_non_exhaustive()
+        f.debug_struct("Dataplane").field("pins", &self.options.pins).finish_non_exhaustive()
     }
 }
 
@@ -250,7 +258,7 @@ impl Dataplane {
     /// Loads the program and creates its maps, or adopts those that a previous daemon pinned.
     pub fn open(options: &Options) -> anyhow::Result<Self> {
         let found = pins::prepare(options)?;
-        let mut ebpf = load::load(options)?;
+        let mut ebpf = load::load(options, Variant::Plain)?;
         let mut meta: Array<_, Meta> = take(&mut ebpf, names::META)?;
         meta.set(0, Meta { abi_version: limits::ABI_VERSION, reserved: 0 }, 0)
             .context("write META")?;
@@ -260,7 +268,8 @@ impl Dataplane {
             .inspect_err(|error| tracing::debug!(%error, "no log from the kernel program"))
             .ok();
         Ok(Self {
-            pins: pins.to_owned(),
+            options: options.clone(),
+            tracer: None,
             services: take(&mut ebpf, names::SERVICES)?,
             backends: take(&mut ebpf, names::BACKENDS)?,
             slots: pinned(pins, names::MAGLEV)?,
@@ -269,6 +278,7 @@ impl Dataplane {
             service_stats: take(&mut ebpf, names::SERVICE_STATS)?,
             backend_stats: take(&mut ebpf, names::BACKEND_STATS)?,
             events: take(&mut ebpf, names::EVENTS)?,
+            samples: take(&mut ebpf, names::SAMPLES)?,
             log,
             active: Active::map(&pinned(pins, names::ACTIVE)?)?,
             flows: table(&mut ebpf, pins, names::FLOWS, false)?,
@@ -351,8 +361,8 @@ impl Dataplane {
         if let Some(attachment) = self.attachments.iter().find(|a| a.ifindex == ifindex) {
             return Ok(attachment.mode);
         }
-        let program = load::program(&mut self.ebpf)?;
-        let mode = load::attach(program, &self.pins, interface, ifindex)?;
+        let pins = self.options.pins.clone();
+        let mode = load::attach(self.program()?, &pins, interface, ifindex)?;
         self.attachments.push(Attachment { interface: interface.to_owned(), ifindex, mode });
         Ok(mode)
     }
@@ -361,7 +371,7 @@ impl Dataplane {
     pub fn detach(&mut self, ifindex: u32) -> anyhow::Result<()> {
         self.attachments.retain(|attachment| attachment.ifindex != ifindex);
         for mode in [AttachMode::Driver, AttachMode::Generic] {
-            let path = pins::link(&self.pins, ifindex, mode);
+            let path = pins::link(&self.options.pins, ifindex, mode);
             if path.exists() {
                 pins::remove_link(&path)?;
             }
@@ -371,10 +381,16 @@ impl Dataplane {
 
     /// Program, maps and interfaces.
     pub fn info(&self) -> anyhow::Result<Info> {
-        let program = self.ebpf.program(names::PROGRAM).context("find the program")?;
+        let program_id = match &self.tracer {
+            Some(tracer) => tracer.program_id()?,
+            None => {
+                let program = self.ebpf.program(names::PROGRAM).context("find the program")?;
+                program.info().context("look at the program")?.id()
+            }
+        };
         let mut maps = Vec::new();
         for name in names::PINNED {
-            let info = MapInfo::from_pin(self.pins.join(name))
+            let info = MapInfo::from_pin(self.options.pins.join(name))
                 .with_context(|| format!("look at the pinned map {name}"))?;
             maps.push(MapSize {
                 name: name.to_owned(),
@@ -383,7 +399,8 @@ impl Dataplane {
             });
         }
         Ok(Info {
-            program_id: program.info().context("look at the program")?.id(),
+            program_id,
+            traces: self.tracer.as_ref().map_or(0, Tracer::running),
             adopted: self.adopted,
             attachments: self.attachments.clone(),
             maps,

@@ -5,9 +5,14 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use lb_common::event::Event;
+use lb_common::{
+    event::Event,
+    trace::{Sample, TraceFilter},
+};
 
-use crate::dataplane::{Adopted, AttachMode, Counters, Dataplane, Flow, Info, Op, Sweep, Timeouts};
+use crate::dataplane::{
+    Adopted, AttachMode, Counters, Dataplane, Flow, Info, Op, Sweep, Timeouts, Traced, Tracer,
+};
 
 /// What the control plane asks of the kernel's side. The calls block; they are made from blocking
 /// threads. Their meaning is that of the methods of [`Dataplane`].
@@ -28,6 +33,12 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn sweep(&self, now_ns: u64, timeouts: &Timeouts) -> anyhow::Result<Sweep>;
     /// See [`Dataplane::take_events`].
     fn take_events(&self) -> Vec<Event>;
+    /// See [`Dataplane::take_samples`].
+    fn take_samples(&self) -> Vec<Sample>;
+    /// See [`Dataplane::set_trace`]; the first trace puts the second variant in force.
+    fn set_trace(&self, index: u32, filter: Option<&TraceFilter>) -> anyhow::Result<()>;
+    /// See [`Dataplane::take_traces`].
+    fn take_traces(&self) -> anyhow::Result<Traced>;
 }
 
 /// The data plane, shared by the reconcile task, the sweeps and the readers of `status`.
@@ -77,5 +88,26 @@ impl Kernel for Shared {
 
     fn take_events(&self) -> Vec<Event> {
         self.lock().take_events()
+    }
+
+    fn take_samples(&self) -> Vec<Sample> {
+        self.lock().take_samples()
+    }
+
+    fn set_trace(&self, index: u32, filter: Option<&TraceFilter>) -> anyhow::Result<()> {
+        let options = {
+            let dataplane = self.lock();
+            (filter.is_some() && !dataplane.is_tracing()).then(|| dataplane.options().clone())
+        };
+        if let Some(options) = options {
+            // Loading takes long; others use the maps meanwhile.
+            let tracer = Tracer::load(&options)?;
+            self.lock().begin_tracing(tracer)?;
+        }
+        self.lock().set_trace(index, filter)
+    }
+
+    fn take_traces(&self) -> anyhow::Result<Traced> {
+        self.lock().take_traces()
     }
 }

@@ -29,6 +29,7 @@ use crate::{
     events::{Kind, Note, Timeline},
     health::Report,
     net::NextHops,
+    trace::show::Names,
 };
 
 mod addresses;
@@ -40,12 +41,13 @@ mod reconcile;
 mod reload;
 mod snapshot;
 mod sweep;
+mod trace;
 mod wish;
 
 use addresses::Addresses;
 use attach::Attachments;
 use faults::{Faults, KernelNews};
-pub use handle::{FlowsError, Handle};
+pub use handle::{FlowsError, Handle, TraceError};
 use probes::Probes;
 pub(crate) use reload::warnings;
 pub use reload::{Refused, Reloaded};
@@ -89,6 +91,7 @@ pub struct Setup {
 #[derive(Debug)]
 enum Command {
     Snapshot(oneshot::Sender<snapshot::Snapshot>),
+    TraceNames(oneshot::Sender<Names>),
     Reload(oneshot::Sender<Result<Reloaded, Refused>>),
     Wish(wish::Request, oneshot::Sender<Result<Vec<Wished>, WishError>>),
     Stop(oneshot::Sender<()>),
@@ -246,6 +249,9 @@ impl Task {
         match command {
             Command::Snapshot(answer) => {
                 let _ = answer.send(self.snapshot());
+            }
+            Command::TraceNames(answer) => {
+                let _ = answer.send(self.trace_names());
             }
             Command::Reload(answer) => {
                 let result = self.reload(reports).await;

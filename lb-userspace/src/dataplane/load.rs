@@ -11,7 +11,7 @@ use aya::{
         xdp::XdpLink,
     },
 };
-use lb_common::names;
+use lb_common::{names, trace::TRACES_BYTES};
 
 use super::{AttachMode, Options, pins};
 
@@ -22,8 +22,17 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 /// daemon does not carry them.
 pub const FLOORS_PATH: &str = concat!(env!("OUT_DIR"), "/ballast-floors");
 
-/// Loads the object: its maps are those that are pinned, or are created and pinned.
-pub(super) fn load(options: &Options) -> anyhow::Result<Ebpf> {
+/// The two programs of the object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Variant {
+    /// The one that is in force nearly always.
+    Plain,
+    /// The one that shows each packet.
+    Trace,
+}
+
+/// Loads one program of the object: its maps are those that are pinned, or are created and pinned.
+pub(super) fn load(options: &Options, variant: Variant) -> anyhow::Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     for layout in pins::layouts(options) {
         loader.map_pin_path(layout.name, options.pins.join(layout.name));
@@ -31,8 +40,12 @@ pub(super) fn load(options: &Options) -> anyhow::Result<Ebpf> {
             loader.map_max_entries(layout.name, layout.max_entries);
         }
     }
+    if variant == Variant::Trace {
+        loader.override_global(names::TRACE, &1_u32, true);
+        loader.map_max_entries(names::TRACES, TRACES_BYTES);
+    }
     let mut ebpf = loader.load(OBJECT).map_err(explain).context("create the BPF maps")?;
-    program(&mut ebpf)?.load().map_err(|error| {
+    program(&mut ebpf, variant)?.load().map_err(|error| {
         let error = anyhow!(error);
         match error.downcast_ref::<ProgramError>() {
             Some(ProgramError::LoadError { io_error, verifier_log }) => anyhow!(
@@ -68,11 +81,14 @@ fn tail(log: &str) -> String {
     lines[lines.len().saturating_sub(20)..].join("\n")
 }
 
-/// The XDP program of a loaded object.
-pub(super) fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
-    let program: &mut Program = ebpf
-        .program_mut(names::PROGRAM)
-        .with_context(|| format!("the object has no program `{}`", names::PROGRAM))?;
+/// An XDP program of a loaded object.
+pub(super) fn program(ebpf: &mut Ebpf, variant: Variant) -> anyhow::Result<&mut Xdp> {
+    let name = match variant {
+        Variant::Plain => names::PROGRAM,
+        Variant::Trace => names::TRACE_PROGRAM,
+    };
+    let program: &mut Program =
+        ebpf.program_mut(name).with_context(|| format!("the object has no program `{name}`"))?;
     Ok(program.try_into()?)
 }
 
@@ -107,7 +123,7 @@ pub(super) fn attach(
 
 /// Replaces the program in a pinned link, in one step. False, and the pin is gone, if the link's
 /// interface is.
-fn take_over(program: &mut Xdp, path: &Path) -> anyhow::Result<bool> {
+pub(super) fn take_over(program: &mut Xdp, path: &Path) -> anyhow::Result<bool> {
     let opened = PinnedLink::from_pin(path);
     if let Err(LinkError::SyscallError(error)) = &opened
         && error.io_error.raw_os_error() == Some(libc::ENOENT)

@@ -12,6 +12,11 @@ use crate::{
         status::{NamedFlow, Status},
     },
     events::Timeline,
+    trace::{
+        Request,
+        hub::{BeginError, Hub, Trace},
+        show::{Names, Unknown},
+    },
 };
 
 /// Commands the task; cheap to copy.
@@ -21,6 +26,7 @@ pub struct Handle {
     settled: watch::Receiver<bool>,
     kernel: Arc<dyn Kernel>,
     timeline: Arc<Timeline>,
+    traces: Hub,
 }
 
 /// Why there is no list of connections.
@@ -39,6 +45,20 @@ pub enum FlowsError {
     Failed(#[from] anyhow::Error),
 }
 
+/// Why there is no trace.
+#[derive(Debug, thiserror::Error)]
+pub enum TraceError {
+    /// It names what is not there.
+    #[error(transparent)]
+    Unknown(#[from] Unknown),
+    /// It could not be begun.
+    #[error(transparent)]
+    Begin(#[from] BeginError),
+    /// The names could not be read.
+    #[error(transparent)]
+    Failed(#[from] anyhow::Error),
+}
+
 impl Handle {
     pub(super) fn new(
         commands: mpsc::Sender<Command>,
@@ -46,7 +66,8 @@ impl Handle {
         kernel: Arc<dyn Kernel>,
         timeline: Arc<Timeline>,
     ) -> Self {
-        Self { commands, settled, kernel, timeline }
+        let traces = Hub::start(Arc::clone(&kernel));
+        Self { commands, settled, kernel, timeline, traces }
     }
 
     /// The timeline.
@@ -88,6 +109,13 @@ impl Handle {
         Ok(read.await.map_err(anyhow::Error::from)??)
     }
 
+    /// Begins to record the packets that are asked for. Gives also the names for what they show.
+    pub async fn trace(&self, request: &Request) -> Result<(Names, Trace), TraceError> {
+        let names: Names = self.ask(Command::TraceNames).await?;
+        let filter = names.filter(request)?;
+        Ok((names, self.traces.begin(filter).await?))
+    }
+
     /// Reads the configuration anew, and puts it into force if it is right.
     pub async fn reload(&self) -> anyhow::Result<Result<Reloaded, Refused>> {
         self.ask(Command::Reload).await
@@ -106,6 +134,7 @@ impl Handle {
 
     /// Ends the task. Forwarding goes on with the tables as they are.
     pub async fn stop(&self) {
+        self.traces.stop().await;
         // If it has ended already, that is as good.
         let _ = self.ask(Command::Stop).await;
     }

@@ -12,11 +12,14 @@ use lb_common::{
     reason::Reason,
     service::{Service, ServiceKey},
     stats::{BackendStats, ServiceStats},
+    trace::{Sample, TraceFilter},
 };
 
 use crate::{
     control::{kernel::Kernel, plan::service_key},
-    dataplane::{Adopted, AttachMode, Attachment, Counters, Flow, Info, Op, Sweep, Timeouts},
+    dataplane::{
+        Adopted, AttachMode, Attachment, Counters, Flow, Info, Op, Sweep, Timeouts, Traced,
+    },
 };
 
 /// A model of the maps.
@@ -32,6 +35,9 @@ pub(super) struct Maps {
     pub(super) writes: usize,
     pub(super) broken: bool,
     pub(super) events: Vec<Event>,
+    pub(super) samples: Vec<Sample>,
+    pub(super) traces: BTreeMap<u32, TraceFilter>,
+    pub(super) traced: Traced,
 }
 
 impl FakeKernel {
@@ -132,6 +138,25 @@ impl Kernel for FakeKernel {
 
     fn take_events(&self) -> Vec<Event> {
         std::mem::take(&mut self.maps().events)
+    }
+
+    fn take_samples(&self) -> Vec<Sample> {
+        std::mem::take(&mut self.maps().samples)
+    }
+
+    fn set_trace(&self, index: u32, filter: Option<&TraceFilter>) -> anyhow::Result<()> {
+        let mut maps = self.maps();
+        match filter {
+            Some(filter) => maps.traces.insert(index, *filter),
+            None => maps.traces.remove(&index),
+        };
+        Ok(())
+    }
+
+    fn take_traces(&self) -> anyhow::Result<Traced> {
+        let mut maps = self.maps();
+        let lost = maps.traced.lost;
+        Ok(std::mem::replace(&mut maps.traced, Traced { records: Vec::new(), lost }))
     }
 }
 
