@@ -53,9 +53,10 @@ fn decide<const TRACEABLE: bool>(ctx: *mut xdp_md) -> u32 {
             return unsafe { bpf_redirect(ifindex, 0) as u32 };
         }
         Some(Err(reason)) => {
-            maps::count_reason(reason);
             if TRACEABLE {
-                trace::refused(reason);
+                maps::count_reason(reason);
+            } else {
+                maps::count_reason_untraced(reason);
             }
             return xdp_action::XDP_PASS;
         }
@@ -72,9 +73,7 @@ fn decide<const TRACEABLE: bool>(ctx: *mut xdp_md) -> u32 {
             action => action,
         },
         other => {
-            let reason = other.map_or_else(Reason::from, |_| Reason::NotIp);
-            maps::count_reason(reason);
-            trace::refused(reason);
+            maps::count_reason(other.map_or_else(Reason::from, |_| Reason::NotIp));
             xdp_action::XDP_PASS
         }
     }
@@ -134,7 +133,6 @@ fn finish<F: Family>(ctx: *mut xdp_md, outcome: Result<Action, Reason>) -> u32 {
         Ok(Action::Redirect { ifindex }) => unsafe { bpf_redirect(ifindex, 0) as u32 },
         Err(reason) => {
             maps::count_reason(reason);
-            trace::refused(reason);
             match reason.disposition() {
                 Disposition::Pass => xdp_action::XDP_PASS,
                 Disposition::Reset => reset::<F>(ctx),

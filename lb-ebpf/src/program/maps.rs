@@ -24,6 +24,8 @@ use lb_ebpf::{
     tables::Scratch,
 };
 
+use super::trace;
+
 #[btf_map]
 pub(crate) static VIPS: Array<u64, { VIP_WORDS as usize }> = Array::new();
 
@@ -100,9 +102,16 @@ pub(crate) static SCRATCH: PerCpuArray<Scratch<V4>, 1> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static SCRATCH6: PerCpuArray<Scratch<V6>, 1> = PerCpuArray::new();
 
-/// Counts a packet that was not forwarded.
+/// Counts a packet that was not forwarded, and notes it in its trace.
 #[inline(always)]
 pub(crate) fn count_reason(reason: Reason) {
+    trace::note(|record| record.reason = reason as u32);
+    count_reason_untraced(reason);
+}
+
+/// [`count_reason`] where no trace is ever made.
+#[inline(always)]
+pub(crate) fn count_reason_untraced(reason: Reason) {
     if let Some(count) = REASONS.get_ptr_mut(reason as u32) {
         // SAFETY: this CPU's own element.
         unsafe { *count += 1 };
