@@ -124,7 +124,7 @@ pub struct Flow {
     pub backend: SocketAddr,
     /// Identifier of the backend in `BACKENDS`.
     pub backend_id: u32,
-    /// `half_open`, `established`, `closing`, `closed`, or `udp`.
+    /// `half_open`, `established`, `closing`, `closed`, `udp`, or `sampled`.
     pub phase: String,
     /// Milliseconds since the last packet.
     pub idle_ms: u64,

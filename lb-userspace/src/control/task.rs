@@ -19,6 +19,7 @@ use tokio::{
 use super::{
     kernel::Kernel,
     plan::Planner,
+    sampled::Sampled,
     state::{State, Wish},
     verdict::Admin,
     wishes::{self, Kept, Wishes},
@@ -129,6 +130,7 @@ pub struct Task {
     swept: mpsc::Sender<Swept>,
     flows: u64,
     rates: Rates,
+    sampled: Sampled,
 }
 
 /// What the task receives.
@@ -186,6 +188,7 @@ impl Task {
             swept: swept_sender,
             flows: 0,
             rates: Rates::default(),
+            sampled: Sampled::default(),
         };
         let interface = task.interface()?;
         task.attach_first(&interface).await?;

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use lb_common::reason::Reason;
@@ -32,6 +33,8 @@ pub(super) struct Snapshot {
     numbers: Vec<(Option<u32>, Vec<Option<u32>>)>,
     rates: Rates,
     names: Names,
+    /// The flows of steered services, the busiest first.
+    sampled: Vec<NamedFlow>,
 }
 
 /// Names by number.
@@ -42,7 +45,51 @@ pub(super) struct Names {
     service_of: BTreeMap<u32, String>,
 }
 
+impl Names {
+    fn flow(&self, flow: Flow) -> NamedFlow {
+        NamedFlow {
+            service: self.service_of.get(&flow.backend_id).cloned(),
+            backend_name: self.backends.get(&flow.backend_id).cloned(),
+            sampled: false,
+            packets_per_second: None,
+            flow,
+        }
+    }
+}
+
 impl Task {
+    /// What samples tell, in the form of other flows. A backend of a steered service sees the client's
+    /// own address.
+    fn sampled(&self, names: &Names, now: Duration) -> Vec<NamedFlow> {
+        let flows = self.sampled.flows();
+        if flows.is_empty() {
+            return Vec::new();
+        }
+        let mut addresses: BTreeMap<u32, SocketAddr> =
+            self.planner.ids().iter().map(|((_, address), id)| (*id, *address)).collect();
+        addresses.extend(self.planner.retiring().map(|it| (it.id, it.address)));
+        let named = flows.into_iter().map(|flow| {
+            let address = addresses.get(&flow.backend_id).copied();
+            let packets_per_second = Some(flow.packets_per_second.round() as u64);
+            let named = names.flow(Flow {
+                protocol: flow.protocol,
+                client: flow.client,
+                listen: flow.listen,
+                nat: flow.client,
+                backend: address.unwrap_or(flow.listen),
+                backend_id: flow.backend_id,
+                phase: "sampled".into(),
+                idle_ms: now.saturating_sub(flow.last).as_millis() as u64,
+                forward_packets: flow.packets,
+                forward_bytes: flow.bytes,
+                return_packets: 0,
+                return_bytes: 0,
+            });
+            NamedFlow { sampled: true, packets_per_second, ..named }
+        });
+        named.collect()
+    }
+
     /// Numbers of services and backends with their names. Backends that are configured no longer
     /// are called by their address.
     pub(super) fn names(&self) -> Names {
@@ -98,7 +145,9 @@ impl Task {
             reasons: BTreeMap::new(),
             warnings: self.current_warnings(),
         };
-        Snapshot { status, numbers: self.numbers(), rates: self.rates.clone(), names: self.names() }
+        let names = self.names();
+        let sampled = self.sampled(&names, now);
+        Snapshot { status, numbers: self.numbers(), rates: self.rates.clone(), names, sampled }
     }
 
     fn current_warnings(&self) -> Vec<String> {
@@ -252,7 +301,9 @@ impl Snapshot {
     ) -> anyhow::Result<Vec<NamedFlow>> {
         // Those of other services take no part in the limit.
         let read = kernel.flows(if service.is_some() { usize::MAX } else { limit })?;
-        let named = read.into_iter().map(|flow| self.named(flow));
+        let named = read.into_iter().map(|flow| self.names.flow(flow));
+        // What is sampled is little, and would not be seen behind all that is counted.
+        let named = self.sampled.iter().cloned().chain(named);
         let of_service = |flow: &NamedFlow| service.is_none() || flow.service.as_deref() == service;
         Ok(named.filter(of_service).take(limit).collect())
     }
@@ -260,13 +311,5 @@ impl Snapshot {
     /// The names of the services.
     pub(super) fn service_names(&self) -> Vec<String> {
         self.status.services.iter().map(|service| service.name.clone()).collect()
-    }
-
-    fn named(&self, flow: Flow) -> NamedFlow {
-        NamedFlow {
-            service: self.names.service_of.get(&flow.backend_id).cloned(),
-            backend_name: self.names.backends.get(&flow.backend_id).cloned(),
-            flow,
-        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use lb_common::event::Event;
+use lb_common::{event::Event, trace::Sample};
 
 use super::Task;
 use crate::{
@@ -17,6 +17,7 @@ pub(super) struct Swept {
     /// When it began.
     began: Duration,
     events: Vec<Event>,
+    samples: Vec<Sample>,
     sweep: anyhow::Result<Sweep>,
     counters: anyhow::Result<Counters>,
 }
@@ -78,12 +79,14 @@ impl Task {
             let work = tokio::task::spawn_blocking(move || Swept {
                 began,
                 events: kernel.take_events(),
+                samples: kernel.take_samples(),
                 sweep: kernel.sweep(clock::monotonic_coarse_ns(), &timeouts),
                 counters: kernel.counters(&services, &backends),
             });
             let swept = work.await.unwrap_or_else(|panicked| Swept {
                 began,
                 events: Vec::new(),
+                samples: Vec::new(),
                 sweep: Err(panicked.into()),
                 counters: Ok(Counters::default()),
             });
@@ -96,6 +99,7 @@ impl Task {
     pub(super) fn take_sweep(&mut self, swept: Swept) {
         self.sweeping = false;
         let now = clock::monotonic();
+        self.sampled.take(&swept.samples, now);
         let names = self.names();
         let find = |service: u32, backend: u32| {
             (names.services.get(&service).cloned(), names.backends.get(&backend).cloned())
