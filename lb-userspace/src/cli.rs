@@ -22,6 +22,7 @@ mod check;
 mod output;
 mod run;
 mod status;
+mod top;
 mod trace;
 
 use output::print;
@@ -128,6 +129,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show what happens now: rates, backends, busiest flows, drops, events
+    #[command(after_help = top::HELP)]
+    Top(top::TopArgs),
     /// Show packets as they come: before and after, which step decided, and why
     #[command(after_help = trace::HELP)]
     Trace(trace::TraceArgs),
@@ -275,6 +279,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
             ask::flows(&socket, service.as_deref(), limit, json)?;
         }
         Command::Events { follow, json } => ask::events(&socket, follow, json)?,
+        Command::Top(args) => top::top(&socket, &args)?,
         Command::Trace(args) => trace::trace(&socket, &args)?,
         Command::Release => ask::release(&socket)?,
         Command::Completions { shell } => {

@@ -9,6 +9,7 @@ pub mod dataplane;
 pub mod events;
 pub mod health;
 pub mod net;
+pub mod top;
 pub mod trace;
 pub mod vrrp;
 

@@ -16,3 +16,4 @@ mod serving;
 mod site;
 mod start;
 mod takeover;
+mod trace;

@@ -81,6 +81,9 @@ pub struct Service {
     pub connections: u64,
     /// New connections refused.
     pub refused: u64,
+    /// Connections that were tried at another backend.
+    #[serde(default)]
+    pub replayed: u64,
     /// New connections a second, over the last second or so.
     pub connections_per_second: f64,
     /// Backends, in the order of the configuration.

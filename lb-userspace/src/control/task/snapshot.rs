@@ -198,6 +198,7 @@ impl Task {
             on_backups: service.on_backups,
             connections: 0,
             refused: 0,
+            replayed: 0,
             connections_per_second: 0.0,
             backends: service.records.iter().map(|record| self.backend(record)).collect(),
         }
@@ -269,6 +270,7 @@ impl Snapshot {
             if let Some(stats) = index.and_then(|index| services.get(&index)) {
                 service.connections = stats.connections;
                 service.refused = stats.refused;
+                service.replayed = stats.replayed;
             }
             let rate = index.and_then(|index| self.rates.services.get(&index));
             service.connections_per_second = rate.copied().unwrap_or(0.0);
