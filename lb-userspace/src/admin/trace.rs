@@ -120,24 +120,19 @@ impl Reader {
                 self.told_lost = lost;
                 return Some(Line::Lost(lost));
             }
-            if self.left == Some(0) {
+            // Asked before the records, of which there may be more than can ever be shown.
+            if self.left == Some(0) || self.end.is_some_and(|end| end <= clock::timer()) {
                 return None;
             }
             let glance = clock::timer() + GLANCE;
             tokio::select! {
-                // In this order: what came before the end is shown.
-                biased;
                 record = self.trace.next() => {
                     let record = record?;
                     self.left = self.left.map(|left| left - 1);
                     let packet = self.names.packet(&record, self.since, self.bytes);
                     return Some(Line::Packet(Box::new(packet)));
                 }
-                () = sleep_until(self.end.map_or(glance, |end| end.min(glance))) => {
-                    if self.end.is_some_and(|end| end <= clock::timer()) {
-                        return None;
-                    }
-                }
+                () = sleep_until(self.end.map_or(glance, |end| end.min(glance))) => {}
             }
         }
     }

@@ -182,9 +182,9 @@ fn rates_are_differences() {
     assert_eq!((web.open, web.alarm), (12, false));
     assert!(model.picture.services[1].alarm, "no backend serves");
     let flows: Vec<_> = model.picture.flows.iter().map(|row| row.client.port()).collect();
-    assert_eq!(flows, [4001, 4003], "what stands still is left out");
-    assert!((model.picture.flows[0].packets - 20.0).abs() < 1e-9);
-    assert!((model.picture.flows[1].bits - 8.0 * 100.0 * 800.0).abs() < 1e-9);
+    assert_eq!(flows, [4003, 4001], "what stands still is left out");
+    assert!((model.picture.flows[1].packets - 20.0).abs() < 1e-9);
+    assert!((model.picture.flows[0].bits - 8.0 * 100.0 * 800.0).abs() < 1e-9);
     let first = &model.picture.reasons[0];
     assert_eq!((first.label.as_str(), first.total), ("no_flow", 115));
     assert!((first.rate - 5.0).abs() < 1e-9);
@@ -264,6 +264,30 @@ fn colours_are_used_only_if_they_may_be() {
     }
 }
 
+#[rustfmt::skip]
 const SMALL: [&str; 24] = [
-    "", "", "", "", "", "", "", "", "", "", "", "", "", "", "", "", "", "", "", "", "", "", "", "",
+    "ballast  lb-01 of edge  1234 connections  the clock is slow",
+    "[SERVICES]──────────────────────────────────────────────────────────────────────",
+    "NAME                          NEW/S   PKT/S   BIT/S    OPEN REFUSED/S REPLAYED/S",
+    "web                              80    1.2k    2.0M      12         1          2",
+    "shop                             80       0       0       0         1          2",
+    " BACKENDS ──────────────────────────────────────────────────────────────────────",
+    "NAME         SERVICE      STATE     NEW/S  PKT/S  BIT/S   OPEN WHY",
+    "app-01       web          serves       40   1.2k   2.0M     12 200 OK",
+    "app-02       web          out           0      0      0      0 probe failed: con",
+    "app-02       shop         out           0      0      0      0 probe failed: con",
+    " BUSIEST FLOWS ────────────────────────────────   NOT FORWARDED ────────────────",
+    "CLIENT              BACKEND        PKT/S  BIT/S  REASON           PKT/S    TOTAL",
+    "192.0.2.9:4003      app-01 (web)    ~100   640k  no_flow              5      115",
+    "192.0.2.9:4001      app-01 (web)      20   128k  not_ours             0     1.0M",
+    "",
+    "",
+    "",
+    "",
+    "",
+    " EVENTS (UTC) ──────────────────────────────────────────────────────────────────",
+    "03:04:05 [web/app-02] app-02 is down (connection refused)",
+    "",
+    "",
+    "q end  Tab panel  arrows move  s sort: as configured  p stop  h help",
 ];

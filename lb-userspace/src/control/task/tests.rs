@@ -22,6 +22,7 @@ use crate::{
 };
 
 mod fake;
+mod traces;
 
 use fake::FakeKernel;
 
