@@ -53,11 +53,7 @@ fn decide<const TRACEABLE: bool>(ctx: *mut xdp_md) -> u32 {
             return unsafe { bpf_redirect(ifindex, 0) as u32 };
         }
         Some(Err(reason)) => {
-            if TRACEABLE {
-                maps::count_reason(reason);
-            } else {
-                maps::count_reason_untraced(reason);
-            }
+            count_reason::<TRACEABLE>(reason);
             return xdp_action::XDP_PASS;
         }
         None => {}
@@ -73,9 +69,19 @@ fn decide<const TRACEABLE: bool>(ctx: *mut xdp_md) -> u32 {
             action => action,
         },
         other => {
-            maps::count_reason(other.map_or_else(Reason::from, |_| Reason::NotIp));
+            count_reason::<TRACEABLE>(other.map_or_else(Reason::from, |_| Reason::NotIp));
             xdp_action::XDP_PASS
         }
+    }
+}
+
+/// Counts a packet that an entry point does not forward.
+#[inline(always)]
+fn count_reason<const TRACEABLE: bool>(reason: Reason) {
+    if TRACEABLE {
+        maps::count_reason(reason);
+    } else {
+        maps::count_reason_untraced(reason);
     }
 }
 

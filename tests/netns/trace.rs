@@ -3,8 +3,14 @@
 use std::{
     fs::{self, File},
     io::{BufRead as _, BufReader},
+    net::SocketAddr,
     path::PathBuf,
     process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -83,6 +89,55 @@ impl Drop for Running {
         // It may have ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Requests on connections that last for some of them: so many connections in so long a test would
+/// otherwise use up the client's ports.
+struct Steady {
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicU64>,
+    threads: Vec<JoinHandle<Result<()>>>,
+}
+
+/// Requests on each connection.
+const REQUESTS: usize = 50;
+
+impl Steady {
+    fn start(site: &Site, threads: usize, target: SocketAddr) -> Self {
+        let (stop, done) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let threads = (0..threads).map(|_| {
+            let (host, stop, done) = (site.client().clone(), Arc::clone(&stop), Arc::clone(&done));
+            thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let mut connection = Connection::open(&host, target)?;
+                    for _ in 0..REQUESTS {
+                        connection.get("/id")?;
+                        done.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+                Ok(())
+            })
+        });
+        let threads = threads.collect();
+        Self { stop, done, threads }
+    }
+
+    /// Waits until so many more requests have been answered.
+    fn more(&self, requests: u64) -> Result<()> {
+        let goal = self.done.load(Ordering::Relaxed) + requests;
+        eventually(&format!("{requests} more requests"), || {
+            Ok((self.done.load(Ordering::Relaxed) >= goal).then_some(()))
+        })
+    }
+
+    /// Ends it; fails if any request has.
+    fn stop(self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().expect("join a client"))
+            .context("a request failed")
     }
 }
 
@@ -231,8 +286,8 @@ fn the_screen_shows_what_there_is(site: &Site) -> Result<()> {
 fn nothing_is_lost_when_traces_begin_and_end() -> Result<()> {
     let site = Site::up("tracing", default_config())?;
     let plain = program_id(&site.status()?);
-    let load = Load::http(site.client(), 8, web());
-    let load6 = Load::http(site.client(), 4, web6());
+    let load = Steady::start(&site, 4, web());
+    let load6 = Steady::start(&site, 2, web6());
     // A lost datagram is not sent again, as a lost segment is.
     let datagrams = Load::echo(site.client(), echo());
     let mut open = Connection::open(site.client(), web())?;
@@ -288,9 +343,9 @@ fn nothing_is_lost_when_traces_begin_and_end() -> Result<()> {
     load.more(100)?;
     load6.more(50)?;
     ensure!(!open.get("/id")?.is_empty());
-    for report in [load.stop(), load6.stop(), datagrams.stop()] {
-        report.ensure_none_failed()?;
-    }
+    load.stop()?;
+    load6.stop()?;
+    datagrams.stop().ensure_none_failed()?;
     drop(open);
     site.until("no connection to be open", |status| {
         ["web", "web6"].iter().all(|service| status.sum(service, "active") == 0)
