@@ -381,13 +381,7 @@ impl Dataplane {
 
     /// Program, maps and interfaces.
     pub fn info(&self) -> anyhow::Result<Info> {
-        let program_id = match &self.tracer {
-            Some(tracer) => tracer.program_id()?,
-            None => {
-                let program = self.ebpf.program(names::PROGRAM).context("find the program")?;
-                program.info().context("look at the program")?.id()
-            }
-        };
+        let program_id = self.program_id()?;
         let mut maps = Vec::new();
         for name in names::PINNED {
             let info = MapInfo::from_pin(self.options.pins.join(name))

@@ -371,9 +371,9 @@ fn a_capture_can_be_read_by_others() -> Result<()> {
         match block?.into_owned() {
             Block::EnhancedPacket(packet) => {
                 if packet.interface_id == 0 {
-                    before += 1
+                    before += 1;
                 } else {
-                    after += 1
+                    after += 1;
                 }
                 ensure!(packet.data.len() >= 54, "{} bytes", packet.data.len());
                 let [EnhancedPacketOption::Comment(comment)] = &packet.options[..] else {

@@ -316,7 +316,7 @@ impl Tables for FakeTables {
 
     fn count_steered(&self, backend: u32, bytes: u64) -> bool {
         self.count_forward(backend, bytes);
-        self.backend_stats(backend).forward_packets % SAMPLE_EVERY == 0
+        self.backend_stats(backend).forward_packets.is_multiple_of(SAMPLE_EVERY)
     }
 
     fn sample(&self, sample: Sample) {

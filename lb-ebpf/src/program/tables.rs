@@ -130,7 +130,7 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
         unsafe {
             (*stats).forward_packets += 1;
             (*stats).forward_bytes += bytes;
-            (*stats).forward_packets % SAMPLE_EVERY == 0
+            (*stats).forward_packets.is_multiple_of(SAMPLE_EVERY)
         }
     }
 

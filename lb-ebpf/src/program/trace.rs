@@ -129,7 +129,7 @@ extern "C" fn trace_wanted(index: u32) -> u32 {
     let Some(counts) = TRACE_COUNTS.get_ptr_mut(index) else { return 0 };
     // SAFETY: this CPU's own element.
     let counts = unsafe { &mut *counts };
-    let turn = filter.one_in < 2 || counts.matched % u64::from(filter.one_in) == 0;
+    let turn = filter.one_in < 2 || counts.matched.is_multiple_of(filter.one_in.into());
     counts.matched += 1;
     u32::from(turn)
 }

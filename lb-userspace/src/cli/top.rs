@@ -53,7 +53,7 @@ pub(super) struct TopArgs {
 /// What the loop waits for.
 enum News {
     Input(Input),
-    Observed(Result<Observation, Error>),
+    Observed(Result<Box<Observation>, Error>),
     Event(Box<Event>),
 }
 
@@ -153,7 +153,7 @@ async fn show(
                 }
                 // A new size: what is drawn next has it.
                 News::Input(_) => {}
-                News::Observed(Ok(now)) => model.observe(now),
+                News::Observed(Ok(now)) => model.observe(*now),
                 News::Observed(Err(error)) => model.lost(error.to_string()),
                 News::Event(event) => model.event(*event),
             }
@@ -171,7 +171,7 @@ async fn look(socket: PathBuf, news: mpsc::UnboundedSender<News>) {
     loop {
         tokio::time::sleep(LOOK).await;
         let observed = observe(&socket).await;
-        if news.send(News::Observed(observed)).is_err() {
+        if news.send(News::Observed(observed.map(Box::new))).is_err() {
             return;
         }
     }

@@ -64,12 +64,6 @@ impl Tracer {
         load::program(&mut self.ebpf, Variant::Trace)
     }
 
-    /// Identifier of the loaded program.
-    pub(super) fn program_id(&self) -> anyhow::Result<u32> {
-        let program = self.ebpf.program(names::TRACE_PROGRAM).context("find the program")?;
-        Ok(program.info().context("look at the program")?.id())
-    }
-
     /// How many traces run.
     pub(super) fn running(&self) -> usize {
         self.running.iter().filter(|running| **running).count()
@@ -165,6 +159,16 @@ impl Dataplane {
             Some(tracer) => tracer.program(),
             None => load::program(&mut self.ebpf, Variant::Plain),
         }
+    }
+
+    /// Identifier of the program that is in force.
+    pub(super) fn program_id(&self) -> anyhow::Result<u32> {
+        let program = self.tracer.as_ref().map_or_else(
+            || self.ebpf.program(names::PROGRAM),
+            |tracer| tracer.ebpf.program(names::TRACE_PROGRAM),
+        );
+        let program = program.context("find the program")?;
+        Ok(program.info().context("look at the program")?.id())
     }
 
     /// Replaces the program in every link, each in one step. An interface that is gone is none to care

@@ -65,7 +65,7 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model) {
     screen.events(frame, bottom);
     frame.render_widget(screen.keys(), keys);
     if model.help {
-        screen.help(frame, area);
+        help(frame, area);
     }
 }
 
@@ -271,20 +271,20 @@ impl Screen<'_> {
         });
         self.table(frame, area, (Panel::Events, "EVENTS (UTC)"), &columns, rows);
     }
+}
 
-    fn help(&self, frame: &mut Frame<'_>, area: Rect) {
-        let width = 64.min(area.width);
-        let height = (HELP.len() as u16 + 2).min(area.height);
-        let place = Rect {
-            x: area.x + (area.width - width) / 2,
-            y: area.y + (area.height - height) / 2,
-            width,
-            height,
-        };
-        let lines: Vec<Line<'_>> = HELP.iter().map(|line| Line::raw(*line)).collect();
-        frame.render_widget(Clear, place);
-        frame.render_widget(Paragraph::new(lines).block(Block::bordered().title(" KEYS ")), place);
-    }
+fn help(frame: &mut Frame<'_>, area: Rect) {
+    let width = 64.min(area.width);
+    let height = (HELP.len() as u16 + 2).min(area.height);
+    let place = Rect {
+        x: area.x + (area.width - width) / 2,
+        y: area.y + (area.height - height) / 2,
+        width,
+        height,
+    };
+    let lines: Vec<Line<'_>> = HELP.iter().map(|line| Line::raw(*line)).collect();
+    frame.render_widget(Clear, place);
+    frame.render_widget(Paragraph::new(lines).block(Block::bordered().title(" KEYS ")), place);
 }
 
 fn right(text: &str, width: usize) -> String {
