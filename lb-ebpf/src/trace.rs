@@ -4,19 +4,19 @@ use lb_common::trace::{NONE, TraceFilter, TraceRecord, filter};
 
 use crate::{
     family::{Address, Family, V4, V6, protocol},
-    packet::{Packet, TcpHdr, UdpHdr, load128},
+    packet::{Packet, TcpHdr, UdpHdr, load32, load128},
     parse::{self, Link},
 };
 
 /// Who sends to whom, of a packet of either family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ends {
-    /// Source address, as in `SERVICES`.
-    pub src: [u8; 16],
+    /// Source address, as in `SERVICES`, in words: bytes one by one would each take a register.
+    pub src: [u64; 2],
     /// Destination address.
-    pub dst: [u8; 16],
-    /// Ports, network byte order, source first; zeros without TCP and UDP.
-    pub ports: [u8; 4],
+    pub dst: [u64; 2],
+    /// Ports as they lie in the packet, source first; 0 without TCP and UDP.
+    pub ports: u32,
     /// IP protocol number.
     pub protocol: u8,
     /// TCP's control bits; 0 without TCP.
@@ -25,8 +25,7 @@ pub struct Ends {
 
 impl Ends {
     /// Of a packet that is not IP.
-    pub const NONE: Self =
-        Self { src: [0; 16], dst: [0; 16], ports: [0; 4], protocol: 0, flags: 0 };
+    pub const NONE: Self = Self { src: [0; 2], dst: [0; 2], ports: 0, protocol: 0, flags: 0 };
 
     /// Reads a packet as far as it goes.
     #[inline(always)]
@@ -41,7 +40,7 @@ impl Ends {
     #[inline(always)]
     fn of_family<F: Family>(packet: &Packet, l3: usize) -> Self {
         let Ok(datagram) = F::datagram(packet, l3) else { return Self::NONE };
-        let (src, dst) = (datagram.src.mapped(), datagram.dst.mapped());
+        let (src, dst) = (load128(&datagram.src.mapped()), load128(&datagram.dst.mapped()));
         let mut ends = Self { src, dst, protocol: datagram.protocol, ..Self::NONE };
         // Only the first fragment has ports, and nobody would know which that is.
         if datagram.fragment {
@@ -50,12 +49,12 @@ impl Ends {
         match datagram.protocol {
             protocol::TCP => {
                 if let Ok(tcp) = packet.header::<TcpHdr>(datagram.l4) {
-                    (ends.ports, ends.flags) = (tcp.ports, tcp.flags);
+                    (ends.ports, ends.flags) = (load32(&tcp.ports), tcp.flags);
                 }
             }
             protocol::UDP => {
                 if let Ok(udp) = packet.header::<UdpHdr>(datagram.l4) {
-                    ends.ports = udp.ports;
+                    ends.ports = load32(&udp.ports);
                 }
             }
             _ => {}

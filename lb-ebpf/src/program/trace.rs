@@ -19,7 +19,10 @@ use lb_common::trace::{
     MAX_TRACES, NONE, NOT_FORWARDED, Stage, TRACED_BYTES, TRACES_IDLE_BYTES, TraceCounts,
     TraceFilter, TraceRecord,
 };
-use lb_ebpf::trace::{self, Ends};
+use lb_ebpf::{
+    packet::{store32, store128},
+    trace::{self, Ends},
+};
 
 use super::maps::BACKENDS;
 
@@ -72,7 +75,9 @@ pub(crate) extern "C" fn trace_begin(ctx: *mut xdp_md) -> u32 {
     record.stage = Stage::Filter as u32;
     (record.reason, record.backend, record.service) = (NONE, NONE, NONE);
     record.direction = NOT_FORWARDED;
-    (record.before_src, record.before_dst, record.before_ports) = (src, dst, ports);
+    store128(&mut record.before_src, src);
+    store128(&mut record.before_dst, dst);
+    store32(&mut record.before_ports, ports);
     (record.before_protocol, record.before_flags) = (protocol, flags);
     record.before_len = packet.len() as u32;
     copy(ctx, &mut record.before, record.before_len)
@@ -85,7 +90,9 @@ pub(crate) extern "C" fn trace_end(ctx: *mut xdp_md, action: u32) -> u32 {
     let Some(record) = record() else { return 0 };
     let packet = crate::packet(ctx);
     let Ends { src, dst, ports, protocol, flags } = Ends::of(&packet);
-    (record.after_src, record.after_dst, record.after_ports) = (src, dst, ports);
+    store128(&mut record.after_src, src);
+    store128(&mut record.after_dst, dst);
+    store32(&mut record.after_ports, ports);
     (record.after_protocol, record.after_flags) = (protocol, flags);
     record.after_len = packet.len() as u32;
     record.action = action;
