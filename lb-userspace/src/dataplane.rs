@@ -4,14 +4,17 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::SocketAddr,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
 };
 
 use anyhow::Context;
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray, PerCpuValues, RingBuf},
+    maps::{
+        Array, HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpuArray, PerCpuValues,
+        RingBuf,
+    },
 };
 use aya_log::EbpfLogger;
 use lb_common::{
@@ -30,6 +33,7 @@ use crate::clock;
 mod active;
 mod batch;
 mod flows;
+pub mod kernel;
 mod link;
 pub mod load;
 mod pins;
@@ -205,7 +209,7 @@ pub struct MapSize {
     pub name: String,
     /// Most entries.
     pub max_entries: u32,
-    /// Kernel memory.
+    /// Kernel memory. Before Linux 6.4 the kernel tells only what keys and values take.
     pub bytes: u64,
 }
 
@@ -249,6 +253,7 @@ const MATCH_HALVES_EVERY: u64 = 10;
 impl Dataplane {
     /// Loads the program and creates its maps, or adopts those that a previous daemon pinned.
     pub fn open(options: &Options) -> anyhow::Result<Self> {
+        kernel::check()?;
         let found = pins::prepare(options)?;
         let mut ebpf = load::load(options)?;
         let mut meta: Array<_, Meta> = take(&mut ebpf, names::META)?;
@@ -379,7 +384,7 @@ impl Dataplane {
             maps.push(MapSize {
                 name: name.to_owned(),
                 max_entries: info.max_entries(),
-                bytes: memory(info.fd().context("open the map")?.as_fd()).unwrap_or(0),
+                bytes: memory(&info)?,
             });
         }
         Ok(Info {
@@ -530,10 +535,14 @@ fn every_cpu<T: aya::Pod>(value: T) -> anyhow::Result<PerCpuValues<T>> {
     Ok(PerCpuValues::try_from(vec![value; cpus])?)
 }
 
-/// Kernel memory of a map, as `/proc` tells it.
-fn memory(map: BorrowedFd<'_>) -> Option<u64> {
-    let path = format!("/proc/self/fdinfo/{}", map.as_raw_fd());
-    let text = std::fs::read_to_string(path).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("memlock:"))?;
-    line.trim().parse().ok()
+/// Kernel memory of a map, as `/proc` tells it. Before Linux 6.4 that is 0 for a ring buffer, whose size
+/// in bytes is its number of entries.
+fn memory(map: &MapInfo) -> anyhow::Result<u64> {
+    let fd = map.fd().context("open the map")?;
+    let path = format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd());
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("memlock:"));
+    let told = line.and_then(|line| line.trim().parse().ok()).unwrap_or(0);
+    let ring = matches!(map.map_type(), Ok(MapType::RingBuf));
+    Ok(if ring { told.max(map.max_entries().into()) } else { told })
 }

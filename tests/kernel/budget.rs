@@ -21,6 +21,7 @@ fn the_program_keeps_to_its_budget() -> anyhow::Result<()> {
     let program = Kernel::load(64)?.program()?;
     let verified = program.verified_instruction_count().expect("Linux 5.16 or newer counts");
     let bytes = program.size_translated().expect("root may see the size");
+    println!("{verified} instructions verified, {bytes} bytes");
     assert!(
         verified <= MOST_VERIFIED,
         "the verifier looked at {verified} instructions, more than {MOST_VERIFIED}. {ADVICE}"
