@@ -120,7 +120,8 @@ impl<'k> Run<'k> {
                 self.note_backend(index, &frame);
             }
         }
-        anyhow::ensure!(forwarded > PACKETS / 4, "{forwarded} forwarded: this run shows little");
+        // Half of them in most runs; far fewer where a backend that many flows have is unfit for long.
+        anyhow::ensure!(forwarded > PACKETS / 12, "{forwarded} forwarded: this run shows little");
         self.same_tables()
     }
 
