@@ -28,6 +28,11 @@ pub(super) fn release() -> String {
     uname.map(|uname| uname.release().to_string_lossy().into_owned()).unwrap_or_default()
 }
 
+/// Major and minor number of the running kernel, if it tells them.
+pub fn running() -> Option<(u32, u32)> {
+    numbers(&release())
+}
+
 /// A release that is not understood is not refused: the verifier has the last word.
 fn check_release(release: &str) -> Result<(), TooOld> {
     match numbers(release) {
