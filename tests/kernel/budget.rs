@@ -15,8 +15,8 @@ const MOST_TRANSLATED_BYTES: u32 = 94_000;
 const ADVICE: &str = "Find what has grown: `llvm-objdump -d` of the object shows each subprogram. A \
     check or look-up in a generic function is compiled for two families, and for each place that \
     inlines it; a loop's body is verified once for each pass unless it is a subprogram. If the growth \
-    is worth it, raise the limits to a quarter above the new figures (`cargo xtask test kernel vm`), and say in the commit what a \
-    packet costs before and after (`cargo xtask bench`).";
+    is worth it, raise the limits to a quarter above the new figures (`cargo xtask test kernel vm`), and \
+    say in the commit what a packet costs before and after (`cargo xtask bench`).";
 
 #[test]
 fn the_program_keeps_to_its_budget() -> anyhow::Result<()> {

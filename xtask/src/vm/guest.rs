@@ -121,7 +121,7 @@ fn script(tests: &[&str], modules: &[String], seed: Option<&str>) -> String {
     for test in tests {
         let _ = writeln!(
             text,
-            "echo '{MARK} begins {test}'\n/tests/{test} --show-output\necho \"{MARK} ended {test} $?\""
+            "echo '{MARK} begins {test}'\n/tests/{test} --nocapture\necho \"{MARK} ended {test} $?\""
         );
     }
     text + ") >/dev/ttyS1 2>&1 </dev/null\npoweroff -f\n"
@@ -145,7 +145,7 @@ mod tests {
     fn the_script_reports_how_each_test_ended() {
         let text = script(&["kernel", "net"], &["/modules/veth.ko".into()], Some("7"));
         for line in
-            ["insmod /modules/veth.ko", "export BALLAST_TEST_SEED=7", "/tests/net --show-output"]
+            ["insmod /modules/veth.ko", "export BALLAST_TEST_SEED=7", "/tests/net --nocapture"]
         {
             assert!(text.lines().any(|found| found == line), "{line}: {text}");
         }
