@@ -16,11 +16,7 @@ mod console;
 mod guest;
 mod packages;
 
-use self::{
-    boot::Machine,
-    guest::Program,
-    packages::{Packages, SERIES},
-};
+use self::{boot::Machine, console::Complaint, guest::Program, packages::Packages};
 
 /// What is run: package and test.
 const TESTS: [(&str, &str); 3] =
@@ -42,22 +38,24 @@ pub fn test() -> Result<()> {
     let log = folder.join("console.log");
     let _ = fs::remove_file(&log);
     let progress = Machine { packages: &packages, archive: &archive, log: &log }.run()?;
-    let log_text = boot::read(&log);
+    let text = boot::read(&log);
+    let suspicious = console::suspicious(&text);
+    if !suspicious.is_empty() {
+        bail!("the kernel complained, see {}:\n{}", log.display(), suspicious.join("\n"));
+    }
     let names = TESTS.map(|(_, name)| name);
-    if let Some(complaint) = progress.complaint(&names) {
-        bail!(
-            "{complaint} on Linux {SERIES}; the kernel's last lines, all of which are in {}:\n{}",
+    match progress.complaint(&names) {
+        None => {}
+        Some(Complaint::Failed(what)) => bail!("on Linux {}: {what}", packages.release),
+        Some(Complaint::Ended(what)) => bail!(
+            "{what}; the kernel's last lines, all of which are in {}:\n{}",
             log.display(),
-            console::end_of(&log_text)
-        );
+            console::end_of(&text)
+        ),
     }
     let release = progress.release.unwrap_or_default();
     if release != packages.release {
         bail!("Linux {release} ran and not {}", packages.release);
-    }
-    let suspicious = console::suspicious(&log_text);
-    if !suspicious.is_empty() {
-        bail!("the kernel complained, see {}:\n{}", log.display(), suspicious.join("\n"));
     }
     Ok(())
 }

@@ -32,19 +32,30 @@ impl Progress {
     }
 
     /// What is wrong, if these should have run and ended well.
-    pub(super) fn complaint(&self, tests: &[&str]) -> Option<String> {
+    pub(super) fn complaint(&self, tests: &[&str]) -> Option<Complaint> {
         if self.release.is_none() {
-            return Some("the kernel did not come to run the tests".into());
+            return Some(Complaint::Ended("the machine did not come to run the tests".into()));
         }
         if let Some(name) = &self.running {
-            return Some(format!("the machine ended while `{name}` ran"));
+            return Some(Complaint::Ended(format!("the machine ended while `{name}` ran")));
         }
         tests.iter().find_map(|test| match self.ended.iter().find(|(name, _)| name == test) {
-            None => Some(format!("`{test}` did not run")),
+            None => Some(Complaint::Ended(format!("the machine ended before `{test}` ran"))),
             Some((_, 0)) => None,
-            Some((_, code)) => Some(format!("`{test}` ended with exit code {code}")),
+            Some((_, code)) => {
+                Some(Complaint::Failed(format!("`{test}` ended with exit code {code}")))
+            }
         })
     }
+}
+
+/// What is wrong, in words.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Complaint {
+    /// The machine ended too soon.
+    Ended(String),
+    /// A test did not hold; what it printed says why.
+    Failed(String),
 }
 
 /// Lines of the kernel's log that no test should cause.
@@ -91,13 +102,17 @@ mod tests {
         let good = ["ballast-vm: runs 6.1.0", "ballast-vm: begins a", "ballast-vm: ended a 0"];
         assert_eq!(after(&good).complaint(&["a"]), None);
         for (lines, tests, words) in [
-            (&good[..0], &["a"][..], "did not come to run"),
-            (&good[..2], &["a"], "ended while `a` ran"),
-            (&good, &["a", "b"], "`b` did not run"),
-            (&[good[0], "x: ballast-vm: ended a 101"], &["a"], "exit code 101"),
+            (&good[..0], &["a"][..], "Ended(\"the machine did not come"),
+            (&good[..2], &["a"], "Ended(\"the machine ended while `a`"),
+            (&good, &["a", "b"], "Ended(\"the machine ended before `b`"),
+            (
+                &[good[0], "x: ballast-vm: ended a 101"],
+                &["a"],
+                "Failed(\"`a` ended with exit code 101",
+            ),
             (&[good[0], "ballast-vm: ended a ?"], &["a"], "exit code -1"),
         ] {
-            let complaint = after(lines).complaint(tests).unwrap_or_default();
+            let complaint = format!("{:?}", after(lines).complaint(tests));
             assert!(complaint.contains(words), "{lines:?}: {complaint}");
         }
     }
