@@ -39,19 +39,20 @@ pub fn test() -> Result<()> {
     let _ = fs::remove_file(&log);
     let progress = Machine { packages: &packages, archive: &archive, log: &log }.run()?;
     let text = boot::read(&log);
+    let complaint = progress.complaint(&TESTS.map(|(_, name)| name));
+    if let Some(Complaint::Ended(what)) = complaint {
+        bail!(
+            "{what}; the kernel's last lines, all of which are in {}:\n{}",
+            log.display(),
+            console::end_of(&text)
+        );
+    }
     let suspicious = console::suspicious(&text);
     if !suspicious.is_empty() {
         bail!("the kernel complained, see {}:\n{}", log.display(), suspicious.join("\n"));
     }
-    let names = TESTS.map(|(_, name)| name);
-    match progress.complaint(&names) {
-        None => {}
-        Some(Complaint::Failed(what)) => bail!("on Linux {}: {what}", packages.release),
-        Some(Complaint::Ended(what)) => bail!(
-            "{what}; the kernel's last lines, all of which are in {}:\n{}",
-            log.display(),
-            console::end_of(&text)
-        ),
+    if let Some(Complaint::Failed(what)) = complaint {
+        bail!("on Linux {}: {what}", packages.release);
     }
     let release = progress.release.unwrap_or_default();
     if release != packages.release {

@@ -115,14 +115,17 @@ fn remove(folder: &Path) -> Result<()> {
 /// Fetches and unpacks; gives the kernel's release.
 fn fetch(folder: &Path) -> Result<String> {
     let apt = Apt::new(folder)?;
-    apt.update()?;
+    // Often only some other source is broken. If it matters, the kernel is not found.
+    let updated = apt.update();
+    interrupt::check()?;
     let names = apt.kernels()?;
-    let newest = newest(&names).with_context(|| {
-        format!(
+    let Some(newest) = newest(&names) else {
+        updated.context(UNREACHABLE)?;
+        bail!(
             "no package linux-image-{SERIES}.*-cloud-amd64 in the package sources: these tests \
              need Debian 12's, `bookworm` and `bookworm-security`"
-        )
-    })?;
+        );
+    };
     println!("vm: {newest}");
     let mut install = apt.get();
     install.args(["install", "--download-only", "--yes", "--no-install-recommends"]);
@@ -201,11 +204,10 @@ impl Apt {
     }
 
     fn update(&self) -> Result<()> {
-        if let Err(error) = shell::output(self.get().arg("update")) {
-            // Often only some other source is broken. If it matters, the kernel is not found.
-            eprintln!("vm: warning: {error:#}");
-        }
-        interrupt::check()
+        // Of itself it takes a source that cannot be reached for an empty one.
+        let mut update = self.get();
+        update.args(["-o", "APT::Update::Error-Mode=any", "update"]);
+        shell::output(&mut update).map(drop)
     }
 
     /// Lines of names and descriptions.
