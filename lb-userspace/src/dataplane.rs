@@ -379,13 +379,11 @@ impl Dataplane {
         let program = self.ebpf.program(names::PROGRAM).context("find the program")?;
         let mut maps = Vec::new();
         for name in names::PINNED {
-            let info = MapInfo::from_pin(self.pins.join(name))
-                .with_context(|| format!("look at the pinned map {name}"))?;
-            maps.push(MapSize {
-                name: name.to_owned(),
-                max_entries: info.max_entries(),
-                bytes: memory(&info)?,
-            });
+            // By its pin: to open a map by its number takes CAP_SYS_ADMIN.
+            let map = pinned(&self.pins, name)?;
+            let info = map.info().with_context(|| format!("look at the pinned map {name}"))?;
+            let (max_entries, bytes) = (info.max_entries(), memory(&map, &info));
+            maps.push(MapSize { name: name.to_owned(), max_entries, bytes });
         }
         Ok(Info {
             program_id: program.info().context("look at the program")?.id(),
@@ -537,12 +535,11 @@ fn every_cpu<T: aya::Pod>(value: T) -> anyhow::Result<PerCpuValues<T>> {
 
 /// Kernel memory of a map, as `/proc` tells it. Before Linux 6.4 that is 0 for a ring buffer, whose size
 /// in bytes is its number of entries.
-fn memory(map: &MapInfo) -> anyhow::Result<u64> {
-    let fd = map.fd().context("open the map")?;
-    let path = format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd());
+fn memory(map: &MapData, info: &MapInfo) -> u64 {
+    let path = format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("memlock:"));
     let told = line.and_then(|line| line.trim().parse().ok()).unwrap_or(0);
-    let ring = matches!(map.map_type(), Ok(MapType::RingBuf));
-    Ok(if ring { told.max(map.max_entries().into()) } else { told })
+    let ring = matches!(info.map_type(), Ok(MapType::RingBuf));
+    if ring { told.max(info.max_entries().into()) } else { told }
 }

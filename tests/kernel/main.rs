@@ -7,3 +7,4 @@ mod cases;
 mod differential;
 mod layout;
 mod ports;
+mod privilege;

@@ -60,7 +60,7 @@ fn denied(errno: Option<i32>) -> &'static str {
 }
 
 const fn denied_hint() -> &'static str {
-    " (run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_NET_RAW)"
+    " (run as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_NET_RAW)"
 }
 
 /// The last lines of the verifier's log, where it says what it refused.
