@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use ballast::dataplane::{AttachMode, Dataplane, Op, Options, remove_pins};
+use ballast::dataplane::{AttachMode, Dataplane, Op};
 use lb_common::{limits::VIP_WORDS, reason::Reason, service::Balance};
 use lb_ebpf::{
     fake::{Frame, Net, Setup, setup::backend},
@@ -22,6 +22,8 @@ use nix::sys::{
     },
     time::TimeVal,
 };
+
+use crate::pins::Pins;
 
 /// Long enough for a busy machine: nothing waits for it unless a test fails.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -66,26 +68,6 @@ fn with_cables(body: impl FnOnce() -> Result<()> + Send) -> Result<()> {
     thread::scope(|scope| {
         scope.spawn(inside).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
-}
-
-/// Pins of one test, removed at its end.
-struct Pins(Options);
-
-impl Pins {
-    fn new(test: &str) -> Self {
-        let pins = format!("/sys/fs/bpf/ballast-test-{test}-{}", std::process::id()).into();
-        Self(Options { pins, max_flows: 4096, max_half_open: 1024, discard_pins: false })
-    }
-
-    fn open(&self) -> Result<Dataplane> {
-        Dataplane::open(&self.0)
-    }
-}
-
-impl Drop for Pins {
-    fn drop(&mut self) {
-        remove_pins(&self.0.pins).expect("remove the pins");
-    }
 }
 
 /// The other end of a cable.

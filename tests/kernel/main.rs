@@ -6,5 +6,6 @@ mod budget;
 mod cases;
 mod differential;
 mod layout;
+mod pins;
 mod ports;
 mod privilege;

@@ -3,7 +3,8 @@
 use std::{io, thread};
 
 use anyhow::{Context as _, Result, ensure};
-use ballast::dataplane::{Dataplane, Options, remove_pins};
+
+use crate::pins::Pins;
 
 /// `CAP_NET_ADMIN`, `CAP_NET_RAW`, `CAP_PERFMON` and `CAP_BPF` (`linux/capability.h`).
 const NAMED: [u32; 4] = [12, 13, 38, 39];
@@ -38,22 +39,16 @@ fn keep(capabilities: &[u32]) -> io::Result<()> {
 
 /// Opens twice: the second time finds the pins of the first.
 fn open_with(capabilities: &[u32]) -> Result<()> {
-    let pins = format!("/sys/fs/bpf/ballast-test-privilege-{}", std::process::id());
-    let options =
-        Options { pins: pins.into(), max_flows: 1024, max_half_open: 1024, discard_pins: false };
-    let opened = thread::scope(|scope| {
-        let open = || {
-            keep(capabilities).context("give capabilities up")?;
-            let first = Dataplane::open(&options)?;
-            first.counters(&[0], &[0])?;
-            drop(first);
-            ensure!(Dataplane::open(&options).context("open again")?.info()?.adopted);
-            Ok(())
-        };
+    let pins = Pins::new("privilege");
+    let open = || {
+        keep(capabilities).context("give capabilities up")?;
+        pins.open()?.counters(&[0], &[0])?;
+        ensure!(pins.open().context("open again")?.info()?.adopted);
+        Ok(())
+    };
+    thread::scope(|scope| {
         scope.spawn(open).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    });
-    remove_pins(&options.pins)?;
-    opened
+    })
 }
 
 #[test]
