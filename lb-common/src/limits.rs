@@ -2,7 +2,7 @@
 
 /// Version of everything in this crate that lies in a pinned map. A daemon adopts pinned maps only
 /// of its own version.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Most services (floating address + port + protocol).
 pub const MAX_SERVICES: u32 = 1024;
@@ -23,8 +23,15 @@ pub const DEFAULT_HALF_OPEN: u32 = 65_536;
 /// Bits in `VIPS`, the filter that tells in one load that an address is not ours. A power of two.
 pub const VIP_BITS: u32 = 1 << 16;
 
-/// Elements of 64 bits in `VIPS`.
-pub const VIP_WORDS: u32 = VIP_BITS / 64;
+/// Elements of 64 bits in `VIPS`: two bits for each hash, see [`crate::hash::vip_flags`].
+pub const VIP_WORDS: u32 = VIP_BITS / 32;
+
+/// Bits in `STEERED`, the filter that tells in one load that a packet's service is not steered. A power
+/// of two.
+pub const STEERED_BITS: u32 = 1 << 16;
+
+/// Elements of 64 bits in `STEERED`.
+pub const STEERED_WORDS: u32 = STEERED_BITS / 64;
 
 /// Bytes of the `EVENTS` ring buffer. A power of two and a multiple of the page size.
 pub const EVENTS_BYTES: u32 = 1 << 18;

@@ -42,7 +42,7 @@ fn forward_family<F: Family, T: Tables + Flows<F>>(
     if !F::is_plain(&udp.ip) {
         return None;
     }
-    if !tables.is_vip(F::addresses(&udp.ip).1.vip_bit()) {
+    if tables.vip(F::addresses(&udp.ip).1.vip_bit()) == 0 {
         return Some(Err(Reason::NotOurs));
     }
     // Two copies of what follows: the protocol is a constant in each.

@@ -117,7 +117,7 @@ enum Ours<A> {
 fn ours<F: Family, T: Tables>(packet: &Packet, tables: &T) -> Result<Ours<F::Address>, Reason> {
     let l3 = Link::parse(packet)?.l3;
     let datagram = F::datagram(packet, l3)?;
-    if !tables.is_vip(datagram.dst.vip_bit()) {
+    if tables.vip(datagram.dst.vip_bit()) == 0 {
         return Err(Reason::NotOurs);
     }
     if datagram.fragment {

@@ -117,6 +117,7 @@ fn finish<F: Family>(ctx: *mut xdp_md, outcome: Result<Action, Reason>) -> u32 {
             match reason.disposition() {
                 Disposition::Pass => xdp_action::XDP_PASS,
                 Disposition::Reset => reset::<F>(ctx),
+                Disposition::TooBig => xdp_action::XDP_DROP,
                 Disposition::Drop => {
                     if matches!(reason, Reason::Inconsistent) {
                         error!(&XdpContext::new(ctx), "a map entry is missing");

@@ -3,7 +3,7 @@
 use lb_common::{
     backend::Backend,
     event::Event,
-    service::{Service, ServiceKey},
+    service::{Service, ServiceKey, Slot},
 };
 
 use crate::{
@@ -26,14 +26,16 @@ pub trait Tables {
     fn now_ns(&self) -> u64;
     /// Any number.
     fn random(&self) -> u32;
-    /// Whether a bit of `VIPS` is set.
-    fn is_vip(&self, bit: u32) -> bool;
+    /// [`lb_common::hash::VIP`] and [`lb_common::hash::VIP_STEERED`] of an address, by its bit in `VIPS`.
+    fn vip(&self, bit: u32) -> u32;
+    /// Whether a bit of `STEERED` is set.
+    fn is_steered(&self, bit: u32) -> bool;
     /// An entry of `SERVICES`.
     fn service(&self, key: &ServiceKey) -> Option<Service>;
     /// An entry of `BACKENDS`.
     fn backend(&self, id: u32) -> Option<&Backend>;
     /// A slot of `MAGLEV`.
-    fn slot(&self, index: u32) -> Option<u32>;
+    fn slot(&self, index: u32) -> Option<Slot>;
     /// The service's round-robin position, which each call moves on by one.
     fn next_cursor(&self, service: u32) -> u32;
     /// Open connections of a backend.

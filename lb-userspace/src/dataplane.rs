@@ -23,7 +23,7 @@ use lb_common::{
     flow::{FlowKey4, FlowKey6},
     limits, names,
     reason::Reason,
-    service::{Service, ServiceKey},
+    service::{Service, ServiceKey, Slot},
     stats::{BackendStats, Meta, ServiceStats},
 };
 
@@ -70,8 +70,8 @@ pub enum Op {
     SetTable {
         /// First slot.
         start: u32,
-        /// Backend identifiers.
-        slots: Vec<u32>,
+        /// The slots.
+        slots: Vec<Slot>,
     },
     /// Adds or replaces a service, in one atomic step.
     SetService {
@@ -408,6 +408,8 @@ impl Dataplane {
                     |sum, cpu| ServiceStats {
                         connections: sum.connections + cpu.connections,
                         refused: sum.refused + cpu.refused,
+                        replayed: sum.replayed + cpu.replayed,
+                        not_replayed: sum.not_replayed + cpu.not_replayed,
                     },
                 );
                 Ok((index, sum))

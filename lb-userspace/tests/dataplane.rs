@@ -14,7 +14,7 @@ use ballast::{
 };
 use lb_common::{
     backend::{Backend, FORWARD, IN_USE},
-    service::{Service, ServiceKey},
+    service::{Service, ServiceKey, Slot},
 };
 
 /// A directory of pins of one test's own, removed at its end.
@@ -57,7 +57,7 @@ fn a_second_daemon_goes_on_with_the_tables_of_the_first() {
     let service = Service { index: 3, table_start: 10, table_len: 2, ..Service::ZERO };
     let ops = [
         Op::SetBackend { id: 5, backend: backend(8080) },
-        Op::SetTable { start: 10, slots: vec![5, 5] },
+        Op::SetTable { start: 10, slots: vec![Slot::of(5); 2] },
         Op::SetService { key: KEY, service },
     ];
     {
@@ -152,7 +152,8 @@ fn counters_flows_and_sweeps_of_empty_tables_are_empty() {
         assert_eq!((sweep.flows, sweep.expired, sweep.orphans), (0, 0, 0));
     }
     assert!(dataplane.counters(&[u32::MAX], &[]).is_err(), "an index past the end is an error");
-    let past_the_end = Op::SetTable { start: lb_common::limits::MAX_SLOTS - 1, slots: vec![0, 0] };
+    let past_the_end =
+        Op::SetTable { start: lb_common::limits::MAX_SLOTS - 1, slots: vec![Slot::ZERO; 2] };
     assert!(dataplane.apply(&[past_the_end]).is_err());
 }
 

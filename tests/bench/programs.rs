@@ -20,7 +20,7 @@ use lb_common::{
     limits::{DEFAULT_FLOWS, VIP_WORDS},
     names,
     reason::Reason,
-    service::{Balance, Service, ServiceKey},
+    service::{Balance, Service, ServiceKey, Slot},
     stats::{BackendStats, ServiceStats},
 };
 use lb_ebpf::family::{V4, V6};
@@ -128,15 +128,16 @@ impl Programs {
                     ifindex: IFINDEX,
                     next_hop: BACKEND_MAC,
                     source_mac: LOCAL_MAC,
+                    ..Backend::ZERO
                 };
                 backends.set(version.backend_id(number), backend, 0)?;
             }
         }
 
-        let mut slots: Array<_, u32> = Array::try_from(self.map_mut(names::MAGLEV)?)?;
+        let mut slots: Array<_, Slot> = Array::try_from(self.map_mut(names::MAGLEV)?)?;
         for (start, version) in [(0, Version::V4), (SLOTS, Version::V6)] {
             for slot in 0..SLOTS {
-                slots.set(start + slot, version.backend_id(slot % BACKENDS), 0)?;
+                slots.set(start + slot, Slot::of(version.backend_id(slot % BACKENDS)), 0)?;
             }
         }
 
@@ -160,6 +161,7 @@ impl Programs {
                         balance: balance as u32,
                         members_start: start,
                         members_len: BACKENDS,
+                        ..Service::ZERO
                     };
                     services.insert(key, service, 0)?;
                     index += 1;
@@ -169,7 +171,8 @@ impl Programs {
 
         let mut words = vec![0_u64; VIP_WORDS as usize];
         for bit in [vip_bit(Version::V4), vip_bit(Version::V6)] {
-            words[bit as usize / 64] |= 1 << (bit % 64);
+            let (element, shift) = hash::vip_place(bit);
+            words[element as usize] |= u64::from(hash::VIP) << shift;
         }
         let mut vips: Array<_, u64> = Array::try_from(self.map_mut(names::VIPS)?)?;
         for (at, word) in words.into_iter().enumerate() {

@@ -16,9 +16,9 @@ use lb_common::{
     backend::Backend,
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
-    names,
+    hash, names,
     reason::Reason,
-    service::{Service, ServiceKey},
+    service::{Service, ServiceKey, Slot},
     stats::{BackendStats, ServiceStats},
 };
 use lb_ebpf::fake::{Outcome, Setup, Xdp as Action};
@@ -111,10 +111,11 @@ impl Kernel {
         self.empty::<ServiceKey, Service>(names::SERVICES)?;
         let mut words: HashMap<u32, u64> = HashMap::new();
         for bit in &old.vip_bits {
-            words.insert(bit / 64, 0);
+            words.insert(hash::vip_place(*bit).0, 0);
         }
         for bit in &setup.vip_bits {
-            *words.entry(bit / 64).or_default() |= 1 << (bit % 64);
+            let (element, shift) = hash::vip_place(*bit);
+            *words.entry(element).or_default() |= u64::from(hash::VIP) << shift;
         }
         let mut vips: Array<_, u64> = self.array(names::VIPS)?;
         for (word, bits) in words {
@@ -127,9 +128,9 @@ impl Kernel {
         for (id, backend) in &setup.backends {
             backends.set(*id, backend, 0)?;
         }
-        let mut slots: Array<_, u32> = self.array(names::MAGLEV)?;
-        for (slot, id) in (0..).zip(&setup.slots) {
-            slots.set(slot, id, 0)?;
+        let mut slots: Array<_, Slot> = self.array(names::MAGLEV)?;
+        for (index, slot) in (0..).zip(&setup.slots) {
+            slots.set(index, slot, 0)?;
         }
         let mut services: BpfHashMap<_, ServiceKey, Service> =
             self.map_mut(names::SERVICES)?.try_into()?;
@@ -307,4 +308,6 @@ fn add_backend(sum: &mut BackendStats, value: &BackendStats) {
 fn add_service(sum: &mut ServiceStats, value: &ServiceStats) {
     sum.connections += value.connections;
     sum.refused += value.refused;
+    sum.replayed += value.replayed;
+    sum.not_replayed += value.not_replayed;
 }

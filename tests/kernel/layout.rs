@@ -7,11 +7,11 @@ use ballast::dataplane::load::OBJECT;
 use lb_common::{
     backend::Backend,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
-    limits::{MAX_BACKENDS, MAX_SERVICES, MAX_SLOTS, VIP_WORDS},
+    limits::{MAX_BACKENDS, MAX_SERVICES, MAX_SLOTS, STEERED_WORDS, VIP_WORDS},
     names,
     reason::Reason,
-    service::{Service, ServiceKey},
-    stats::{BackendStats, Meta, ServiceStats},
+    service::{Service, ServiceKey, Slot},
+    stats::{BackendSignals, BackendStats, Meta, ServiceStats},
 };
 use lb_tests::kernel::Kernel;
 
@@ -39,9 +39,10 @@ fn maps() -> Vec<Expected> {
     };
     vec![
         expected::<u32, u64>(names::VIPS, Array, VIP_WORDS),
+        expected::<u32, u64>(names::STEERED, Array, STEERED_WORDS),
         expected::<ServiceKey, Service>(names::SERVICES, Hash, MAX_SERVICES),
         expected::<u32, Backend>(names::BACKENDS, Array, MAX_BACKENDS),
-        expected::<u32, u32>(names::MAGLEV, Array, MAX_SLOTS),
+        expected::<u32, Slot>(names::MAGLEV, Array, MAX_SLOTS),
         expected::<FlowKey4, FlowEntry4>(names::FLOWS, LruHash, FLOWS),
         expected::<FlowKey6, FlowEntry6>(names::FLOWS6, LruHash, FLOWS),
         expected::<FlowKey4, FlowEntry4>(names::HALF_OPEN, LruHash, FLOWS),
@@ -49,6 +50,7 @@ fn maps() -> Vec<Expected> {
         expected::<u32, u64>(names::REASONS, PerCpuArray, Reason::COUNT),
         expected::<u32, ServiceStats>(names::SERVICE_STATS, PerCpuArray, MAX_SERVICES),
         expected::<u32, BackendStats>(names::BACKEND_STATS, PerCpuArray, MAX_BACKENDS),
+        expected::<u32, BackendSignals>(names::BACKEND_SIGNALS, PerCpuArray, MAX_BACKENDS),
         expected::<u32, u64>(names::ACTIVE, Array, MAX_BACKENDS),
         expected::<u32, u64>(names::CURSORS, Array, MAX_SERVICES),
         events,

@@ -61,7 +61,7 @@ pub fn run(
             tables.count_reason(reason);
             match reason.disposition() {
                 Disposition::Pass => Xdp::Pass,
-                Disposition::Drop => Xdp::Drop,
+                Disposition::Drop | Disposition::TooBig => Xdp::Drop,
                 Disposition::Reset => match reset::answer(&packet) {
                     Some(len) => {
                         frame.truncate(len);

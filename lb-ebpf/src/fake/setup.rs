@@ -8,7 +8,7 @@ use std::{
 
 use lb_common::{
     backend::{self, Backend},
-    service::{Balance, Service, ServiceKey, mapped},
+    service::{Balance, Service, ServiceKey, Slot, mapped},
 };
 
 use super::frame::Frame;
@@ -144,6 +144,7 @@ pub fn backend(address: SocketAddr) -> Backend {
         ifindex: INGRESS,
         next_hop: [2, 0, 0, 0, 1, last],
         source_mac: OUR_MAC,
+        ..Backend::ZERO
     }
 }
 
@@ -175,7 +176,7 @@ pub struct Setup {
     /// Entries of `BACKENDS`.
     pub backends: Vec<(u32, Backend)>,
     /// `MAGLEV`, from slot 0 on.
-    pub slots: Vec<u32>,
+    pub slots: Vec<Slot>,
 }
 
 impl Setup {
@@ -215,9 +216,9 @@ impl Setup {
             balance: balance as u32,
             members_start: (self.slots.len() + table.len()) as u32,
             members_len: members.len() as u32,
+            ..Service::ZERO
         };
-        self.slots.extend(table);
-        self.slots.extend(members);
+        self.slots.extend(table.iter().chain(&members).map(|id| Slot::of(*id)));
         self.services.push((service_key(listen, protocol), service));
         self
     }

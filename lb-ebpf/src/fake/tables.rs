@@ -13,9 +13,10 @@ use lb_common::{
     backend::Backend,
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
-    limits::{MAX_BACKENDS, MAX_SERVICES, MAX_SLOTS, VIP_WORDS},
+    hash,
+    limits::{MAX_BACKENDS, MAX_SERVICES, MAX_SLOTS, STEERED_WORDS, VIP_WORDS},
     reason::Reason,
-    service::{Service, ServiceKey},
+    service::{Service, ServiceKey, Slot},
     stats::{BackendStats, ServiceStats},
 };
 
@@ -38,9 +39,10 @@ pub struct FakeTables {
     now_ns: Cell<u64>,
     random: Cell<u32>,
     vips: Vec<u64>,
+    steered: Vec<u64>,
     services: HashMap<ServiceKey, Service>,
     backends: Vec<Backend>,
-    slots: Vec<u32>,
+    slots: Vec<Slot>,
     cursors: RefCell<BTreeMap<u32, u64>>,
     active: RefCell<BTreeMap<u32, u64>>,
     reasons: RefCell<Vec<u64>>,
@@ -73,6 +75,7 @@ impl FakeTables {
             now_ns: Cell::new(1_000_000_000_000),
             random: Cell::new(1),
             vips: vec![0; VIP_WORDS as usize],
+            steered: vec![0; STEERED_WORDS as usize],
             services: HashMap::new(),
             backends: vec![Backend::ZERO; MAX_BACKENDS as usize],
             slots: setup.slots.clone(),
@@ -87,7 +90,8 @@ impl FakeTables {
             v6: FlowTables::new([0; 2]),
         };
         for bit in &setup.vip_bits {
-            tables.vips[*bit as usize / 64] |= 1 << (bit % 64);
+            let (element, shift) = hash::vip_place(*bit);
+            tables.vips[element as usize] |= u64::from(hash::VIP) << shift;
         }
         for (key, service) in &setup.services {
             tables.services.insert(*key, *service);
@@ -124,7 +128,7 @@ impl FakeTables {
     /// When there is no such service.
     pub fn set_table(&mut self, listen: SocketAddr, protocol: u8, table: &[u32]) {
         let start = self.slots.len() as u32;
-        self.slots.extend(table);
+        self.slots.extend(table.iter().map(|id| Slot::of(*id)));
         let service =
             self.services.get_mut(&service_key(listen, protocol)).expect("a service there");
         (service.table_start, service.table_len) = (start, table.len() as u32);
@@ -228,8 +232,12 @@ impl Tables for FakeTables {
         number
     }
 
-    fn is_vip(&self, bit: u32) -> bool {
-        self.vips[bit as usize / 64] >> (bit % 64) & 1 != 0
+    fn vip(&self, bit: u32) -> u32 {
+        hash::vip_flags(self.vips[hash::vip_place(bit).0 as usize], bit)
+    }
+
+    fn is_steered(&self, bit: u32) -> bool {
+        self.steered[bit as usize / 64] >> (bit % 64) & 1 != 0
     }
 
     fn service(&self, key: &ServiceKey) -> Option<Service> {
@@ -240,9 +248,9 @@ impl Tables for FakeTables {
         self.backends.get(id as usize)
     }
 
-    fn slot(&self, index: u32) -> Option<u32> {
+    fn slot(&self, index: u32) -> Option<Slot> {
         // An array has all its elements, with zeros in those that nobody wrote.
-        (index < MAX_SLOTS).then(|| self.slots.get(index as usize).copied().unwrap_or(0))
+        (index < MAX_SLOTS).then(|| self.slots.get(index as usize).copied().unwrap_or(Slot::ZERO))
     }
 
     fn next_cursor(&self, service: u32) -> u32 {

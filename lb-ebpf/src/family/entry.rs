@@ -75,8 +75,9 @@ macro_rules! entry {
                     backend,
                     state,
                     last_seen_ns: 0,
-                    packets: 0,
                     bytes: 0,
+                    packets: 0,
+                    ack: 0,
                     client_mac: [0; 6],
                     local_mac: [0; 6],
                     client_ifindex: 0,
@@ -133,7 +134,7 @@ macro_rules! entry {
             #[inline(always)]
             fn seen(&mut self, now_ns: u64, bytes: u64) {
                 self.last_seen_ns = now_ns;
-                self.packets += 1;
+                self.packets = self.packets.wrapping_add(1);
                 self.bytes += bytes;
             }
 

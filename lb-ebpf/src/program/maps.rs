@@ -12,11 +12,11 @@ use lb_common::{
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
     limits::{
         DEFAULT_FLOWS, DEFAULT_HALF_OPEN, EVENTS_BYTES, MAX_BACKENDS, MAX_SERVICES, MAX_SLOTS,
-        VIP_WORDS,
+        STEERED_WORDS, VIP_WORDS,
     },
     reason::Reason,
-    service::{Service, ServiceKey},
-    stats::{BackendStats, Meta, ServiceStats},
+    service::{Service, ServiceKey, Slot},
+    stats::{BackendSignals, BackendStats, Meta, ServiceStats},
 };
 use lb_ebpf::{
     family::{V4, V6},
@@ -27,6 +27,9 @@ use lb_ebpf::{
 pub(crate) static VIPS: Array<u64, { VIP_WORDS as usize }> = Array::new();
 
 #[btf_map]
+pub(crate) static STEERED: Array<u64, { STEERED_WORDS as usize }> = Array::new();
+
+#[btf_map]
 pub(crate) static SERVICES: HashMap<ServiceKey, Service, { MAX_SERVICES as usize }> =
     HashMap::new();
 
@@ -34,7 +37,7 @@ pub(crate) static SERVICES: HashMap<ServiceKey, Service, { MAX_SERVICES as usize
 pub(crate) static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }> = Array::new();
 
 #[btf_map]
-pub(crate) static MAGLEV: Array<u32, { MAX_SLOTS as usize }> = Array::new();
+pub(crate) static MAGLEV: Array<Slot, { MAX_SLOTS as usize }> = Array::new();
 
 #[btf_map]
 pub(crate) static FLOWS: LruHashMap<FlowKey4, FlowEntry4, { DEFAULT_FLOWS as usize }> =
@@ -61,6 +64,10 @@ pub(crate) static SERVICE_STATS: PerCpuArray<ServiceStats, { MAX_SERVICES as usi
 
 #[btf_map]
 pub(crate) static BACKEND_STATS: PerCpuArray<BackendStats, { MAX_BACKENDS as usize }> =
+    PerCpuArray::new();
+
+#[btf_map]
+pub(crate) static BACKEND_SIGNALS: PerCpuArray<BackendSignals, { MAX_BACKENDS as usize }> =
     PerCpuArray::new();
 
 #[btf_map]

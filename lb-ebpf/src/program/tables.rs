@@ -5,7 +5,8 @@ use lb_common::{
     backend::Backend,
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
-    service::{Service, ServiceKey},
+    hash,
+    service::{Service, ServiceKey, Slot},
 };
 use lb_ebpf::{
     connect,
@@ -17,7 +18,7 @@ use super::{
     atomic, clock,
     maps::{
         ACTIVE, BACKEND_STATS, BACKENDS, CURSORS, EVENTS, FLOWS, FLOWS6, HALF_OPEN, HALF_OPEN6,
-        MAGLEV, REPORTED, SCRATCH, SCRATCH6, SERVICE_STATS, SERVICES, VIPS,
+        MAGLEV, REPORTED, SCRATCH, SCRATCH6, SERVICE_STATS, SERVICES, STEERED, VIPS,
     },
 };
 
@@ -40,8 +41,13 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn is_vip(&self, bit: u32) -> bool {
-        VIPS.get(bit / 64).is_some_and(|word| *word >> (bit % 64) & 1 != 0)
+    fn vip(&self, bit: u32) -> u32 {
+        VIPS.get(hash::vip_place(bit).0).map_or(0, |word| hash::vip_flags(*word, bit))
+    }
+
+    #[inline(always)]
+    fn is_steered(&self, bit: u32) -> bool {
+        STEERED.get(bit / 64).is_some_and(|word| *word >> (bit % 64) & 1 != 0)
     }
 
     #[inline(always)]
@@ -56,7 +62,7 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn slot(&self, index: u32) -> Option<u32> {
+    fn slot(&self, index: u32) -> Option<Slot> {
         MAGLEV.get(index).copied()
     }
 

@@ -72,7 +72,7 @@ impl Host {
         assert_eq!(reason, expected, "for {frame:?}");
         match reason.disposition() {
             Disposition::Pass => assert_eq!(outcome.xdp, Xdp::Pass),
-            Disposition::Drop => assert_eq!(outcome.xdp, Xdp::Drop),
+            Disposition::Drop | Disposition::TooBig => assert_eq!(outcome.xdp, Xdp::Drop),
             Disposition::Reset => assert!(matches!(outcome.xdp, Xdp::Transmit | Xdp::Drop)),
         }
         outcome

@@ -86,7 +86,7 @@ macro_rules! key {
                     backend: entry.backend,
                     state: entry.state,
                     last_seen_ns: entry.last_seen_ns,
-                    packets: entry.packets,
+                    packets: u64::from(entry.packets),
                     bytes: entry.bytes,
                 }
             }

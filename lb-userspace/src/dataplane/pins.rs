@@ -14,8 +14,8 @@ use lb_common::{
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
     limits, names,
     reason::Reason,
-    service::{Service, ServiceKey},
-    stats::{BackendStats, Meta, ServiceStats},
+    service::{Service, ServiceKey, Slot},
+    stats::{BackendSignals, BackendStats, Meta, ServiceStats},
 };
 
 use super::{AttachMode, Options, link as pinned_link};
@@ -44,9 +44,10 @@ pub(super) fn layouts(options: &Options) -> Vec<Layout> {
     let (flow_entries, half_open) = (options.max_flows, options.max_half_open);
     vec![
         map::<u32, u64>(names::VIPS, MapType::Array, limits::VIP_WORDS),
+        map::<u32, u64>(names::STEERED, MapType::Array, limits::STEERED_WORDS),
         map::<ServiceKey, Service>(names::SERVICES, MapType::Hash, limits::MAX_SERVICES),
         map::<u32, Backend>(names::BACKENDS, MapType::Array, limits::MAX_BACKENDS),
-        map::<u32, u32>(names::MAGLEV, MapType::Array, limits::MAX_SLOTS),
+        map::<u32, Slot>(names::MAGLEV, MapType::Array, limits::MAX_SLOTS),
         flows::<FlowKey4, FlowEntry4>(names::FLOWS, flow_entries),
         flows::<FlowKey6, FlowEntry6>(names::FLOWS6, flow_entries),
         flows::<FlowKey4, FlowEntry4>(names::HALF_OPEN, half_open),
@@ -54,6 +55,11 @@ pub(super) fn layouts(options: &Options) -> Vec<Layout> {
         map::<u32, u64>(names::REASONS, MapType::PerCpuArray, Reason::COUNT),
         map::<u32, ServiceStats>(names::SERVICE_STATS, MapType::PerCpuArray, limits::MAX_SERVICES),
         map::<u32, BackendStats>(names::BACKEND_STATS, MapType::PerCpuArray, limits::MAX_BACKENDS),
+        map::<u32, BackendSignals>(
+            names::BACKEND_SIGNALS,
+            MapType::PerCpuArray,
+            limits::MAX_BACKENDS,
+        ),
         map::<u32, u64>(names::ACTIVE, MapType::Array, limits::MAX_BACKENDS),
         map::<u32, u64>(names::CURSORS, MapType::Array, limits::MAX_SERVICES),
         Layout {

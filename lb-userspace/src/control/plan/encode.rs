@@ -94,7 +94,8 @@ pub(super) fn vip_words(addresses: impl Iterator<Item = IpAddr>) -> Vec<u64> {
                 hash::vip_bit6(u64::from_ne_bytes(high), u64::from_ne_bytes(low))
             }
         };
-        words[bit as usize / 64] |= 1 << (bit % 64);
+        let (element, shift) = hash::vip_place(bit);
+        words[element as usize] |= u64::from(hash::VIP) << shift;
     }
     words
 }

@@ -38,7 +38,7 @@ impl Model {
                         "slots {at}+{len} were in use until {until:?}, and it is {now:?}"
                     );
                 }
-                self.slots.extend((*start..).zip(slots.iter().copied()));
+                self.slots.extend((*start..).zip(slots.iter().map(|slot| slot.backend)));
             }
             Op::SetService { key, service } => {
                 if let Some(old) = self.services.insert(*key, *service) {

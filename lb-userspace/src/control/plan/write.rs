@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::service::Service;
+use lb_common::service::{Service, Slot};
 
 use super::{
     Desired, DesiredBackend, Life, Placed, Plan, Planner, Problem, Source, encode, place::Places,
@@ -102,9 +102,11 @@ impl Planner {
                 balance: service.balance as u32,
                 members_start: if members_len > 0 { start + table_len } else { 0 },
                 members_len,
+                ..Service::ZERO
             };
             placed.pending = Some((service, source));
             if len > 0 {
+                let slots = slots.into_iter().map(Slot::of).collect();
                 tables.push(Op::SetTable { start, slots });
             }
             services.push(Op::SetService { key, service });

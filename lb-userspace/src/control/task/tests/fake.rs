@@ -72,7 +72,9 @@ impl Kernel for FakeKernel {
             match op.clone() {
                 Op::SetBackend { id, backend } => drop(maps.backends.insert(id, backend)),
                 Op::ClearBackend { id } => drop(maps.backends.remove(&id)),
-                Op::SetTable { start, slots } => maps.slots.extend((start..).zip(slots)),
+                Op::SetTable { start, slots } => {
+                    maps.slots.extend((start..).zip(slots.iter().map(|slot| slot.backend)));
+                }
                 Op::SetService { key, service } => drop(maps.services.insert(key, service)),
                 Op::RemoveService { key } => drop(maps.services.remove(&key)),
                 Op::SetVips { .. } => {}
@@ -94,7 +96,7 @@ impl Kernel for FakeKernel {
     fn counters(&self, services: &[u32], backends: &[u32]) -> anyhow::Result<Counters> {
         let mut reasons = vec![0; Reason::COUNT as usize];
         reasons[Reason::NoService as usize] = 7;
-        let stats = ServiceStats { connections: 40, refused: 2 };
+        let stats = ServiceStats { connections: 40, refused: 2, ..ServiceStats::ZERO };
         Ok(Counters {
             reasons,
             services: services.iter().map(|&index| (index, stats)).collect(),
