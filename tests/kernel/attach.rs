@@ -10,7 +10,12 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use ballast::dataplane::{AttachMode, Dataplane, Op};
-use lb_common::{limits::VIP_WORDS, reason::Reason, service::Balance};
+use lb_common::{
+    hash::{VIP, vip_place},
+    limits::VIP_WORDS,
+    reason::Reason,
+    service::Balance,
+};
 use lb_ebpf::{
     fake::{Frame, Net, Setup, setup::backend},
     family::protocol,
@@ -111,6 +116,7 @@ impl Far {
     fn expect(&self, frame: &Frame) -> Result<()> {
         let wanted = frame.build();
         let end = Instant::now() + PATIENCE;
+        // The first ones tell what went wrong.
         let mut others: Vec<Vec<u8>> = Vec::new();
         while Instant::now() < end {
             let mut bytes = vec![0; 4096];
@@ -123,7 +129,9 @@ impl Far {
             if bytes == wanted {
                 return Ok(());
             }
-            others.push(bytes);
+            if others.len() < 8 {
+                others.push(bytes);
+            }
         }
         anyhow::bail!("no frame {wanted:02x?} within {PATIENCE:?}, but {others:02x?}");
     }
@@ -147,7 +155,8 @@ fn counted(dataplane: &Dataplane, wanted: u64) -> Result<()> {
 fn ops(setup: &Setup) -> Vec<Op> {
     let mut words = vec![0; VIP_WORDS as usize];
     for bit in &setup.vip_bits {
-        words[*bit as usize / 64] |= 1 << (bit % 64);
+        let (word, shift) = vip_place(*bit);
+        words[word as usize] |= u64::from(VIP) << shift;
     }
     let backends = setup.backends.iter().map(|&(id, backend)| Op::SetBackend { id, backend });
     let table = Op::SetTable { start: 0, slots: setup.slots.clone() };
