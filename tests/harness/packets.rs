@@ -5,7 +5,12 @@ use std::fmt::Write as _;
 use anyhow::{Result, ensure};
 use lb_common::{backend::Backend, reason::Reason, service::Slot};
 use lb_ebpf::{
-    fake::{self, Counter, FakeTables, Frame, Outcome, Setup, Xdp, setup::INGRESS, valid},
+    fake::{
+        self, Counter, FakeTables, Frame, Outcome, Setup, Xdp,
+        outer::{flow_hash, inside, inside_as_flow},
+        setup::INGRESS,
+        valid,
+    },
     tables::Tables as _,
 };
 
@@ -164,6 +169,24 @@ impl Case {
         self.step(packet.build(), Xdp::Transmit, after, Counter::Forward(id))
     }
 
+    /// `packet` leaves by its own interface inside another, through the tunnel to a backend.
+    #[must_use]
+    pub fn forwards_inside(self, packet: &Frame, id: u32) -> Self {
+        let (_, backend) =
+            self.setup.backends.iter().find(|(other, _)| *other == id).expect("set up");
+        let after = Some(inside(packet, backend));
+        self.step(packet.build(), Xdp::Transmit, after, Counter::Forward(id))
+    }
+
+    /// As [`Case::forwards_inside`], for an error about a packet that `answers` would answer.
+    #[must_use]
+    pub fn forwards_error(self, packet: &Frame, answers: &Frame, id: u32) -> Self {
+        let (_, backend) =
+            self.setup.backends.iter().find(|(other, _)| *other == id).expect("set up");
+        let after = Some(inside_as_flow(packet, backend, flow_hash(answers)));
+        self.step(packet.build(), Xdp::Transmit, after, Counter::Forward(id))
+    }
+
     /// `packet` leaves by its own interface as `after`, from a backend.
     #[must_use]
     pub fn returns(self, packet: &Frame, after: &Frame, id: u32) -> Self {
@@ -178,7 +201,7 @@ impl Case {
         self.step(packet.build(), Xdp::Redirect, after, Counter::Forward(id))
     }
 
-    /// `packet` is answered with `after`.
+    /// `packet` is answered with `after`: a reset, or an ICMP error.
     #[must_use]
     pub fn resets(self, packet: &Frame, after: &Frame, reason: Reason) -> Self {
         let after = Some(after.build());
