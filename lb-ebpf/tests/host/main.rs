@@ -13,3 +13,4 @@ mod ports;
 mod races;
 mod resets;
 mod steering;
+mod tunnels;
