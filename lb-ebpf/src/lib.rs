@@ -11,6 +11,7 @@
 //! what tests run the data path with.)
 #![cfg_attr(not(any(test, feature = "fake")), no_std)]
 
+pub mod admit;
 pub mod checksum;
 pub mod connect;
 pub mod conntrack;
@@ -25,6 +26,7 @@ pub mod reset;
 pub mod rewrite;
 pub mod select;
 pub mod tables;
+pub mod window;
 
 use family::{Address, Datagram, Family, V4, V6};
 use lb_common::reason::Reason;

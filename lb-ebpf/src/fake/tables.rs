@@ -2,7 +2,7 @@
 
 use std::{
     boxed::Box,
-    cell::{Cell, RefCell},
+    cell::{Cell, RefCell, UnsafeCell},
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
     vec,
@@ -17,6 +17,7 @@ use lb_common::{
     limits::{MAX_BACKENDS, MAX_SERVICES, MAX_SLOTS, STEERED_WORDS, VIP_WORDS},
     reason::Reason,
     service::{Service, ServiceKey, Slot},
+    source::{Bucket, LIST_BITS, RateKey, Source},
     stats::{BackendStats, ServiceStats},
 };
 
@@ -43,6 +44,8 @@ pub struct FakeTables {
     services: HashMap<ServiceKey, Service>,
     backends: Vec<Backend>,
     slots: Vec<Slot>,
+    sources: BTreeMap<(u32, Source), u32>,
+    buckets: RefCell<HashMap<RateKey, Box<UnsafeCell<Bucket>>>>,
     cursors: RefCell<BTreeMap<u32, u64>>,
     active: RefCell<BTreeMap<u32, u64>>,
     reasons: RefCell<Vec<u64>>,
@@ -79,6 +82,8 @@ impl FakeTables {
             services: HashMap::new(),
             backends: vec![Backend::ZERO; MAX_BACKENDS as usize],
             slots: setup.slots.clone(),
+            sources: setup.sources.iter().copied().collect(),
+            buckets: RefCell::default(),
             cursors: RefCell::default(),
             active: RefCell::default(),
             reasons: RefCell::new(vec![0; Reason::COUNT as usize]),
@@ -251,6 +256,24 @@ impl Tables for FakeTables {
     fn slot(&self, index: u32) -> Option<Slot> {
         // An array has all its elements, with zeros in those that nobody wrote.
         (index < MAX_SLOTS).then(|| self.slots.get(index as usize).copied().unwrap_or(Slot::ZERO))
+    }
+
+    fn source(&self, list: u32, address: &[u8; 16]) -> Option<u32> {
+        let matches = |(bits, prefix): &(u32, Source)| {
+            let differ = u128::from_be_bytes(prefix.address) ^ u128::from_be_bytes(*address);
+            prefix.list == list && differ.leading_zeros() >= bits - LIST_BITS
+        };
+        // They are in the order of their lengths.
+        self.sources.iter().rev().find(|(key, _)| matches(key)).map(|(_, verdict)| *verdict)
+    }
+
+    fn bucket(&self, key: &RateKey) -> Option<&mut Bucket> {
+        // SAFETY: buckets are never removed, and one thread uses them, one packet after another.
+        self.buckets.borrow().get(key).map(|bucket| unsafe { &mut *bucket.get() })
+    }
+
+    fn add_bucket(&self, key: &RateKey, bucket: Bucket) {
+        self.buckets.borrow_mut().entry(*key).or_insert_with(|| Box::new(UnsafeCell::new(bucket)));
     }
 
     fn next_cursor(&self, service: u32) -> u32 {

@@ -1,12 +1,15 @@
 //! The data path's state, in BPF maps.
 
-use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_get_prandom_u32};
+use aya_ebpf::{
+    bindings::BPF_NOEXIST, btf_maps::lpm_trie::Key as Prefixed, helpers::bpf_get_prandom_u32,
+};
 use lb_common::{
     backend::Backend,
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
     hash,
     service::{Service, ServiceKey, Slot},
+    source::{Bucket, RateKey, SOURCE_BITS, Source},
 };
 use lb_ebpf::{
     connect,
@@ -18,7 +21,8 @@ use super::{
     atomic, clock,
     maps::{
         ACTIVE, BACKEND_STATS, BACKENDS, CURSORS, EVENTS, FLOWS, FLOWS6, HALF_OPEN, HALF_OPEN6,
-        MAGLEV, REPORTED, SCRATCH, SCRATCH6, SERVICE_STATS, SERVICES, STEERED, VIPS,
+        MAGLEV, RATES, REPORTED, SCRATCH, SCRATCH6, SERVICE_STATS, SERVICES, SOURCES, STEERED,
+        VIPS,
     },
 };
 
@@ -64,6 +68,24 @@ impl Tables for Maps {
     #[inline(always)]
     fn slot(&self, index: u32) -> Option<Slot> {
         MAGLEV.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn source(&self, list: u32, address: &[u8; 16]) -> Option<u32> {
+        SOURCES.get(&Prefixed::new(SOURCE_BITS, Source { list, address: *address })).copied()
+    }
+
+    #[inline(always)]
+    fn bucket(&self, key: &RateKey) -> Option<&mut Bucket> {
+        // SAFETY: the kernel keeps an element's memory valid while the program runs. If it is given to
+        // another source meanwhile, that one pays.
+        RATES.get_ptr_mut(key).map(|bucket| unsafe { &mut *bucket })
+    }
+
+    #[inline(always)]
+    fn add_bucket(&self, key: &RateKey, bucket: Bucket) {
+        // It fails if another CPU was first, or if there is no memory: the source has a token more.
+        let _ = RATES.insert(key, bucket, u64::from(BPF_NOEXIST));
     }
 
     #[inline(always)]

@@ -1,0 +1,78 @@
+//! Who may begin a connection, and how often.
+//!
+//! Asked once for each new connection, before anything is written for it. What is known already goes
+//! by without: this costs packets of open connections nothing, and a source that is denied by a reload
+//! keeps those that it has.
+
+use lb_common::{
+    reason::Reason,
+    service::{FILTERED, STEERED, Service},
+    source::{self, ALLOW, Bucket, FLOATING, RateKey},
+};
+
+use crate::{
+    family::{Address, Tuple, protocol},
+    tables::Tables,
+};
+
+/// Nanoseconds in a second.
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// Whether `service` takes a connection that a packet of this tuple and protocol begins; if not, why.
+///
+/// A connection that is admitted counts against its source's rate. Steered services call this for each
+/// SYN, and for each datagram, as they keep no state; so datagrams to them are not counted.
+#[inline(always)]
+pub fn admit<A: Address, T: Tables>(
+    tables: &T,
+    service: &Service,
+    tuple: &Tuple<A>,
+    protocol: u8,
+) -> Result<(), Reason> {
+    let src = tuple.src;
+    if src == tuple.dst || src.is_unfit_source() || is_floating(tables, src) {
+        return Err(Reason::Spoofed);
+    }
+    if service.flags & FILTERED != 0
+        && tables.source(source::list(service), &src.mapped()) != Some(ALLOW)
+    {
+        return Err(Reason::Denied);
+    }
+    let counts = protocol == protocol::TCP || service.flags & STEERED == 0;
+    if service.source_rate != 0 && counts && !take_token(tables, service, src) {
+        return Err(Reason::RateLimited);
+    }
+    Ok(())
+}
+
+/// Whether it is a floating address of ours. The filter answers first, the list of them only where that
+/// says yes: another address may have the same bit.
+#[inline(always)]
+fn is_floating<A: Address, T: Tables>(tables: &T, address: A) -> bool {
+    tables.vip(address.vip_bit()) != 0 && tables.source(FLOATING, &address.mapped()).is_some()
+}
+
+/// Takes a token from the source's bucket; false if there is none.
+///
+/// The bucket is kept as one number, the time at which it is full again (the virtual scheduling
+/// algorithm of ITU-T I.371): each token moves it on by the time that a token takes to come back.
+/// Two CPUs that take one at the same moment may pay for one only.
+#[inline(always)]
+fn take_token<A: Address, T: Tables>(tables: &T, service: &Service, src: A) -> bool {
+    let token_ns = SECOND_NS / u64::from(service.source_rate);
+    let burst_ns = token_ns * u64::from(service.source_burst);
+    let now_ns = tables.now_ns();
+    let key = RateKey { service: service.index, address: src.limited() };
+    let Some(bucket) = tables.bucket(&key) else {
+        tables.add_bucket(&key, Bucket { full_ns: now_ns + token_ns });
+        return true;
+    };
+    let missing_ns = bucket.full_ns.saturating_sub(now_ns);
+    // More than a bucket holds is missing only if it was a larger one, before a reload.
+    let missing_ns = if missing_ns > burst_ns { 0 } else { missing_ns };
+    if missing_ns + token_ns > burst_ns {
+        return false;
+    }
+    bucket.full_ns = now_ns + missing_ns + token_ns;
+    true
+}
