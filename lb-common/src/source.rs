@@ -1,9 +1,6 @@
 //! `SOURCES` and `RATES`: who may begin connections, and how many.
 
-use crate::{
-    map_type::map_type,
-    service::{SECOND_LIST, Service},
-};
+use crate::{map_type::map_type, service::SECOND_LIST};
 
 map_type! {
     /// Key of `SOURCES`, behind the length of its prefix in bits: a source address in a list.
@@ -35,12 +32,12 @@ pub const DENY: u32 = 2;
 /// nothing.
 pub const FLOATING: u32 = u32::MAX;
 
-/// The list that a service with [`crate::service::FILTERED`] refers to. Each service has the numbers of
-/// two, so that one can be written while the other is in use.
+/// The list that a service of this index refers to, if its flags have [`crate::service::FILTERED`]. Each
+/// service has the numbers of two, so that one can be written while the other is in use.
 #[must_use]
 #[inline(always)]
-pub const fn list(service: &Service) -> u32 {
-    service.index * 2 + (service.flags & SECOND_LIST != 0) as u32
+pub const fn list(index: u32, flags: u32) -> u32 {
+    index * 2 + (flags & SECOND_LIST != 0) as u32
 }
 
 map_type! {
@@ -66,15 +63,14 @@ mod tests {
     use super::{FLOATING, list};
     use crate::{
         limits::MAX_SERVICES,
-        service::{FILTERED, SECOND_LIST, Service},
+        service::{FILTERED, SECOND_LIST},
     };
 
     #[test]
     fn no_two_lists_have_the_same_number() {
-        let of = |index, flags| list(&Service { index, flags, ..Service::ZERO });
-        assert_eq!(of(3, FILTERED), 6);
-        assert_eq!(of(3, FILTERED | SECOND_LIST), 7);
-        assert_eq!(of(4, FILTERED), 8);
-        assert!(of(MAX_SERVICES - 1, SECOND_LIST) < FLOATING);
+        assert_eq!(list(3, FILTERED), 6);
+        assert_eq!(list(3, FILTERED | SECOND_LIST), 7);
+        assert_eq!(list(4, FILTERED), 8);
+        assert!(list(MAX_SERVICES - 1, SECOND_LIST) < FLOATING);
     }
 }

@@ -44,7 +44,7 @@ pub fn connect<F: Family, T: Tables + Flows<F>>(
     }
     let hash = segment.tuple.hash();
     let mut chosen = None;
-    let outcome = match admit(tables, &service, &segment.tuple, segment.protocol) {
+    let outcome = match admit::<F, T>(tables, &service, &segment.tuple, segment.protocol) {
         Ok(()) => {
             chosen = select(tables, &service, hash);
             match chosen {

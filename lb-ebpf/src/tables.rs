@@ -121,6 +121,8 @@ pub trait Flows<F: Family> {
     /// Runs [`crate::connect::take_port`]. The kernel's verifier looks at a subprogram of its own
     /// once, and not anew for each of the paths and attempts that lead to it.
     fn take_port(&self, attempt: u32) -> bool;
+    /// Runs [`crate::admit::judge`], a subprogram for the same reason.
+    fn judge(&self, index: u32, flags: u32, rate: u32, burst: u32) -> u32;
 }
 
 /// Value of a flow table, of either family.

@@ -199,7 +199,7 @@ impl Setup {
         let others = prefixes.iter().all(|(.., allowed)| !allowed);
         for (_, service) in &mut self.services {
             service.flags |= FILTERED;
-            let list = source::list(service);
+            let list = source::list(service.index, service.flags);
             let verdict = |allowed| if allowed { ALLOW } else { DENY };
             let all = Source { list, address: [0; 16] };
             self.sources.push(((LIST_BITS, all), verdict(others)));

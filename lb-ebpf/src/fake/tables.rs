@@ -23,7 +23,7 @@ use lb_common::{
 
 use super::setup::{Setup, mapped_ip, service_key};
 use crate::{
-    connect,
+    admit, connect,
     family::{Address, Family, Ports, Tuple, V4, V6},
     tables::{Flows, NotInserted, Scratch, Tables},
 };
@@ -385,6 +385,10 @@ macro_rules! flows {
 
             fn take_port(&self, attempt: u32) -> bool {
                 connect::take_port::<$family, Self>(self, attempt)
+            }
+
+            fn judge(&self, index: u32, flags: u32, rate: u32, burst: u32) -> u32 {
+                admit::judge::<$family, Self>(self, index, flags, rate, burst)
             }
         }
 

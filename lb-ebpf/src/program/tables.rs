@@ -12,7 +12,7 @@ use lb_common::{
     source::{Bucket, RateKey, SOURCE_BITS, Source},
 };
 use lb_ebpf::{
-    connect,
+    admit, connect,
     family::{V4, V6},
     tables::{Flows, NotInserted, Scratch, Tables},
 };
@@ -203,8 +203,22 @@ extern "C" fn take_port6(attempt: u32) -> u32 {
     u32::from(connect::take_port::<V6, Maps>(&Maps, attempt))
 }
 
+/// Judges who begins a connection, IPv4.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge4(index: u32, flags: u32, rate: u32, burst: u32) -> u32 {
+    admit::judge::<V4, Maps>(&Maps, index, flags, rate, burst)
+}
+
+/// Judges who begins a connection, IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge6(index: u32, flags: u32, rate: u32, burst: u32) -> u32 {
+    admit::judge::<V6, Maps>(&Maps, index, flags, rate, burst)
+}
+
 macro_rules! flows {
-    ($family:ty, $key:ty, $entry:ty, $flows:ident, $half_open:ident, $scratch:ident, $take_port:ident) => {
+    ($family:ty, $key:ty, $entry:ty, $flows:ident, $half_open:ident, $scratch:ident, $take_port:ident, $judge:ident) => {
         impl Flows<$family> for Maps {
             #[inline(always)]
             fn flow(&self, key: &$key) -> Option<&mut $entry> {
@@ -250,9 +264,14 @@ macro_rules! flows {
             fn take_port(&self, attempt: u32) -> bool {
                 $take_port(attempt) != 0
             }
+
+            #[inline(always)]
+            fn judge(&self, index: u32, flags: u32, rate: u32, burst: u32) -> u32 {
+                $judge(index, flags, rate, burst)
+            }
         }
     };
 }
 
-flows!(V4, FlowKey4, FlowEntry4, FLOWS, HALF_OPEN, SCRATCH, take_port4);
-flows!(V6, FlowKey6, FlowEntry6, FLOWS6, HALF_OPEN6, SCRATCH6, take_port6);
+flows!(V4, FlowKey4, FlowEntry4, FLOWS, HALF_OPEN, SCRATCH, take_port4, judge4);
+flows!(V6, FlowKey6, FlowEntry6, FLOWS6, HALF_OPEN6, SCRATCH6, take_port6, judge6);
