@@ -10,6 +10,7 @@ mod load;
 mod operator;
 mod ping;
 mod ports;
+mod protection;
 mod reload;
 mod routes;
 mod serving;

@@ -11,6 +11,7 @@ use lb_common::{
     event::Event,
     reason::Reason,
     service::{Service, ServiceKey},
+    source::Source,
     stats::{BackendStats, ServiceStats},
 };
 
@@ -28,6 +29,7 @@ pub(super) struct Maps {
     pub(super) services: BTreeMap<ServiceKey, Service>,
     pub(super) backends: BTreeMap<u32, Backend>,
     pub(super) slots: BTreeMap<u32, u32>,
+    pub(super) sources: BTreeMap<(Source, u32), u32>,
     pub(super) attached: Vec<Attachment>,
     pub(super) writes: usize,
     pub(super) broken: bool,
@@ -59,6 +61,7 @@ impl Kernel for FakeKernel {
     fn adopted(&self) -> anyhow::Result<Adopted> {
         let maps = self.maps();
         Ok(Adopted {
+            sources: maps.sources.iter().map(|(key, verdict)| (*key, *verdict)).collect(),
             services: maps.services.iter().map(|(key, service)| (*key, *service)).collect(),
             backends: maps.backends.iter().map(|(id, backend)| (*id, *backend)).collect(),
         })
@@ -77,6 +80,10 @@ impl Kernel for FakeKernel {
                 }
                 Op::SetService { key, service } => drop(maps.services.insert(key, service)),
                 Op::RemoveService { key } => drop(maps.services.remove(&key)),
+                Op::SetSource { bits, source, verdict } => {
+                    maps.sources.insert((source, bits), verdict);
+                }
+                Op::RemoveSource { bits, source } => drop(maps.sources.remove(&(source, bits))),
                 Op::SetVips { .. } => {}
             }
         }
