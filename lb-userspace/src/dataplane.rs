@@ -28,6 +28,7 @@ use lb_common::{
     stats::{BackendStats, Meta, ServiceStats},
 };
 
+pub use self::flows::{Connection, Cut};
 use self::{active::Active, flows::Table};
 use crate::clock;
 

@@ -2,6 +2,7 @@
 
 mod budget;
 mod cases;
+mod cut;
 mod differential;
 mod layout;
 mod ports;

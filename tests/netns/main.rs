@@ -12,6 +12,7 @@ mod ping;
 mod ports;
 mod protection;
 mod reload;
+mod reset;
 mod routes;
 mod serving;
 mod site;

@@ -17,7 +17,9 @@ use lb_common::{
 
 use crate::{
     control::{kernel::Kernel, plan::service_key},
-    dataplane::{Adopted, AttachMode, Attachment, Counters, Flow, Info, Op, Sweep, Timeouts},
+    dataplane::{
+        Adopted, AttachMode, Attachment, Connection, Counters, Cut, Flow, Info, Op, Sweep, Timeouts,
+    },
 };
 
 /// A model of the maps.
@@ -34,6 +36,7 @@ pub(super) struct Maps {
     pub(super) writes: usize,
     pub(super) broken: bool,
     pub(super) events: Vec<Event>,
+    pub(super) connections: Vec<Connection>,
 }
 
 impl FakeKernel {
@@ -131,6 +134,18 @@ impl Kernel for FakeKernel {
             return_bytes: 60,
         };
         Ok(maps.backends.iter().map(flow).take(limit).collect())
+    }
+
+    fn connections(&self, backends: &BTreeSet<u32>) -> anyhow::Result<Vec<Connection>> {
+        let connections = self.maps().connections.clone();
+        Ok(connections.into_iter().filter(|it| backends.contains(&it.backend)).collect())
+    }
+
+    fn cut(&self, connections: &[Connection]) -> anyhow::Result<Vec<Cut>> {
+        let mut maps = self.maps();
+        let open = maps.connections.len();
+        maps.connections.retain(|it| !connections.contains(it));
+        Ok(vec![Cut::default(); open - maps.connections.len()])
     }
 
     fn sweep(&self, _: u64, _: &Timeouts) -> anyhow::Result<Sweep> {
