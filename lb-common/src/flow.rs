@@ -198,6 +198,9 @@ pub mod state {
     pub const STEERED: u32 = 16;
     /// The half-open entry is for what a backend sends that was given up for another.
     pub const GIVEN_UP: u32 = 32;
+    /// We have ended the connection: packets of either side are answered with a reset. Goes with
+    /// [`RESET`].
+    pub const CUT: u32 = 64;
 
     /// Whether the connection is over, so that it no longer counts as open and its tuple may be
     /// used anew.

@@ -18,4 +18,5 @@ pub mod maglev;
 pub mod names;
 pub mod reason;
 pub mod service;
+pub mod source;
 pub mod stats;

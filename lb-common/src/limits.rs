@@ -33,6 +33,14 @@ pub const STEERED_BITS: u32 = 1 << 16;
 /// Elements of 64 bits in `STEERED`.
 pub const STEERED_WORDS: u32 = STEERED_BITS / 64;
 
+/// Most prefixes in `SOURCES`: the lists of all services, floating addresses, and while a reload is
+/// under way, the old lists beside the new. The kernel takes memory for those that are there.
+pub const MAX_SOURCES: u32 = 1 << 18;
+
+/// Most sources in `RATES`. With more than these at a time, the kernel forgets the one that has been
+/// idle longest, which may then begin a burst anew.
+pub const MAX_RATES: u32 = 1 << 16;
+
 /// Bytes of the `EVENTS` ring buffer. A power of two and a multiple of the page size.
 pub const EVENTS_BYTES: u32 = 1 << 18;
 

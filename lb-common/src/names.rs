@@ -29,6 +29,10 @@ pub const BACKEND_STATS: &str = "BACKEND_STATS";
 pub const BACKEND_SIGNALS: &str = "BACKEND_SIGNALS";
 /// Filter of services that are steered: a bitmap over a hash of address, port and protocol.
 pub const STEERED: &str = "STEERED";
+/// Who may begin connections: an LPM trie of `Source` behind a prefix length.
+pub const SOURCES: &str = "SOURCES";
+/// Token buckets: `RateKey` to `Bucket`.
+pub const RATES: &str = "RATES";
 /// Open connections by backend; mapped into the daemon's memory, so that both sides add atomically.
 pub const ACTIVE: &str = "ACTIVE";
 /// Round-robin position by service.
@@ -39,7 +43,7 @@ pub const EVENTS: &str = "EVENTS";
 pub const META: &str = "META";
 
 /// Every map that is pinned, in no particular order.
-pub const PINNED: [&str; 17] = [
+pub const PINNED: [&str; 19] = [
     VIPS,
     STEERED,
     SERVICES,
@@ -53,6 +57,8 @@ pub const PINNED: [&str; 17] = [
     SERVICE_STATS,
     BACKEND_STATS,
     BACKEND_SIGNALS,
+    SOURCES,
+    RATES,
     ACTIVE,
     CURSORS,
     EVENTS,

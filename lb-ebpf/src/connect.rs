@@ -12,6 +12,7 @@ use lb_common::{
 
 use crate::{
     Action,
+    admit::admit,
     conntrack::client_side,
     family::{Address, Family, Ports, ServiceWords, Tuple},
     packet::{EthernetHdr, Packet},
@@ -37,10 +38,16 @@ pub fn connect<F: Family, T: Tables + Flows<F>>(
         return Err(Reason::NoFlow);
     }
     let hash = segment.tuple.hash();
-    let chosen = select(tables, &service, hash);
-    let outcome = match chosen {
-        Some(id) => open::<F, T>(packet, tables, segment, id, hash),
-        None => Err(Reason::NoBackend),
+    let mut chosen = None;
+    let outcome = match admit::<F, T>(tables, &service, &segment.tuple, segment.protocol) {
+        Ok(()) => {
+            chosen = select(tables, &service, hash);
+            match chosen {
+                Some(id) => open::<F, T>(packet, tables, segment, id, hash),
+                None => Err(Reason::NoBackend),
+            }
+        }
+        Err(reason) => Err(reason),
     };
     match outcome {
         Ok(action) => {
@@ -49,7 +56,13 @@ pub fn connect<F: Family, T: Tables + Flows<F>>(
         }
         Err(reason) => {
             tables.count_refused(service.index);
-            if matches!(reason, Reason::PortsExhausted | Reason::TableFull | Reason::NoNeighbour) {
+            if matches!(
+                reason,
+                Reason::PortsExhausted
+                    | Reason::TableFull
+                    | Reason::NoNeighbour
+                    | Reason::RateLimited
+            ) {
                 tables.report(Event {
                     time_ns: tables.now_ns(),
                     reason: reason as u32,

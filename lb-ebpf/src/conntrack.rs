@@ -26,6 +26,7 @@ use crate::{
     parse::Segment,
     rewrite::{self, Egress},
     tables::{Entry, Flows, Tables},
+    window,
 };
 
 /// Handles a packet whose tuple is in `FLOWS`. `None`: it is not, or no longer.
@@ -45,11 +46,11 @@ pub fn in_flow<F: Family, T: Tables + Flows<F>>(
     let Some(backend) = tables.backend(entry.backend()) else {
         return Some(Err(Reason::Inconsistent));
     };
-    let gone = backend.flags & FORWARD == 0;
+    let gone = backend.flags & FORWARD == 0 || entry.state() & state::CUT != 0;
     let returns = entry.state() & state::RETURN != 0;
     // The client starts anew with a tuple whose connection is over.
     let anew = !returns && segment.starts() && (gone || state::closed(entry.state()));
-    let ends = if anew || gone || segment.has(tcp_flags::RST) {
+    let mut ends = if anew || gone || segment.has(tcp_flags::RST) {
         state::RESET
     } else if segment.has(tcp_flags::FIN) {
         if returns { state::BACKEND_FIN } else { state::CLIENT_FIN }
@@ -61,6 +62,17 @@ pub fn in_flow<F: Family, T: Tables + Flows<F>>(
         let other_key = F::key(entry.rewritten().reversed(), segment.protocol);
         let mut other = other_half::<F, T>(tables, segment, &other_key);
         let paired = other.is_some();
+        let expected = other.as_ref().map_or(0, |other| other.ack());
+        if !gone && segment.has(tcp_flags::RST | tcp_flags::FIN) {
+            let near = window::is_near(segment.seq, expected);
+            if !near && segment.has(tcp_flags::RST) {
+                return Some(Err(Reason::OutOfWindow));
+            }
+            // Such a FIN may be sent again late. Its receiver judges it; here it ends nothing.
+            if !near {
+                ends = 0;
+            }
+        }
         if let Some(side) = moved {
             entry.set_client_side(side);
             if let Some(other) = &mut other {
@@ -160,6 +172,9 @@ fn relay<F: Family, T: Tables>(
     let bytes = packet.len() as u64;
     let action = rewrite::send::<F>(packet, segment, entry, egress)?;
     entry.seen(tables.now_ns(), bytes);
+    if segment.ack != 0 {
+        entry.set_ack(segment.ack);
+    }
     if forward {
         tables.count_forward(entry.backend(), bytes);
     } else {
@@ -189,6 +204,7 @@ fn promote<F: Family, T: Tables + Flows<F>>(
     }
     // The backend's half stays as it is.
     scratch.entry = *entry;
+    scratch.entry.set_ack(segment.ack);
     if tables.insert_flow(&scratch.server, &scratch.entry).is_err()
         && tables.flow(&scratch.server).is_none()
     {

@@ -1,6 +1,9 @@
 //! What differs between IPv4 and IPv6, in one place. All else is written once, for both.
 
-use lb_common::flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6};
+use lb_common::{
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
+    reason::Reason,
+};
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use self::entry::{KeyWords, last_word};
@@ -10,10 +13,7 @@ pub use self::{
 };
 use crate::{
     checksum::{self, Sum, TTL_DECREMENT},
-    packet::{
-        Header, Packet, Quote, Truncated, Words, load16, load32, load128, store16, store32,
-        store128,
-    },
+    packet::{Header, Packet, Quote, Words, load16, load32, load128, store16, store32, store128},
     parse,
     tables::Entry,
 };
@@ -81,8 +81,9 @@ pub trait Family: Sized {
     /// What such an error quotes.
     type Quote: Quote;
 
-    /// Reads the header at `l3`.
-    fn datagram(packet: &Packet, l3: usize) -> Result<Datagram<Self::Address>, Truncated>;
+    /// Reads the header at `l3`: [`Reason::Truncated`], or [`Reason::Malformed`] if it is of another
+    /// version or shorter than itself.
+    fn datagram(packet: &Packet, l3: usize) -> Result<Datagram<Self::Address>, Reason>;
     /// Whether the header has neither options nor fragments and its time to live is above 1.
     fn is_plain(header: &Self::Hdr) -> bool;
     /// Source and destination.
@@ -140,11 +141,11 @@ impl Family for V4 {
     type Quote = Words<137>;
 
     #[inline(always)]
-    fn datagram(packet: &Packet, l3: usize) -> Result<Datagram<u32>, Truncated> {
+    fn datagram(packet: &Packet, l3: usize) -> Result<Datagram<u32>, Reason> {
         let header = packet.header::<Ipv4Hdr>(l3)?;
         let header_len = usize::from(header.vihl & 0xf) * 4;
         if header.vihl >> 4 != 4 || header_len < size_of::<Ipv4Hdr>() {
-            return Err(Truncated);
+            return Err(Reason::Malformed);
         }
         Ok(Datagram {
             src: load32(&header.src_addr),
@@ -260,10 +261,10 @@ impl Family for V6 {
     type Quote = Words<308>;
 
     #[inline(always)]
-    fn datagram(packet: &Packet, l3: usize) -> Result<Datagram<[u64; 2]>, Truncated> {
+    fn datagram(packet: &Packet, l3: usize) -> Result<Datagram<[u64; 2]>, Reason> {
         let header = packet.header::<Ipv6Hdr>(l3)?;
         if header.vcf[0] >> 4 != 6 {
-            return Err(Truncated);
+            return Err(Reason::Malformed);
         }
         let l4 = l3 + size_of::<Ipv6Hdr>();
         Ok(Datagram {

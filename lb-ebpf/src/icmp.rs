@@ -20,9 +20,11 @@ use crate::{
     packet::{EthernetHdr, Header, Packet, load16, load32, store16, store32},
     rewrite::Egress,
     tables::{Entry, Flows, Tables},
+    window,
 };
 
-/// What an ICMP error quotes of TCP at least (RFC 792): the ports and four bytes more.
+/// What an ICMP error quotes at least (RFC 792): the ports and four bytes more, which are the sequence
+/// number of TCP.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 struct Quoted {
@@ -104,6 +106,11 @@ pub fn translate<F: Family, T: Tables + Flows<F>>(
         Some(entry) => entry,
         None => tables.half_open(&key).ok_or(Reason::IcmpUnrelated)?,
     };
+    // The entry is of packets that come from where the quoted one went: its acknowledgements are about
+    // just such packets (RFC 5927, section 4.1).
+    if inner.protocol == protocol::TCP && !window::is_near(load32(&quoted.rest), entry.ack()) {
+        return Err(Reason::OutOfWindow);
+    }
     let backend = tables.backend(entry.backend()).ok_or(Reason::Inconsistent)?;
     if backend.flags & FORWARD == 0 {
         return Err(Reason::IcmpUnrelated);

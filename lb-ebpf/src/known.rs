@@ -1,7 +1,7 @@
 //! The hot path: a plain packet of a known flow, in one look-up.
 //!
-//! Plain means: no VLAN tag, no IP options, no fragment, and for TCP neither the first nor a last
-//! packet of its connection. Whatever is not plain, or needs more than rewriting, is left to
+//! Plain means: no VLAN tag, no IP options, no fragment, and for TCP a segment with an acknowledgement
+//! that is neither the first nor a last of its connection. Whatever is not plain, or needs more than rewriting, is left to
 //! [`crate::examine`]; that path gives the same result for plain packets too (a property test holds
 //! the two together).
 
@@ -57,17 +57,17 @@ fn forward_family<F: Family, T: Tables + Flows<F>>(
         protocol::TCP => {
             let tcp = packet.header::<Frame<F::Hdr, TcpHdr>>(0).ok()?;
             let flags = tcp.l4.flags;
-            let Frame { ethernet, ip, l4: TcpHdr { ports, check, .. } } = tcp;
+            let Frame { ethernet, ip, l4: TcpHdr { ports, ack, check, .. } } = tcp;
             if may_be_steered(ports, protocol::TCP) {
                 if flags & tcp_flags::SYN != 0 {
                     return None;
                 }
                 return steer::forward::<F, T>(&packet, tables, ethernet, ip, ports, protocol::TCP);
             }
-            if flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) != 0 {
+            if flags & KIND != tcp_flags::ACK {
                 return None;
             }
-            let headers = Headers { ethernet, ip, ports, check };
+            let headers = Headers { ethernet, ip, ports, ack: Some(ack), check };
             in_flow::<F, T>(packet, tables, headers, protocol::TCP)
         }
         protocol::UDP => {
@@ -75,18 +75,22 @@ fn forward_family<F: Family, T: Tables + Flows<F>>(
             if may_be_steered(ports, protocol::UDP) {
                 return steer::forward::<F, T>(&packet, tables, ethernet, ip, ports, protocol::UDP);
             }
-            let headers = Headers { ethernet, ip, ports, check };
+            let headers = Headers { ethernet, ip, ports, ack: None, check };
             in_flow::<F, T>(packet, tables, headers, protocol::UDP)
         }
         _ => None,
     }
 }
 
-/// What is rewritten.
+/// Control bits that tell a first or last segment from those between, which all have ACK alone.
+const KIND: u8 = tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST | tcp_flags::ACK;
+
+/// What is rewritten, and the acknowledgement number of TCP.
 struct Headers<'a, F: Family> {
     ethernet: &'a mut EthernetHdr,
     ip: &'a mut F::Hdr,
     ports: &'a mut [u8; 4],
+    ack: Option<&'a [u8; 4]>,
     check: &'a mut [u8; 2],
 }
 
@@ -100,24 +104,28 @@ fn in_flow<F: Family, T: Tables + Flows<F>>(
     headers: Headers<'_, F>,
     carried: u8,
 ) -> Option<Result<Action, Reason>> {
-    let Headers { ethernet, ip, ports, check } = headers;
+    let Headers { ethernet, ip, ports, ack, check } = headers;
     let (src, dst) = F::addresses(ip);
     let key = F::key(Tuple { src, dst, ports: Ports(load32(ports)) }, carried);
     let entry = tables.flow(&key)?;
     let backend = tables.backend(entry.backend())?;
-    let forward = entry.state() & state::RETURN == 0;
+    let side = entry.state() & (state::RETURN | state::CUT);
+    let forward = side == 0;
     if forward {
         if backend.flags & (FORWARD | RESOLVED) != FORWARD | RESOLVED
             || client_side(&packet, ethernet) != entry.client_side()
         {
             return None;
         }
-    } else if backend.flags & FORWARD == 0 {
+    } else if side != state::RETURN || backend.flags & FORWARD == 0 {
         return None;
     }
 
     let bytes = packet.len() as u64;
     entry.seen(tables.now_ns(), bytes);
+    if let Some(ack) = ack {
+        entry.set_ack(load32(ack));
+    }
     F::rewrite(ip, entry);
     rewrite::l4(ports, check, carried, entry.ports(), entry.l4_delta());
     let egress = if forward {

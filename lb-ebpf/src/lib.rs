@@ -11,6 +11,7 @@
 //! what tests run the data path with.)
 #![cfg_attr(not(any(test, feature = "fake")), no_std)]
 
+pub mod admit;
 pub mod checksum;
 pub mod connect;
 pub mod conntrack;
@@ -28,6 +29,7 @@ pub mod steer;
 pub mod tables;
 pub mod too_big;
 pub mod tunnel;
+pub mod window;
 
 use family::{Address, Datagram, Family, V4, V6};
 use lb_common::reason::Reason;

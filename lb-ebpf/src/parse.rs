@@ -102,6 +102,10 @@ pub struct Segment<A> {
     pub protocol: u8,
     /// TCP's control bits; 0 for UDP.
     pub flags: u8,
+    /// TCP's sequence number, network byte order; 0 for UDP.
+    pub seq: u32,
+    /// TCP's acknowledgement number, network byte order; 0 without one, and for UDP.
+    pub ack: u32,
     /// Time to live of the packet.
     pub ttl: u8,
     /// Where the IP header begins.
@@ -119,21 +123,24 @@ impl<A: Copy> Segment<A> {
         datagram: &Datagram<A>,
     ) -> Result<Self, Reason> {
         let l4 = datagram.l4;
-        let (ports, flags, header_len) = match datagram.protocol {
+        let (ports, flags, seq, ack, header_len) = match datagram.protocol {
             protocol::TCP => {
                 let tcp = packet.header::<TcpHdr>(l4)?;
                 let header_len = usize::from(tcp.data_offset >> 4) * 4;
                 if header_len < size_of::<TcpHdr>() {
                     return Err(Reason::Malformed);
                 }
-                (load32(&tcp.ports), tcp.flags, header_len)
+                let acks = tcp.flags & tcp_flags::ACK != 0;
+                let ack = if acks { load32(&tcp.ack) } else { 0 };
+                (load32(&tcp.ports), tcp.flags, load32(&tcp.seq), ack, header_len)
             }
             protocol::UDP => {
                 let udp = packet.header::<UdpHdr>(l4)?;
-                if usize::from(u16::from_be(load16(&udp.len))) < size_of::<UdpHdr>() {
+                let len = usize::from(u16::from_be(load16(&udp.len)));
+                if len < size_of::<UdpHdr>() {
                     return Err(Reason::Malformed);
                 }
-                (load32(&udp.ports), 0, size_of::<UdpHdr>())
+                (load32(&udp.ports), 0, 0, 0, len)
             }
             _ => return Err(Reason::OtherProtocol),
         };
@@ -146,17 +153,20 @@ impl<A: Copy> Segment<A> {
             tuple: Tuple { src: datagram.src, dst: datagram.dst, ports: Ports(ports) },
             protocol: datagram.protocol,
             flags,
+            seq,
+            ack,
             ttl: datagram.ttl,
             l3,
             l4,
         })
     }
 
-    /// Whether it asks for a new connection. Every UDP datagram may.
+    /// Whether it asks for a new connection. Every UDP datagram may. A SYN that is a FIN as well is no
+    /// honest question.
     #[inline(always)]
     pub fn starts(&self) -> bool {
-        self.protocol == protocol::UDP
-            || self.flags & (tcp_flags::SYN | tcp_flags::ACK | tcp_flags::RST) == tcp_flags::SYN
+        const KIND: u8 = tcp_flags::SYN | tcp_flags::ACK | tcp_flags::RST | tcp_flags::FIN;
+        self.protocol == protocol::UDP || self.flags & KIND == tcp_flags::SYN
     }
 
     /// Whether it is TCP and has any of these control bits.

@@ -4,6 +4,7 @@ use lb_common::{
     backend::Backend,
     event::Event,
     service::{Service, ServiceKey, Slot},
+    source::{Bucket, RateKey},
 };
 
 use crate::{
@@ -36,6 +37,13 @@ pub trait Tables {
     fn backend(&self, id: u32) -> Option<&Backend>;
     /// A slot of `MAGLEV`.
     fn slot(&self, index: u32) -> Option<Slot>;
+    /// What `SOURCES` says of an address in a list: the longest prefix.
+    fn source(&self, list: u32, address: &[u8; 16]) -> Option<u32>;
+    /// An entry of `RATES`, shared as those of [`Flows`] are.
+    #[expect(clippy::mut_from_ref, reason = "shared memory, see `Flows`")]
+    fn bucket(&self, key: &RateKey) -> Option<&mut Bucket>;
+    /// Adds to `RATES`, if there is room.
+    fn add_bucket(&self, key: &RateKey, bucket: Bucket);
     /// The service's round-robin position, which each call moves on by one.
     fn next_cursor(&self, service: u32) -> u32;
     /// Open connections of a backend.
@@ -115,6 +123,8 @@ pub trait Flows<F: Family> {
     /// Runs [`crate::connect::take_port`]. The kernel's verifier looks at a subprogram of its own
     /// once, and not anew for each of the paths and attempts that lead to it.
     fn take_port(&self, attempt: u32) -> bool;
+    /// Runs [`crate::admit::judge`], a subprogram for the same reason.
+    fn judge(&self, index: u32, flags: u32, rate: u32, burst: u32) -> u32;
 }
 
 /// Value of a flow table, of either family.
@@ -139,6 +149,10 @@ pub trait Entry<F: Family>: Copy {
     fn last_seen_ns(&self) -> u64;
     /// Stamps and counts a packet.
     fn seen(&mut self, now_ns: u64, bytes: u64);
+    /// The last acknowledgement number, network byte order; 0 if there is none.
+    fn ack(&self) -> u32;
+    /// Notes the last acknowledgement number.
+    fn set_ack(&mut self, ack: u32);
     /// The link on the client's side.
     fn client_side(&self) -> ClientSide;
     /// The MAC addresses of frames to the client.

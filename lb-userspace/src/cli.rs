@@ -15,6 +15,7 @@ use clap::{
 use crate::{
     admin::{DEFAULT_FLOW_LIMIT, client::Call},
     config::Paths,
+    control::reset::{Client, DEFAULT_RATE},
 };
 
 mod ask;
@@ -99,6 +100,26 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// End the open connections of a backend: both sides are told, and reconnect at once
+    ///
+    /// The backend goes on to get new connections; `drain` it first if it shall not.
+    #[command(after_help = RESET_HELP)]
+    Reset {
+        /// Name of the backend
+        backend: String,
+        #[command(flatten)]
+        service: InService,
+        /// Only those of this client, or of one of its ports
+        #[arg(long, value_name = "CLIENT[:PORT]")]
+        flows: Option<Client>,
+        /// So many a second
+        #[arg(long, value_name = "N", default_value_t = DEFAULT_RATE,
+              value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
+        rate: u32,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// List connections
     #[command(
         after_help = "Examples:\n  ballast flows --service web\n  ballast flows --limit 100000 --json | jq length"
@@ -167,6 +188,15 @@ without it; `ballast detach` ends that too.
 Examples:
   ballast run
   ballast run -c ballast.toml --node lb-01 --log-format json";
+
+const RESET_HELP: &str = "\
+Examples:
+  ballast reset app-01
+  ballast reset app-01 --service web --flows 192.0.2.9
+  ballast reset app-01 --flows [2001:db8::9]:40000
+
+Connections of a service with forward = \"direct\" or \"tunnel\" are not known one by one: `disable` the
+backend to end them.";
 
 const WISH_HELP: &str = "\
 The wish survives a restart. A backend of that name in several services is meant in all of them,
@@ -266,6 +296,13 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Weight { backend, weight, service, json } => {
             let call = Call::post(&["backends", &backend, "weight", &weight]);
             ask::wish(&socket, call, service.name.as_deref(), json)?;
+        }
+        Command::Reset { backend, service, flows, rate, json } => {
+            let call = Call::post(&["backends", &backend, "reset"])
+                .with("service", service.name.as_deref())
+                .with("flows", flows.map(|client| client.to_string()).as_deref())
+                .with("rate", Some(&rate.to_string()));
+            ask::reset(&socket, call, &backend, json)?;
         }
         Command::Flows { service, limit, json } => {
             ask::flows(&socket, service.as_deref(), limit, json)?;

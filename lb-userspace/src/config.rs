@@ -230,6 +230,28 @@ pub struct Service {
     pub backends: Vec<Backend>,
     /// `[service.health]`.
     pub health: Health,
+    /// Who may connect, and how often.
+    pub guard: Guard,
+}
+
+/// Who may connect to a service, and how often.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Guard {
+    /// Networks of the service's own family, and whether they may connect. The longest prefix decides,
+    /// and each stands once.
+    pub sources: Vec<((IpAddr, u8), bool)>,
+    /// Whether all others may.
+    pub others: bool,
+    /// New connections that one source may begin in a second, and at once.
+    pub rate: Option<(u32, u32)>,
+}
+
+impl Guard {
+    /// Whether every source may connect.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.sources.is_empty()
+    }
 }
 
 /// `[[service.backend]]`.

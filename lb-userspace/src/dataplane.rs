@@ -14,6 +14,7 @@ use aya::{
     maps::{
         Array, HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpuArray, PerCpuValues,
         RingBuf,
+        lpm_trie::{Key as Prefixed, LpmTrie},
     },
 };
 use aya_log::EbpfLogger;
@@ -24,9 +25,11 @@ use lb_common::{
     limits, names,
     reason::Reason,
     service::{Service, ServiceKey, Slot},
+    source::Source,
     stats::{BackendStats, Meta, ServiceStats},
 };
 
+pub use self::flows::{Connection, Cut};
 use self::{active::Active, flows::Table};
 use crate::clock;
 
@@ -85,6 +88,22 @@ pub enum Op {
         /// Key.
         key: ServiceKey,
     },
+    /// An entry of `SOURCES`.
+    SetSource {
+        /// Length of the prefix in bits.
+        bits: u32,
+        /// The prefix.
+        source: Source,
+        /// Value.
+        verdict: u32,
+    },
+    /// Removes an entry of `SOURCES`.
+    RemoveSource {
+        /// Length of the prefix in bits.
+        bits: u32,
+        /// The prefix.
+        source: Source,
+    },
     /// The whole filter of floating addresses.
     SetVips {
         /// `VIPS`, all [`lb_common::limits::VIP_WORDS`] words.
@@ -99,6 +118,8 @@ pub struct Adopted {
     pub services: Vec<(ServiceKey, Service)>,
     /// Entries of `BACKENDS` that are in use.
     pub backends: Vec<(u32, Backend)>,
+    /// Entries of `SOURCES`: prefix, its length in bits, value.
+    pub sources: Vec<((Source, u32), u32)>,
 }
 
 /// How the program runs on an interface.
@@ -222,6 +243,7 @@ pub struct Dataplane {
     pins: PathBuf,
     services: HashMap<MapData, ServiceKey, Service>,
     backends: Array<MapData, Backend>,
+    sources: LpmTrie<MapData, Source, u32>,
     slots: MapData,
     vips: MapData,
     reasons: PerCpuArray<MapData, u64>,
@@ -268,6 +290,7 @@ impl Dataplane {
             pins: pins.to_owned(),
             services: take(&mut ebpf, names::SERVICES)?,
             backends: take(&mut ebpf, names::BACKENDS)?,
+            sources: take(&mut ebpf, names::SOURCES)?,
             slots: pinned(pins, names::MAGLEV)?,
             vips: pinned(pins, names::VIPS)?,
             reasons: take(&mut ebpf, names::REASONS)?,
@@ -298,7 +321,12 @@ impl Dataplane {
                 backends.push((id, backend));
             }
         }
-        Ok(Adopted { services, backends })
+        let sources = self.sources.iter().map(|entry| {
+            let (key, verdict) = entry?;
+            Ok(((key.data(), key.prefix_len()), verdict))
+        });
+        let sources = sources.collect::<Result<_, MapError>>().context("read SOURCES")?;
+        Ok(Adopted { services, backends, sources })
     }
 
     /// Writes to the maps, in order. Stops at the first error; applying again is harmless.
@@ -333,6 +361,17 @@ impl Dataplane {
             Op::RemoveService { key } => {
                 if self.has_service(key)? {
                     self.services.remove(key)?;
+                }
+            }
+            Op::SetSource { bits, source, verdict } => {
+                self.sources.insert(&Prefixed::new(*bits, *source), verdict, 0)?;
+            }
+            Op::RemoveSource { bits, source } => {
+                let key = Prefixed::new(*bits, *source);
+                match self.sources.remove(&key) {
+                    Err(MapError::SyscallError(error))
+                        if error.io_error.raw_os_error() == Some(libc::ENOENT) => {}
+                    removed => removed?,
                 }
             }
             Op::SetVips { words } => {
@@ -501,6 +540,7 @@ impl Op {
                 format!("MAGLEV[{start}..{}]", u64::from(*start) + slots.len() as u64)
             }
             Self::SetService { .. } | Self::RemoveService { .. } => "SERVICES".to_owned(),
+            Self::SetSource { .. } | Self::RemoveSource { .. } => "SOURCES".to_owned(),
             Self::SetVips { .. } => "VIPS".to_owned(),
         }
     }

@@ -6,6 +6,7 @@
 //! - `netlink` opens sockets and asks; it turns the kernel's messages into ours.
 //! - `table` is what is known of links, neighbours and routes, and the next hops that follow; pure.
 //! - `follow` is the task that keeps the table true.
+//! - `inject` sends whole frames, and `rst` makes those of resets.
 //!
 //! Sockets belong to the network namespace of the thread that opens them.
 
@@ -19,7 +20,9 @@ use anyhow::Context as _;
 use tokio::{sync::watch, task::JoinHandle};
 
 mod follow;
+pub mod inject;
 pub(crate) mod netlink;
+pub mod rst;
 mod table;
 
 pub use netlink::Error;

@@ -7,6 +7,7 @@ use aya::{
     Ebpf, EbpfLoader, Pod, TestRun,
     maps::{
         Array, HashMap as BpfHashMap, Map, MapData, MapInfo, PerCpuArray, PerCpuValues, RingBuf,
+        lpm_trie::{Key as Prefixed, LpmTrie},
     },
     programs::{ProgramInfo, TestRunOptions, Xdp},
     util::nr_cpus,
@@ -19,6 +20,7 @@ use lb_common::{
     hash, names,
     reason::Reason,
     service::{STEERED, Service, ServiceKey, Slot},
+    source::{Bucket, RateKey, Source},
     stats::{BackendStats, ServiceStats},
 };
 use lb_ebpf::fake::{Outcome, Setup, Xdp as Action, setup::steered_bits};
@@ -93,6 +95,7 @@ impl Kernel {
         let data = match map {
             Map::Array(data)
             | Map::HashMap(data)
+            | Map::LpmTrie(data)
             | Map::LruHashMap(data)
             | Map::PerCpuArray(data)
             | Map::RingBuf(data) => data,
@@ -109,6 +112,15 @@ impl Kernel {
         self.empty::<FlowKey6, FlowEntry6>(names::FLOWS6)?;
         self.empty::<FlowKey6, FlowEntry6>(names::HALF_OPEN6)?;
         self.empty::<ServiceKey, Service>(names::SERVICES)?;
+        self.empty::<RateKey, Bucket>(names::RATES)?;
+        let mut sources: LpmTrie<_, Source, u32> = self.map_mut(names::SOURCES)?.try_into()?;
+        for ((bits, source), _) in &old.sources {
+            // A list may name a prefix twice, so it may be gone already.
+            let _ = sources.remove(&Prefixed::new(*bits, *source));
+        }
+        for ((bits, source), verdict) in &setup.sources {
+            sources.insert(&Prefixed::new(*bits, *source), *verdict, 0)?;
+        }
         let mut words: HashMap<u32, u64> = HashMap::new();
         for bit in &old.vip_bits {
             words.insert(hash::vip_place(*bit).0, 0);

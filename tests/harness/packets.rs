@@ -147,6 +147,8 @@ pub struct Step {
     pub counter: Counter,
     /// Whether user space is told.
     pub reported: bool,
+    /// The packet is wrong in a way that only its receiver looks at, and must still be so afterwards.
+    pub wrong: bool,
 }
 
 impl Case {
@@ -158,7 +160,8 @@ impl Case {
 
     fn step(mut self, packet: Vec<u8>, xdp: Xdp, after: Option<Vec<u8>>, counter: Counter) -> Self {
         let (changes, slots) = (Vec::new(), Vec::new());
-        self.steps.push(Step { changes, slots, packet, xdp, after, counter, reported: false });
+        let (reported, wrong) = (false, false);
+        self.steps.push(Step { changes, slots, packet, xdp, after, counter, reported, wrong });
         self
     }
 
@@ -185,6 +188,16 @@ impl Case {
             self.setup.backends.iter().find(|(other, _)| *other == id).expect("set up");
         let after = Some(inside_as_flow(packet, backend, flow_hash(answers)));
         self.step(packet.build(), Xdp::Transmit, after, Counter::Forward(id))
+    }
+
+    /// `packet` leaves by its own interface to a backend, and is as wrong as it came.
+    #[must_use]
+    pub fn forwards_wrong(self, packet: Vec<u8>, id: u32) -> Self {
+        let mut case = self.step(packet, Xdp::Transmit, None, Counter::Forward(id));
+        if let Some(step) = case.steps.last_mut() {
+            step.wrong = true;
+        }
+        case
     }
 
     /// `packet` leaves by its own interface as `after`, from a backend.
@@ -279,8 +292,12 @@ impl Case {
                 ensure!(outcome.frame == *expected, "{place}: {}", diff(&outcome.frame, expected));
             }
             if matches!(outcome.xdp, Xdp::Transmit | Xdp::Redirect) {
-                valid::check(&outcome.frame)
-                    .map_err(|mistake| anyhow::anyhow!("{place}: {mistake}"))?;
+                let found = valid::check(&outcome.frame);
+                if step.wrong {
+                    ensure!(found.is_err(), "{place}: a wrong packet was made right");
+                } else {
+                    found.map_err(|mistake| anyhow::anyhow!("{place}: {mistake}"))?;
+                }
             }
             let moved = moved(&before, &after);
             ensure!(

@@ -4,6 +4,7 @@
 mod attach;
 mod budget;
 mod cases;
+mod cut;
 mod differential;
 mod layout;
 mod pins;

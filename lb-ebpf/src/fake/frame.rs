@@ -124,7 +124,7 @@ impl Frame {
         let body = Body::Tcp {
             flags,
             seq: 0x0102_0304,
-            ack: if flags & tcp_flags::ACK == 0 { 0 } else { 0x0506_0708 },
+            ack: if flags & tcp_flags::ACK == 0 { 0 } else { 0x0102_0708 },
             window: 0xfaf0,
             options: Vec::new(),
             payload: Vec::new(),

@@ -9,7 +9,8 @@ use std::{
 use lb_common::{
     backend::{self, Backend},
     hash,
-    service::{Balance, STEERED, Service, ServiceKey, Slot, mapped},
+    service::{Balance, FILTERED, STEERED, Service, ServiceKey, Slot, mapped},
+    source::{self, ALLOW, DENY, FLOATING, LIST_BITS, SOURCE_BITS, Source},
 };
 
 use super::frame::Frame;
@@ -205,6 +206,8 @@ pub struct Setup {
     pub backends: Vec<(u32, Backend)>,
     /// `MAGLEV`, from slot 0 on.
     pub slots: Vec<Slot>,
+    /// `SOURCES`, by length of the prefix in bits, list and address.
+    pub sources: Vec<((u32, Source), u32)>,
 }
 
 impl Setup {
@@ -212,6 +215,37 @@ impl Setup {
     #[must_use]
     pub fn vip(mut self, address: IpAddr) -> Self {
         self.vip_bits.push(vip_bit(address));
+        let source = Source { list: FLOATING, address: mapped_ip(address) };
+        self.sources.push(((SOURCE_BITS, source), 0));
+        self
+    }
+
+    /// With lists for all services so far: these prefixes are allowed or not, and others are if none is
+    /// allowed by name.
+    #[must_use]
+    pub fn filtered(mut self, prefixes: &[(IpAddr, u32, bool)]) -> Self {
+        let others = prefixes.iter().all(|(.., allowed)| !allowed);
+        for (_, service) in &mut self.services {
+            service.flags |= FILTERED;
+            let list = source::list(service.index, service.flags);
+            let verdict = |allowed| if allowed { ALLOW } else { DENY };
+            let all = Source { list, address: [0; 16] };
+            self.sources.push(((LIST_BITS, all), verdict(others)));
+            self.sources.extend(prefixes.iter().map(|(address, length, allowed)| {
+                let source = Source { list, address: mapped_ip(*address) };
+                let before = if address.is_ipv4() { 96 } else { 0 };
+                ((LIST_BITS + before + length, source), verdict(*allowed))
+            }));
+        }
+        self
+    }
+
+    /// With a limit for each source, in all services so far.
+    #[must_use]
+    pub fn limited(mut self, rate: u32, burst: u32) -> Self {
+        for (_, service) in &mut self.services {
+            (service.source_rate, service.source_burst) = (rate, burst);
+        }
         self
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     boxed::Box,
-    cell::{Cell, RefCell},
+    cell::{Cell, RefCell, UnsafeCell},
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
     vec,
@@ -17,12 +17,13 @@ use lb_common::{
     limits::{MAX_BACKENDS, MAX_SERVICES, MAX_SLOTS, STEERED_WORDS, VIP_WORDS},
     reason::Reason,
     service::{STEERED, Service, ServiceKey, Slot},
+    source::{Bucket, LIST_BITS, RateKey, Source},
     stats::{BackendStats, ServiceStats},
 };
 
 use super::setup::{Setup, mapped_ip, service_key, steered_bits};
 use crate::{
-    connect,
+    admit, connect,
     family::{Address, Family, Ports, Tuple, V4, V6},
     tables::{Flows, NotInserted, Scratch, Tables},
     too_big,
@@ -44,6 +45,8 @@ pub struct FakeTables {
     services: HashMap<ServiceKey, Service>,
     backends: Vec<Backend>,
     slots: Vec<Slot>,
+    sources: BTreeMap<(u32, Source), u32>,
+    buckets: RefCell<HashMap<RateKey, Box<UnsafeCell<Bucket>>>>,
     cursors: RefCell<BTreeMap<u32, u64>>,
     active: RefCell<BTreeMap<u32, u64>>,
     reasons: RefCell<Vec<u64>>,
@@ -81,6 +84,8 @@ impl FakeTables {
             services: HashMap::new(),
             backends: vec![Backend::ZERO; MAX_BACKENDS as usize],
             slots: setup.slots.clone(),
+            sources: setup.sources.iter().copied().collect(),
+            buckets: RefCell::default(),
             cursors: RefCell::default(),
             active: RefCell::default(),
             reasons: RefCell::new(vec![0; Reason::COUNT as usize]),
@@ -271,6 +276,24 @@ impl Tables for FakeTables {
         (index < MAX_SLOTS).then(|| self.slots.get(index as usize).copied().unwrap_or(Slot::ZERO))
     }
 
+    fn source(&self, list: u32, address: &[u8; 16]) -> Option<u32> {
+        let matches = |(bits, prefix): &(u32, Source)| {
+            let differ = u128::from_be_bytes(prefix.address) ^ u128::from_be_bytes(*address);
+            prefix.list == list && differ.leading_zeros() >= bits - LIST_BITS
+        };
+        // They are in the order of their lengths.
+        self.sources.iter().rev().find(|(key, _)| matches(key)).map(|(_, verdict)| *verdict)
+    }
+
+    fn bucket(&self, key: &RateKey) -> Option<&mut Bucket> {
+        // SAFETY: buckets are never removed, and one thread uses them, one packet after another.
+        self.buckets.borrow().get(key).map(|bucket| unsafe { &mut *bucket.get() })
+    }
+
+    fn add_bucket(&self, key: &RateKey, bucket: Bucket) {
+        self.buckets.borrow_mut().entry(*key).or_insert_with(|| Box::new(UnsafeCell::new(bucket)));
+    }
+
     fn next_cursor(&self, service: u32) -> u32 {
         if service >= MAX_SERVICES {
             return 0;
@@ -387,6 +410,10 @@ macro_rules! flows {
 
             fn take_port(&self, attempt: u32) -> bool {
                 connect::take_port::<$family, Self>(self, attempt)
+            }
+
+            fn judge(&self, index: u32, flags: u32, rate: u32, burst: u32) -> u32 {
+                admit::judge::<$family, Self>(self, index, flags, rate, burst)
             }
         }
 

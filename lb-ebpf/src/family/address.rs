@@ -21,6 +21,11 @@ pub trait Address: Copy + PartialEq {
     fn vip_bit(self) -> u32;
     /// Two words to hash.
     fn words(self) -> (u64, u64);
+    /// Whether no host may send from it: "this host", loopback, multicast, reserved (RFC 6890), or
+    /// an IPv4 address in IPv6's form.
+    fn is_unfit_source(self) -> bool;
+    /// As in `RATES`: of IPv6 the first 64 bits, since a host has all of such a network to itself.
+    fn limited(self) -> [u8; 16];
 }
 
 impl Address for u32 {
@@ -56,6 +61,17 @@ impl Address for u32 {
     fn words(self) -> (u64, u64) {
         (u64::from(self), 0)
     }
+
+    #[inline(always)]
+    fn is_unfit_source(self) -> bool {
+        let first = u32::from_be(self) >> 24;
+        first == 0 || first == 127 || first >= 224
+    }
+
+    #[inline(always)]
+    fn limited(self) -> [u8; 16] {
+        self.mapped()
+    }
 }
 
 impl Address for [u64; 2] {
@@ -89,6 +105,18 @@ impl Address for [u64; 2] {
     #[inline(always)]
     fn words(self) -> (u64, u64) {
         (self[0], self[1])
+    }
+
+    #[inline(always)]
+    fn is_unfit_source(self) -> bool {
+        // ff00::/8; ::/96, where `::` and `::1` are, and ::ffff:0:0/96.
+        u64::from_be(self[0]) >> 56 == 0xff
+            || self[0] == 0 && matches!(u64::from_be(self[1]) >> 32, 0 | 0xffff)
+    }
+
+    #[inline(always)]
+    fn limited(self) -> [u8; 16] {
+        [self[0], 0].mapped()
     }
 }
 

@@ -178,6 +178,16 @@ macro_rules! entry {
             }
 
             #[inline(always)]
+            fn ack(&self) -> u32 {
+                self.ack
+            }
+
+            #[inline(always)]
+            fn set_ack(&mut self, ack: u32) {
+                self.ack = ack;
+            }
+
+            #[inline(always)]
             fn macs_to_client(&self) -> Macs {
                 const {
                     assert!(

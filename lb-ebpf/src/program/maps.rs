@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use lb_common::{
@@ -11,11 +11,12 @@ use lb_common::{
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
     limits::{
-        DEFAULT_FLOWS, DEFAULT_HALF_OPEN, EVENTS_BYTES, MAX_BACKENDS, MAX_SERVICES, MAX_SLOTS,
-        STEERED_WORDS, VIP_WORDS,
+        DEFAULT_FLOWS, DEFAULT_HALF_OPEN, EVENTS_BYTES, MAX_BACKENDS, MAX_RATES, MAX_SERVICES,
+        MAX_SLOTS, MAX_SOURCES, STEERED_WORDS, VIP_WORDS,
     },
     reason::Reason,
     service::{Service, ServiceKey, Slot},
+    source::{Bucket, RateKey, Source},
     stats::{BackendSignals, BackendStats, Meta, ServiceStats},
 };
 use lb_ebpf::{
@@ -69,6 +70,12 @@ pub(crate) static BACKEND_STATS: PerCpuArray<BackendStats, { MAX_BACKENDS as usi
 #[btf_map]
 pub(crate) static BACKEND_SIGNALS: PerCpuArray<BackendSignals, { MAX_BACKENDS as usize }> =
     PerCpuArray::new();
+
+#[btf_map]
+pub(crate) static SOURCES: LpmTrie<Source, u32, { MAX_SOURCES as usize }> = LpmTrie::new();
+
+#[btf_map]
+pub(crate) static RATES: LruHashMap<RateKey, Bucket, { MAX_RATES as usize }> = LruHashMap::new();
 
 #[btf_map]
 pub(crate) static ACTIVE: Array<u64, { MAX_BACKENDS as usize }, { BPF_F_MMAPABLE as usize }> =

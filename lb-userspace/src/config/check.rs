@@ -14,6 +14,7 @@ use super::{
     value::{AbsolutePath, Whole},
 };
 
+mod guard;
 mod health;
 mod later;
 mod network;

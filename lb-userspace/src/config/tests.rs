@@ -12,6 +12,7 @@ use super::{
     report::{Diagnostic, Severity},
 };
 
+mod guard;
 mod later;
 mod network;
 mod service;

@@ -1,13 +1,16 @@
 //! The kernel's side as the control plane uses it: [`Dataplane`], or a model of it in tests.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use lb_common::event::Event;
 
-use crate::dataplane::{Adopted, AttachMode, Counters, Dataplane, Flow, Info, Op, Sweep, Timeouts};
+use crate::dataplane::{
+    Adopted, AttachMode, Connection, Counters, Cut, Dataplane, Flow, Info, Op, Sweep, Timeouts,
+};
 
 /// What the control plane asks of the kernel's side. The calls block; they are made from blocking
 /// threads. Their meaning is that of the methods of [`Dataplane`].
@@ -24,6 +27,10 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn counters(&self, services: &[u32], backends: &[u32]) -> anyhow::Result<Counters>;
     /// See [`Dataplane::flows`].
     fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>>;
+    /// See [`Dataplane::connections`].
+    fn connections(&self, backends: &BTreeSet<u32>) -> anyhow::Result<Vec<Connection>>;
+    /// See [`Dataplane::cut`].
+    fn cut(&self, connections: &[Connection]) -> anyhow::Result<Vec<Cut>>;
     /// See [`Dataplane::sweep`].
     fn sweep(&self, now_ns: u64, timeouts: &Timeouts) -> anyhow::Result<Sweep>;
     /// See [`Dataplane::take_events`].
@@ -69,6 +76,14 @@ impl Kernel for Shared {
 
     fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>> {
         self.lock().flows(limit)
+    }
+
+    fn connections(&self, backends: &BTreeSet<u32>) -> anyhow::Result<Vec<Connection>> {
+        self.lock().connections(backends)
+    }
+
+    fn cut(&self, connections: &[Connection]) -> anyhow::Result<Vec<Cut>> {
+        self.lock().cut(connections)
     }
 
     fn sweep(&self, now_ns: u64, timeouts: &Timeouts) -> anyhow::Result<Sweep> {

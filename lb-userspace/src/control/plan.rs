@@ -27,11 +27,13 @@ use lb_common::{
 
 use super::{ranges::Ranges, table::Member};
 use crate::{
+    config::Guard,
     dataplane::{Adopted, Op},
     net::NextHops,
 };
 
 mod encode;
+mod guard;
 mod place;
 #[cfg(test)]
 mod tests;
@@ -65,6 +67,8 @@ pub struct DesiredService {
     pub drain_timeout: Duration,
     /// All configured backends, serving or not.
     pub backends: Vec<DesiredBackend>,
+    /// Who may connect, and how often.
+    pub guard: Guard,
 }
 
 /// A backend as it should be.
@@ -125,6 +129,7 @@ pub struct Planner {
     vips: Option<Vec<u64>>,
     services: BTreeMap<ServiceKey, Placed>,
     backends: BTreeMap<u32, Entry>,
+    sources: guard::Sources,
     ranges: Ranges,
 }
 
@@ -203,7 +208,8 @@ impl Planner {
             let (service, written) = (backend.service, Some(backend));
             (id, Entry { service, address, written, life: Life::Found })
         });
-        Self { vips: None, services, backends: backends.collect(), ranges }
+        let sources = adopted.sources.into_iter().collect();
+        Self { vips: None, services, backends: backends.collect(), sources, ranges }
     }
 
     /// The writes that lead from what stands in the maps to `desired`.
@@ -224,6 +230,7 @@ impl Planner {
         if union != vips {
             plan.ops.push(Op::SetVips { words: vips });
         }
+        self.guard(desired, &mut plan.ops);
         plan
     }
 
@@ -248,10 +255,21 @@ impl Planner {
             }
             Op::SetService { key, service } => {
                 let Some(placed) = self.services.get_mut(key) else { return };
+                if placed.pending.is_none() {
+                    // Its table is the same as before.
+                    placed.written = Some(*service);
+                    return;
+                }
                 let old = std::mem::replace(&mut placed.runs, vec![write::run(service)]);
                 placed.written = Some(*service);
                 placed.source = placed.pending.take().map(|(_, source)| source);
                 self.give_back(old, now);
+            }
+            Op::SetSource { bits, source, verdict } => {
+                self.sources.insert((*source, *bits), *verdict);
+            }
+            Op::RemoveSource { bits, source } => {
+                self.sources.remove(&(*source, *bits));
             }
             Op::RemoveService { key } => {
                 let Some(placed) = self.services.get_mut(key) else { return };

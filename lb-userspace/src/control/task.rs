@@ -45,7 +45,7 @@ mod wish;
 use addresses::Addresses;
 use attach::Attachments;
 use faults::{Faults, KernelNews};
-pub use handle::{FlowsError, Handle};
+pub use handle::{FlowsError, Handle, ResetError};
 use probes::Probes;
 pub(crate) use reload::warnings;
 pub use reload::{Refused, Reloaded};

@@ -20,6 +20,10 @@ use lb_common::flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, state};
 
 use super::{Flow, Sweep, Timeouts, batch};
 
+mod cut;
+
+pub use cut::{Connection, Cut};
+
 /// A TCP connection that its backend has not answered is forgotten after so long: longer than the
 /// retransmissions of a client that still tries (RFC 5382, REQ-5, "transitory", allows 4 minutes).
 const HALF_OPEN_NS: u64 = 60_000_000_000;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use aya::maps::{Array, Map, MapData, MapInfo, MapType};
+use aya::maps::{Array, Map, MapData, MapInfo, MapType, lpm_trie::Key as Prefixed};
 use lb_common::{
     backend::Backend,
     event::Event,
@@ -15,6 +15,7 @@ use lb_common::{
     limits, names,
     reason::Reason,
     service::{Service, ServiceKey, Slot},
+    source::{Bucket, RateKey, Source},
     stats::{BackendSignals, BackendStats, Meta, ServiceStats},
 };
 
@@ -60,6 +61,8 @@ pub(super) fn layouts(options: &Options) -> Vec<Layout> {
             MapType::PerCpuArray,
             limits::MAX_BACKENDS,
         ),
+        map::<Prefixed<Source>, u32>(names::SOURCES, MapType::LpmTrie, limits::MAX_SOURCES),
+        map::<RateKey, Bucket>(names::RATES, MapType::LruHash, limits::MAX_RATES),
         map::<u32, u64>(names::ACTIVE, MapType::Array, limits::MAX_BACKENDS),
         map::<u32, u64>(names::CURSORS, MapType::Array, limits::MAX_SERVICES),
         Layout {

@@ -8,7 +8,7 @@ use lb_common::{
 };
 use toml::Spanned;
 
-use super::{Listeners, Seen, health, network::Held, whole};
+use super::{Listeners, Seen, guard, health, network::Held, whole};
 use crate::config::{
     Backend, OnDown, Protocol, Service,
     raw::{self, File},
@@ -32,6 +32,7 @@ pub(super) fn services(
     let mut names = Seen::default();
     let mut services = Vec::new();
     let mut backends = 0;
+    let mut prefixes = 0;
     if file.service.is_absent() || file.service.value().is_some_and(List::is_empty) {
         findings
             .warning_of_file("no `[[service]]`: nothing is forwarded")
@@ -64,6 +65,7 @@ pub(super) fn services(
         check_way(service, findings);
         let checked = check_backends(raw, held, &mut backends, findings);
         let health = health::health(raw, protocol, findings);
+        let guard = guard::guard(service, &mut prefixes, findings);
         if let (Some(name), Some(listen)) = (service.name.value(), service.listen.value()) {
             services.push(Service {
                 name: name.0.clone(),
@@ -75,6 +77,7 @@ pub(super) fn services(
                 slow_start: service.slow_start.or(Duration::ZERO),
                 backends: checked,
                 health,
+                guard,
             });
         }
     }

@@ -22,7 +22,7 @@ pub fn service_key(listen: SocketAddr, protocol: Protocol) -> ServiceKey {
 }
 
 /// An address as it stands in the maps.
-fn bytes(address: IpAddr) -> [u8; 16] {
+pub(super) fn bytes(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V4(v4) => mapped(v4.octets()),
         IpAddr::V6(v6) => v6.octets(),

@@ -1,5 +1,6 @@
 //! The planner against a model of the maps.
 
+use lb_common::source::Source;
 use proptest::prelude::*;
 
 use super::*;
@@ -12,6 +13,7 @@ struct Model {
     backends: BTreeMap<u32, Backend>,
     slots: BTreeMap<u32, u32>,
     vips: Vec<u64>,
+    sources: BTreeMap<(Source, u32), u32>,
     /// Slots that a service pointed to, and until when.
     left: Vec<(u32, u32, Duration)>,
 }
@@ -50,6 +52,12 @@ impl Model {
                 self.left.extend(runs(&old).map(|(at, len)| (at, len, now)));
             }
             Op::SetVips { words } => self.vips.clone_from(words),
+            Op::SetSource { bits, source, verdict } => {
+                self.sources.insert((*source, *bits), *verdict);
+            }
+            Op::RemoveSource { bits, source } => {
+                self.sources.remove(&(*source, *bits)).expect("the prefix is there");
+            }
         }
         self.check();
     }
@@ -76,6 +84,7 @@ impl Model {
         Adopted {
             services: self.services.iter().map(|(key, service)| (*key, *service)).collect(),
             backends: self.backends.iter().map(|(id, backend)| (*id, *backend)).collect(),
+            sources: self.sources.iter().map(|(key, verdict)| (*key, *verdict)).collect(),
         }
     }
 }
@@ -115,6 +124,7 @@ fn service(port: u16, hosts: &[u8]) -> DesiredService {
         balance: Balance::Maglev,
         drain_timeout: Duration::from_secs(30),
         backends: hosts.iter().map(serving).collect(),
+        guard: Guard::default(),
     }
 }
 
@@ -146,13 +156,14 @@ fn a_first_plan_goes_from_addresses_to_services_and_a_second_is_empty() {
     let wanted = desired(vec![service(80, &[21, 22])]);
     let plan = apply(&mut planner, &mut model, &wanted, seconds(0));
     let kinds: Vec<_> = plan.ops.iter().map(std::mem::discriminant).collect();
-    let order = [0, 1, 1, 2, 3].map(|kind| {
+    let order = [4, 0, 1, 1, 2, 3].map(|kind| {
         std::mem::discriminant(
             &[
                 Op::SetVips { words: vec![] },
                 Op::SetBackend { id: 0, backend: Backend::ZERO },
                 Op::SetTable { start: 0, slots: vec![] },
                 Op::SetService { key: key(80), service: Service::ZERO },
+                Op::SetSource { bits: 0, source: Source::ZERO, verdict: 0 },
             ][kind],
         )
     });

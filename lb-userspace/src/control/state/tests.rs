@@ -31,6 +31,7 @@ pub(crate) fn service(name: &str, backends: &[&str]) -> config::Service {
             rise: 2,
             fall: 3,
         },
+        guard: config::Guard::default(),
     }
 }
 

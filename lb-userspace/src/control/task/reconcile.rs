@@ -145,6 +145,9 @@ impl Task {
             }
             Op::SetService { key, service } => tracing::debug!(?key, ?service, "set service"),
             Op::RemoveService { key } => tracing::debug!(?key, "remove service"),
+            Op::SetSource { .. } | Op::RemoveSource { .. } => {
+                tracing::debug!(?op, "change who may connect");
+            }
             Op::SetVips { .. } => tracing::debug!("set the filter of floating addresses"),
         }
     }

@@ -1,7 +1,7 @@
 //! `status`: what the task knows, and the counters that are read after it has gone on.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -255,6 +255,36 @@ impl Snapshot {
         let named = read.into_iter().map(|flow| self.named(flow));
         let of_service = |flow: &NamedFlow| service.is_none() || flow.service.as_deref() == service;
         Ok(named.filter(of_service).take(limit).collect())
+    }
+
+    /// The identifiers of the backends of this name, in one service if it is named. The error says
+    /// which there are.
+    pub(super) fn ids(
+        &self,
+        backend: &str,
+        service: Option<&str>,
+    ) -> Result<BTreeSet<u32>, String> {
+        let known = self.service_names();
+        if let Some(name) = service
+            && !known.iter().any(|known| known == name)
+        {
+            let known = known.join(", ");
+            return Err(format!("no service is called {name}; there are: {known}"));
+        }
+        let of_service = |id: &u32| {
+            let name = self.names.service_of.get(id).map(String::as_str);
+            service.is_none() || name == service
+        };
+        let in_scope = || self.names.backends.iter().filter(|(id, _)| of_service(id));
+        let ids: BTreeSet<u32> =
+            in_scope().filter(|(_, name)| *name == backend).map(|(id, _)| *id).collect();
+        if ids.is_empty() {
+            let known: BTreeSet<&str> = in_scope().map(|(_, name)| name.as_str()).collect();
+            let known = known.into_iter().collect::<Vec<_>>().join(", ");
+            let of = service.map(|name| format!(" of {name}")).unwrap_or_default();
+            return Err(format!("no backend{of} is called {backend}; there are: {known}"));
+        }
+        Ok(ids)
     }
 
     /// The names of the services.

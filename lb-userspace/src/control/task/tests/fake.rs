@@ -11,12 +11,15 @@ use lb_common::{
     event::Event,
     reason::Reason,
     service::{Service, ServiceKey},
+    source::Source,
     stats::{BackendStats, ServiceStats},
 };
 
 use crate::{
     control::{kernel::Kernel, plan::service_key},
-    dataplane::{Adopted, AttachMode, Attachment, Counters, Flow, Info, Op, Sweep, Timeouts},
+    dataplane::{
+        Adopted, AttachMode, Attachment, Connection, Counters, Cut, Flow, Info, Op, Sweep, Timeouts,
+    },
 };
 
 /// A model of the maps.
@@ -28,10 +31,12 @@ pub(super) struct Maps {
     pub(super) services: BTreeMap<ServiceKey, Service>,
     pub(super) backends: BTreeMap<u32, Backend>,
     pub(super) slots: BTreeMap<u32, u32>,
+    pub(super) sources: BTreeMap<(Source, u32), u32>,
     pub(super) attached: Vec<Attachment>,
     pub(super) writes: usize,
     pub(super) broken: bool,
     pub(super) events: Vec<Event>,
+    pub(super) connections: Vec<Connection>,
 }
 
 impl FakeKernel {
@@ -59,6 +64,7 @@ impl Kernel for FakeKernel {
     fn adopted(&self) -> anyhow::Result<Adopted> {
         let maps = self.maps();
         Ok(Adopted {
+            sources: maps.sources.iter().map(|(key, verdict)| (*key, *verdict)).collect(),
             services: maps.services.iter().map(|(key, service)| (*key, *service)).collect(),
             backends: maps.backends.iter().map(|(id, backend)| (*id, *backend)).collect(),
         })
@@ -77,6 +83,10 @@ impl Kernel for FakeKernel {
                 }
                 Op::SetService { key, service } => drop(maps.services.insert(key, service)),
                 Op::RemoveService { key } => drop(maps.services.remove(&key)),
+                Op::SetSource { bits, source, verdict } => {
+                    maps.sources.insert((source, bits), verdict);
+                }
+                Op::RemoveSource { bits, source } => drop(maps.sources.remove(&(source, bits))),
                 Op::SetVips { .. } => {}
             }
         }
@@ -124,6 +134,18 @@ impl Kernel for FakeKernel {
             return_bytes: 60,
         };
         Ok(maps.backends.iter().map(flow).take(limit).collect())
+    }
+
+    fn connections(&self, backends: &BTreeSet<u32>) -> anyhow::Result<Vec<Connection>> {
+        let connections = self.maps().connections.clone();
+        Ok(connections.into_iter().filter(|it| backends.contains(&it.backend)).collect())
+    }
+
+    fn cut(&self, connections: &[Connection]) -> anyhow::Result<Vec<Cut>> {
+        let mut maps = self.maps();
+        let open = maps.connections.len();
+        maps.connections.retain(|it| !connections.contains(it));
+        Ok(vec![Cut::default(); open - maps.connections.len()])
     }
 
     fn sweep(&self, _: u64, _: &Timeouts) -> anyhow::Result<Sweep> {
