@@ -30,6 +30,7 @@ use lb_common::{
 
 use crate::{
     Action,
+    admit::admit,
     family::{Address as _, Datagram, Family, Ports, ServiceWords, Tuple, protocol},
     icmp,
     packet::{EthernetHdr, Packet, load16, load32},
@@ -100,6 +101,12 @@ pub fn steer<F: Family, T: Tables + Flows<F>>(
     }
     let segment = Segment::parse::<F>(&packet, l3, &datagram).ok()?;
     let service = service(tables, &segment.tuple, segment.protocol)?;
+    if (begins(&segment) || segment.protocol == protocol::UDP && service.flags & FILTERED != 0)
+        && let Err(reason) = admit::<F, T>(tables, &service, &segment.tuple, segment.protocol)
+    {
+        tables.count_refused(service.index);
+        return Some(Err(reason));
+    }
     let hash = segment.tuple.hash();
     let chosen = choose::<F, T>(&packet, tables, &segment, &service, hash);
     let outcome = match chosen {
