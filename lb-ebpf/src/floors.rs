@@ -4,6 +4,8 @@
 #![no_std]
 #![no_main]
 
+#[path = "floors/live.rs"]
+mod live;
 #[path = "floors/nat.rs"]
 mod nat;
 #[path = "floors/plan.rs"]

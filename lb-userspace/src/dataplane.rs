@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::SocketAddr,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
 };
 
@@ -12,7 +12,8 @@ use anyhow::Context;
 use aya::{
     Ebpf,
     maps::{
-        Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray, PerCpuValues, RingBuf,
+        Array, HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpuArray, PerCpuValues,
+        RingBuf,
         lpm_trie::{Key as Prefixed, LpmTrie},
     },
 };
@@ -35,6 +36,7 @@ use crate::clock;
 mod active;
 mod batch;
 mod flows;
+pub mod kernel;
 mod link;
 pub mod load;
 mod pins;
@@ -232,7 +234,7 @@ pub struct MapSize {
     pub name: String,
     /// Most entries.
     pub max_entries: u32,
-    /// Kernel memory.
+    /// Kernel memory. Before Linux 6.4 the kernel tells only what keys and values take.
     pub bytes: u64,
 }
 
@@ -279,6 +281,7 @@ const MATCH_HALVES_EVERY: u64 = 10;
 impl Dataplane {
     /// Loads the program and creates its maps, or adopts those that a previous daemon pinned.
     pub fn open(options: &Options) -> anyhow::Result<Self> {
+        kernel::check()?;
         let found = pins::prepare(options)?;
         let mut ebpf = load::load(options)?;
         let mut meta: Array<_, Meta> = take(&mut ebpf, names::META)?;
@@ -422,13 +425,11 @@ impl Dataplane {
         let program = self.ebpf.program(names::PROGRAM).context("find the program")?;
         let mut maps = Vec::new();
         for name in names::PINNED {
-            let info = MapInfo::from_pin(self.pins.join(name))
-                .with_context(|| format!("look at the pinned map {name}"))?;
-            maps.push(MapSize {
-                name: name.to_owned(),
-                max_entries: info.max_entries(),
-                bytes: memory(info.fd().context("open the map")?.as_fd()).unwrap_or(0),
-            });
+            // By its pin: to open a map by its number takes CAP_SYS_ADMIN.
+            let map = pinned(&self.pins, name)?;
+            let info = map.info().with_context(|| format!("look at the pinned map {name}"))?;
+            let (max_entries, bytes) = (info.max_entries(), memory(&map, &info));
+            maps.push(MapSize { name: name.to_owned(), max_entries, bytes });
         }
         Ok(Info {
             program_id: program.info().context("look at the program")?.id(),
@@ -602,10 +603,13 @@ fn every_cpu<T: aya::Pod>(value: T) -> anyhow::Result<PerCpuValues<T>> {
     Ok(PerCpuValues::try_from(vec![value; cpus])?)
 }
 
-/// Kernel memory of a map, as `/proc` tells it.
-fn memory(map: BorrowedFd<'_>) -> Option<u64> {
-    let path = format!("/proc/self/fdinfo/{}", map.as_raw_fd());
-    let text = std::fs::read_to_string(path).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("memlock:"))?;
-    line.trim().parse().ok()
+/// Kernel memory of a map, as `/proc` tells it. Before Linux 6.4 that is 0 for a ring buffer, whose size
+/// in bytes is its number of entries.
+fn memory(map: &MapData, info: &MapInfo) -> u64 {
+    let path = format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("memlock:"));
+    let told = line.and_then(|line| line.trim().parse().ok()).unwrap_or(0);
+    let ring = matches!(info.map_type(), Ok(MapType::RingBuf));
+    if ring { told.max(info.max_entries().into()) } else { told }
 }

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::{
     cases::{Order, Scope},
+    live::Live,
     machine::Machine,
     measure::{Figure, Rounds},
     requests::{self, Requests, Way},
@@ -24,6 +25,9 @@ pub(crate) struct Report {
     machine: Machine,
     rounds: Rounds,
     packets: Vec<Column>,
+    /// Frames through the lab, if they were measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) live: Option<Live>,
     /// Requests through the lab, if they were measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) requests: Option<Requests>,
@@ -40,7 +44,13 @@ struct Column {
 impl Report {
     /// A report without figures.
     pub(crate) fn new(rounds: Rounds) -> anyhow::Result<Self> {
-        Ok(Self { machine: Machine::read()?, rounds, packets: Vec::new(), requests: None })
+        Ok(Self {
+            machine: Machine::read()?,
+            rounds,
+            packets: Vec::new(),
+            live: None,
+            requests: None,
+        })
     }
 
     /// Adds the figures of a scope.
@@ -122,8 +132,24 @@ impl fmt::Display for Report {
         writeln!(f)?;
         writeln!(f, "Floor: parse, one look-up in the same table, rewrite, one counter.")?;
         writeln!(f, "New flows meet a full half-open table: each evicts another.")?;
+        if let Some(live) = &self.live {
+            write_live(f, live)?;
+        }
         self.requests.as_ref().map_or(Ok(()), |requests| write_requests(f, requests))
     }
+}
+
+fn write_live(f: &mut fmt::Formatter<'_>, live: &Live) -> fmt::Result {
+    writeln!(f)?;
+    writeln!(
+        f,
+        "Frames over wires: client, switch, balancer, switch, app server, all on one core\n\
+         a balancer that only writes MAC addresses {:.2} million/s; ballast, nat {:.2} million/s \
+         ({:.0} ns more for each)",
+        live.bounce_per_second / 1e6,
+        live.nat_per_second / 1e6,
+        live.nat_adds_ns,
+    )
 }
 
 fn write_requests(f: &mut fmt::Formatter<'_>, requests: &Requests) -> fmt::Result {
@@ -134,7 +160,9 @@ fn write_requests(f: &mut fmt::Formatter<'_>, requests: &Requests) -> fmt::Resul
         write!(f, "{heading:>18}")?;
     }
     writeln!(f)?;
-    for (name, way) in [("direct", &requests.direct), ("floating address", &requests.balanced)] {
+    let own = [("direct", &requests.direct), ("ballast, nat", &requests.balanced)];
+    for (name, way) in own.into_iter().chain(requests.rivals.iter().map(|(name, way)| (*name, way)))
+    {
         let Way {
             requests_per_second,
             cpu_us_per_request,

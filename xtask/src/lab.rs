@@ -188,6 +188,11 @@ impl Lab {
         &self.hosts
     }
 
+    /// Runs `work` in a thread that is in the switch, whose ports are `p-HOST`.
+    pub fn within_switch<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        netns::within(&self.switch(), work)
+    }
+
     /// A program of a host: `ballast`, `nginx`, `echo` or `postgres`.
     ///
     /// # Panics

@@ -12,3 +12,5 @@ mod lifecycle;
 mod ports;
 mod races;
 mod resets;
+mod steering;
+mod tunnels;

@@ -13,7 +13,7 @@ use aya::{
 };
 use lb_common::names;
 
-use super::{AttachMode, Options, pins};
+use super::{AttachMode, Options, kernel, pins};
 
 /// The object that the build put into this binary. Aligned, because the ELF reader reads words.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ballast-xdp"));
@@ -36,7 +36,8 @@ pub(super) fn load(options: &Options) -> anyhow::Result<Ebpf> {
         let error = anyhow!(error);
         match error.downcast_ref::<ProgramError>() {
             Some(ProgramError::LoadError { io_error, verifier_log }) => anyhow!(
-                "load the XDP program: {io_error}{}\n{}",
+                "load the XDP program into Linux {}: {io_error}{}\n{}",
+                kernel::release(),
                 denied(io_error.raw_os_error()),
                 tail(&verifier_log.to_string()),
             ),
@@ -59,7 +60,7 @@ fn denied(errno: Option<i32>) -> &'static str {
 }
 
 const fn denied_hint() -> &'static str {
-    " (run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_NET_RAW)"
+    " (run as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_NET_RAW)"
 }
 
 /// The last lines of the verifier's log, where it says what it refused.

@@ -22,6 +22,7 @@ use super::Case;
 mod icmp;
 mod odd;
 mod protection;
+mod steered;
 
 /// All rows.
 #[must_use]
@@ -35,6 +36,7 @@ pub fn cases() -> Vec<Case> {
             icmp::rows(&talk),
             odd::others(&talk),
             odd::wrong(&talk),
+            steered::rows(net),
             protection::sources(&talk),
             protection::windows(&talk),
             protection::oddities(&talk),
