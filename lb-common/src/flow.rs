@@ -198,9 +198,11 @@ pub mod state {
     pub const STEERED: u32 = 16;
     /// The half-open entry is for what a backend sends that was given up for another.
     pub const GIVEN_UP: u32 = 32;
+    /// The backend has answered: the half-open entry leads to no other backend any more.
+    pub const ANSWERED: u32 = 64;
     /// We have ended the connection: packets of either side are answered with a reset. Goes with
     /// [`RESET`].
-    pub const CUT: u32 = 64;
+    pub const CUT: u32 = 128;
 
     /// Whether the connection is over, so that it no longer counts as open and its tuple may be
     /// used anew.

@@ -20,9 +20,29 @@ pub const fn is_near(seq: u32, ack: u32) -> bool {
     ack == 0 || distance.wrapping_add(BEHIND) < AHEAD + BEHIND
 }
 
+/// What a backend may have sent before the client's first acknowledgement: more than any first window
+/// (RFC 6928).
+const FIRST: u32 = 1 << 16;
+
+/// Whether an acknowledgement number can be the first of a client, which has been sent a SYN and is to
+/// acknowledge `expected`. Both are in network byte order. A guess hits with 1 in 65,536.
+#[inline(always)]
+pub const fn is_first(ack: u32, expected: u32) -> bool {
+    u32::from_be(ack).wrapping_sub(u32::from_be(expected)) < FIRST
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{AHEAD, BEHIND, is_near};
+    use super::{AHEAD, BEHIND, FIRST, is_first, is_near};
+
+    #[test]
+    fn the_first_acknowledgement_is_of_the_syn_or_a_little_more() {
+        for expected in [1_u32, 0, u32::MAX, 0x0506_0708] {
+            let at = |more: u32| is_first(expected.wrapping_add(more).to_be(), expected.to_be());
+            assert!(at(0) && at(1) && at(FIRST - 1));
+            assert!(!at(FIRST) && !at(u32::MAX) && !at(1 << 31));
+        }
+    }
 
     #[test]
     fn the_window_lies_around_the_acknowledgement() {

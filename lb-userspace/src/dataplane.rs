@@ -184,6 +184,10 @@ pub struct Sweep {
     /// Entries in the tables by backend identifier, two for each connection, half-open and closed
     /// ones included: while there are any, the identifier is in use.
     pub by_backend: BTreeMap<u32, u64>,
+    /// Of these, the entries of half-open connections.
+    pub half_open: BTreeMap<u32, u64>,
+    /// How full the fuller of the half-open tables is.
+    pub half_open_percent: u64,
 }
 
 /// Counters, summed over the CPUs.
@@ -260,6 +264,8 @@ pub struct Dataplane {
     adopted: bool,
     notes: Vec<String>,
     sweeps: u64,
+    /// Entries that fit into `HALF_OPEN` and `HALF_OPEN6` each.
+    half_open_room: u32,
 }
 
 impl fmt::Debug for Dataplane {
@@ -307,6 +313,7 @@ impl Dataplane {
             adopted: found.adopted,
             notes: found.notes,
             sweeps: 0,
+            half_open_room: room(pins, names::HALF_OPEN)?.min(room(pins, names::HALF_OPEN6)?),
             ebpf,
         })
     }
@@ -497,8 +504,14 @@ impl Dataplane {
         // The counters are compared with the tables before anything is removed from either.
         let flows = self.flows.pass(now_ns, timeouts, match_halves, &mut sweep, &mut open)?;
         let flows6 = self.flows6.pass(now_ns, timeouts, match_halves, &mut sweep, &mut open)?;
+        let established = sweep.by_backend.clone();
         let half = self.half_open.pass(now_ns, timeouts, match_halves, &mut sweep, &mut open)?;
+        let entries4: u64 = added(&established, &sweep.by_backend).values().sum();
         let half6 = self.half_open6.pass(now_ns, timeouts, match_halves, &mut sweep, &mut open)?;
+        sweep.half_open = added(&established, &sweep.by_backend);
+        let entries6 = sweep.half_open.values().sum::<u64>() - entries4;
+        sweep.half_open_percent =
+            entries4.max(entries6) * 100 / u64::from(self.half_open_room.max(1));
         self.active.reconcile(&open);
 
         let active = &self.active;
@@ -544,6 +557,21 @@ impl Op {
             Self::SetVips { .. } => "VIPS".to_owned(),
         }
     }
+}
+
+/// What was added to counts.
+fn added(before: &BTreeMap<u32, u64>, after: &BTreeMap<u32, u64>) -> BTreeMap<u32, u64> {
+    let more = |(id, count): (&u32, &u64)| {
+        let more = count - before.get(id).copied().unwrap_or(0);
+        (more > 0).then_some((*id, more))
+    };
+    after.iter().filter_map(more).collect()
+}
+
+/// Entries that fit into a map, by its pin.
+fn room(pins: &Path, name: &str) -> anyhow::Result<u32> {
+    let info = MapInfo::from_pin(pins.join(name));
+    Ok(info.with_context(|| format!("look at the pinned map {name}"))?.max_entries())
 }
 
 /// A map of the object as aya's typed view of it.

@@ -4,6 +4,7 @@
 
 mod config;
 mod failure;
+mod flood;
 mod http;
 mod labs;
 mod load;

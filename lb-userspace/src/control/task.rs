@@ -34,6 +34,7 @@ use crate::{
 mod addresses;
 mod attach;
 mod faults;
+mod flood;
 mod handle;
 mod probes;
 mod reconcile;
@@ -45,6 +46,7 @@ mod wish;
 use addresses::Addresses;
 use attach::Attachments;
 use faults::{Faults, KernelNews};
+use flood::Flood;
 pub use handle::{FlowsError, Handle, ResetError};
 use probes::Probes;
 pub(crate) use reload::warnings;
@@ -120,6 +122,7 @@ pub struct Task {
     attachments: Attachments,
     faults: Faults,
     kernel_news: KernelNews,
+    flood: Flood,
     /// When writes that failed are tried again, and how long the wait was.
     retry: Option<(Duration, Duration)>,
     sweeping: bool,
@@ -178,6 +181,7 @@ impl Task {
             attachments: Attachments::default(),
             faults: Faults::default(),
             kernel_news: KernelNews::default(),
+            flood: Flood::default(),
             retry: None,
             sweeping: false,
             swept: swept_sender,

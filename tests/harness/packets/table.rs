@@ -95,7 +95,10 @@ impl Talk {
 
     /// An established connection.
     fn open(&self, name: &str) -> Case {
-        self.single(name).then(self, &[self.syn()]).also(self, &[self.syn_ack()])
+        self.single(name)
+            .then(self, &[self.syn()])
+            .also(self, &[self.syn_ack()])
+            .then(self, &[self.up(ACK)])
     }
 
     /// An established flow of UDP.

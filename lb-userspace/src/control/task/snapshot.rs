@@ -39,7 +39,7 @@ pub(super) struct Snapshot {
 pub(super) struct Names {
     pub(super) services: BTreeMap<u32, String>,
     pub(super) backends: BTreeMap<u32, String>,
-    service_of: BTreeMap<u32, String>,
+    pub(super) service_of: BTreeMap<u32, String>,
 }
 
 impl Task {
@@ -104,6 +104,7 @@ impl Task {
     fn current_warnings(&self) -> Vec<String> {
         let mut warnings: Vec<_> = self.faults.messages().collect();
         warnings.extend(self.kernel_news.messages(clock::monotonic()));
+        warnings.extend(self.flood.message().map(str::to_owned));
         warnings.extend(self.timeline.trouble());
         let panics = self.state.services().iter().filter(|service| service.panic);
         warnings.extend(panics.map(|service| {

@@ -103,7 +103,7 @@ impl Task {
         for note in self.kernel_news.take(&swept.events, &find, now) {
             self.timeline.add(note);
         }
-        let wrong = match swept.sweep {
+        let wrong = match &swept.sweep {
             Ok(sweep) => {
                 self.flows = sweep.flows;
                 self.planner.swept(&sweep.by_backend, swept.began);
@@ -120,6 +120,9 @@ impl Task {
             Err(error) => Some(format!("{error:#}")),
         };
         self.fault("counters", wrong);
+        if let Ok(sweep) = &swept.sweep {
+            self.watch_floods(sweep, &names, now);
+        }
     }
 
     /// The indexes of all services and the identifiers of all backends.
