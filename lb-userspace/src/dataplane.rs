@@ -1,9 +1,9 @@
 //! The kernel's side as the daemon sees it: the only user of aya.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
-    net::SocketAddr,
+    net::{Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     path::{Path, PathBuf},
 };
@@ -20,7 +20,7 @@ use lb_common::{
     flow::{FlowKey4, FlowKey6},
     limits, names,
     reason::Reason,
-    service::{Service, ServiceKey, Slot},
+    service::{STEERED, Service, ServiceKey, Slot},
     stats::{BackendStats, Meta, ServiceStats},
 };
 
@@ -86,6 +86,11 @@ pub enum Op {
         /// `VIPS`, all [`lb_common::limits::VIP_WORDS`] words.
         words: Vec<u64>,
     },
+    /// The whole filter of steered services.
+    SetSteered {
+        /// `STEERED`, all [`lb_common::limits::STEERED_WORDS`] words.
+        words: Vec<u64>,
+    },
 }
 
 /// What a previous daemon left in the maps.
@@ -95,6 +100,8 @@ pub struct Adopted {
     pub services: Vec<(ServiceKey, Service)>,
     /// Entries of `BACKENDS` that are in use.
     pub backends: Vec<(u32, Backend)>,
+    /// The tables of steered services.
+    pub steered: BTreeMap<ServiceKey, Vec<Slot>>,
 }
 
 /// How the program runs on an interface.
@@ -122,7 +129,8 @@ pub struct Flow {
     pub backend: SocketAddr,
     /// Identifier of the backend in `BACKENDS`.
     pub backend_id: u32,
-    /// `half_open`, `established`, `closing`, `closed`, or `udp`.
+    /// `half_open`, `established`, `closing`, `closed`, `udp`, or `steered`: recorded, because the
+    /// present table would send its packets elsewhere.
     pub phase: String,
     /// Milliseconds since the last packet.
     pub idle_ms: u64,
@@ -159,6 +167,9 @@ pub struct Sweep {
     /// Entries in the tables by backend identifier, two for each connection, half-open and closed
     /// ones included: while there are any, the identifier is in use.
     pub by_backend: BTreeMap<u32, u64>,
+    /// Where the entries of steered connections are, one for each: by backend identifier, the upper 16
+    /// bits of their hashes.
+    pub steered: BTreeMap<u32, BTreeSet<u16>>,
 }
 
 /// Counters, summed over the CPUs.
@@ -220,6 +231,7 @@ pub struct Dataplane {
     backends: Array<MapData, Backend>,
     slots: MapData,
     vips: MapData,
+    steered: MapData,
     reasons: PerCpuArray<MapData, u64>,
     service_stats: PerCpuArray<MapData, ServiceStats>,
     backend_stats: PerCpuArray<MapData, BackendStats>,
@@ -265,6 +277,7 @@ impl Dataplane {
             backends: take(&mut ebpf, names::BACKENDS)?,
             slots: pinned(pins, names::MAGLEV)?,
             vips: pinned(pins, names::VIPS)?,
+            steered: pinned(pins, names::STEERED)?,
             reasons: take(&mut ebpf, names::REASONS)?,
             service_stats: take(&mut ebpf, names::SERVICE_STATS)?,
             backend_stats: take(&mut ebpf, names::BACKEND_STATS)?,
@@ -285,7 +298,8 @@ impl Dataplane {
 
     /// What stands in the maps now.
     pub fn adopted(&self) -> anyhow::Result<Adopted> {
-        let services = self.services.iter().collect::<Result<_, _>>().context("read SERVICES")?;
+        let services: Vec<(ServiceKey, Service)> =
+            self.services.iter().collect::<Result<_, _>>().context("read SERVICES")?;
         let mut backends = Vec::new();
         for id in 0..limits::MAX_BACKENDS {
             let backend = self.backends.get(&id, 0).context("read BACKENDS")?;
@@ -293,7 +307,15 @@ impl Dataplane {
                 backends.push((id, backend));
             }
         }
-        Ok(Adopted { services, backends })
+        let map = Map::Array(pinned(&self.pins, names::MAGLEV)?);
+        let slots: Array<_, Slot> = map.try_into().context("open MAGLEV")?;
+        let mut steered = BTreeMap::new();
+        for (key, service) in services.iter().filter(|(_, it)| it.flags & STEERED != 0) {
+            let run = service.table_start..service.table_start.saturating_add(service.table_len);
+            let table = run.map(|slot| slots.get(&slot, 0)).collect::<Result<_, _>>();
+            steered.insert(*key, table.context("read MAGLEV")?);
+        }
+        Ok(Adopted { services, backends, steered })
     }
 
     /// Writes to the maps, in order. Stops at the first error; applying again is harmless.
@@ -332,6 +354,9 @@ impl Dataplane {
             }
             Op::SetVips { words } => {
                 batch::update_array(self.vips.fd().as_fd(), 0, words)?;
+            }
+            Op::SetSteered { words } => {
+                batch::update_array(self.steered.fd().as_fd(), 0, words)?;
             }
         }
         Ok(())
@@ -442,6 +467,11 @@ impl Dataplane {
         self.flows6.read(now_ns, limit, &mut flows)?;
         self.half_open.read(now_ns, limit, &mut flows)?;
         self.half_open6.read(now_ns, limit, &mut flows)?;
+        for flow in flows.iter_mut().filter(|flow| flow.phase == flows::STEERED) {
+            let backend = self.backends.get(&flow.backend_id, 0).context("read BACKENDS")?;
+            let address = Ipv6Addr::from(backend.address).to_canonical();
+            flow.backend = SocketAddr::new(address, backend.port);
+        }
         Ok(flows)
     }
 
@@ -499,6 +529,7 @@ impl Op {
             }
             Self::SetService { .. } | Self::RemoveService { .. } => "SERVICES".to_owned(),
             Self::SetVips { .. } => "VIPS".to_owned(),
+            Self::SetSteered { .. } => "STEERED".to_owned(),
         }
     }
 }

@@ -14,6 +14,7 @@ use super::{
     value::{AbsolutePath, Whole},
 };
 
+mod forward;
 mod health;
 mod later;
 mod network;

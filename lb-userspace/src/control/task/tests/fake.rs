@@ -61,6 +61,7 @@ impl Kernel for FakeKernel {
         Ok(Adopted {
             services: maps.services.iter().map(|(key, service)| (*key, *service)).collect(),
             backends: maps.backends.iter().map(|(id, backend)| (*id, *backend)).collect(),
+            ..Adopted::default()
         })
     }
 
@@ -77,7 +78,7 @@ impl Kernel for FakeKernel {
                 }
                 Op::SetService { key, service } => drop(maps.services.insert(key, service)),
                 Op::RemoveService { key } => drop(maps.services.remove(&key)),
-                Op::SetVips { .. } => {}
+                Op::SetVips { .. } | Op::SetSteered { .. } => {}
             }
         }
         Ok(())
