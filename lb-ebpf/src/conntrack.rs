@@ -37,6 +37,11 @@ pub fn in_flow<F: Family, T: Tables + Flows<F>>(
 ) -> Option<Result<Action, Reason>> {
     let key = F::key(segment.tuple, segment.protocol);
     let entry = tables.flow(&key)?;
+    if entry.state() & state::STEERED != 0 {
+        // Of a time when its service was steered.
+        tables.remove_flow(&key);
+        return None;
+    }
     let Some(backend) = tables.backend(entry.backend()) else {
         return Some(Err(Reason::Inconsistent));
     };

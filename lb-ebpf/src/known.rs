@@ -8,6 +8,7 @@
 use lb_common::{
     backend::{FORWARD, RESOLVED},
     flow::state,
+    hash::VIP_STEERED,
     reason::Reason,
 };
 
@@ -18,6 +19,7 @@ use crate::{
     packet::{EthernetHdr, Frame, Packet, TcpHdr, UdpHdr, load16, load32, tcp_flags},
     parse,
     rewrite::{self, Egress},
+    steer,
     tables::{Entry, Flows, State, Tables},
 };
 
@@ -42,22 +44,37 @@ fn forward_family<F: Family, T: Tables + Flows<F>>(
     if !F::is_plain(&udp.ip) {
         return None;
     }
-    if tables.vip(F::addresses(&udp.ip).1.vip_bit()) == 0 {
+    let vip_bit = F::addresses(&udp.ip).1.vip_bit();
+    let vip = tables.vip(vip_bit);
+    if vip == 0 {
         return Some(Err(Reason::NotOurs));
     }
+    let may_be_steered = |ports: &[u8; 4], carried| {
+        vip & VIP_STEERED != 0 && steer::may_be(tables, vip_bit, Ports(load32(ports)), carried)
+    };
     // Two copies of what follows: the protocol is a constant in each.
     match F::carried(&udp.ip) {
         protocol::TCP => {
             let tcp = packet.header::<Frame<F::Hdr, TcpHdr>>(0).ok()?;
-            if tcp.l4.flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) != 0 {
+            let flags = tcp.l4.flags;
+            let Frame { ethernet, ip, l4: TcpHdr { ports, check, .. } } = tcp;
+            if may_be_steered(ports, protocol::TCP) {
+                if flags & tcp_flags::SYN != 0 {
+                    return None;
+                }
+                return steer::forward::<F, T>(&packet, tables, ethernet, ip, ports, protocol::TCP);
+            }
+            if flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) != 0 {
                 return None;
             }
-            let Frame { ethernet, ip, l4: TcpHdr { ports, check, .. } } = tcp;
             let headers = Headers { ethernet, ip, ports, check };
             in_flow::<F, T>(packet, tables, headers, protocol::TCP)
         }
         protocol::UDP => {
             let Frame { ethernet, ip, l4: UdpHdr { ports, check, .. } } = udp;
+            if may_be_steered(ports, protocol::UDP) {
+                return steer::forward::<F, T>(&packet, tables, ethernet, ip, ports, protocol::UDP);
+            }
             let headers = Headers { ethernet, ip, ports, check };
             in_flow::<F, T>(packet, tables, headers, protocol::UDP)
         }

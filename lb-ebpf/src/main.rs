@@ -13,7 +13,7 @@ use core::ptr::read_volatile;
 
 use aya_ebpf::{
     bindings::{xdp_action, xdp_md},
-    helpers::{bpf_redirect, bpf_xdp_adjust_tail},
+    helpers::{bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
     macros::xdp,
     programs::XdpContext,
 };
@@ -24,8 +24,23 @@ use lb_ebpf::{
     family::{Family, V4, V6},
     packet::Packet,
     parse::{self, Link},
+    tables::Flows,
+    tunnel::Tunnel,
 };
 use program::{maps, tables::Maps};
+
+/// What the first of the subprograms that knows the packet does with it.
+macro_rules! first_of {
+    ($ctx:expr, $steer:ident, $follow:ident, $begin:ident) => {
+        match $steer($ctx) {
+            UNDECIDED => match $follow($ctx) {
+                UNDECIDED => $begin($ctx),
+                action => action,
+            },
+            action => action,
+        }
+    };
+}
 
 /// Entry point: the hot path, and a call for everything else.
 #[xdp]
@@ -37,6 +52,7 @@ fn ballast(ctx: XdpContext) -> u32 {
         Some(Ok(Action::Redirect { ifindex })) => {
             return unsafe { bpf_redirect(ifindex, 0) as u32 };
         }
+        Some(Ok(Action::Encapsulate(tunnel))) => return encapsulate(ctx.ctx, tunnel),
         Some(Err(reason)) => {
             maps::count_reason(reason);
             return xdp_action::XDP_PASS;
@@ -45,14 +61,8 @@ fn ballast(ctx: XdpContext) -> u32 {
     }
     // A packet of its own, so that the hot path keeps nothing in registers for this one.
     match Link::parse(&self::packet(ctx.ctx)).map(|link| link.ether_type) {
-        Ok(parse::IPV4) => match follow4(ctx.ctx) {
-            UNDECIDED => begin4(ctx.ctx),
-            action => action,
-        },
-        Ok(parse::IPV6) => match follow6(ctx.ctx) {
-            UNDECIDED => begin6(ctx.ctx),
-            action => action,
-        },
+        Ok(parse::IPV4) => first_of!(ctx.ctx, steer4, follow4, begin4),
+        Ok(parse::IPV6) => first_of!(ctx.ctx, steer6, follow6, begin6),
         other => {
             maps::count_reason(other.map_or_else(Reason::from, |_| Reason::NotIp));
             xdp_action::XDP_PASS
@@ -67,7 +77,28 @@ const UNDECIDED: u32 = u32::MAX;
 // each has its own stack of 512 bytes less the hot path's. The signature is what the verifier needs
 // to see: LLVM would split a reference to the context.
 macro_rules! subprograms {
-    ($family:ty, $follow:ident, $begin:ident) => {
+    ($family:ty, $steer:ident, $follow:ident, $begin:ident, $too_big:ident) => {
+        /// Packets of steered services that are not plain, or whose slot is disturbed.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $steer(ctx: *mut xdp_md) -> u32 {
+            match lb_ebpf::steer::steer::<$family, Maps>(packet(ctx), &Maps) {
+                Some(Err(reason)) if matches!(reason.disposition(), Disposition::TooBig) => {
+                    maps::count_reason(reason);
+                    $too_big(ctx)
+                }
+                Some(outcome) => finish::<$family>(ctx, outcome),
+                None => UNDECIDED,
+            }
+        }
+
+        /// Answers a packet that is too long for its tunnel.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $too_big(ctx: *mut xdp_md) -> u32 {
+            too_big::<$family>(ctx).unwrap_or(xdp_action::XDP_DROP)
+        }
+
         /// What the hot path leaves of known connections.
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -87,8 +118,8 @@ macro_rules! subprograms {
     };
 }
 
-subprograms!(V4, follow4, begin4);
-subprograms!(V6, follow6, begin6);
+subprograms!(V4, steer4, follow4, begin4, too_big4);
+subprograms!(V6, steer6, follow6, begin6, too_big6);
 
 /// The frame that the kernel handed us.
 #[inline(always)]
@@ -112,13 +143,13 @@ fn finish<F: Family>(ctx: *mut xdp_md, outcome: Result<Action, Reason>) -> u32 {
         Ok(Action::Transmit) => xdp_action::XDP_TX,
         // SAFETY: the helper takes plain numbers.
         Ok(Action::Redirect { ifindex }) => unsafe { bpf_redirect(ifindex, 0) as u32 },
+        Ok(Action::Encapsulate(tunnel)) => encapsulate(ctx, tunnel),
         Err(reason) => {
             maps::count_reason(reason);
             match reason.disposition() {
                 Disposition::Pass => xdp_action::XDP_PASS,
                 Disposition::Reset => reset::<F>(ctx),
-                Disposition::TooBig => xdp_action::XDP_DROP,
-                Disposition::Drop => {
+                Disposition::Drop | Disposition::TooBig => {
                     if matches!(reason, Reason::Inconsistent) {
                         error!(&XdpContext::new(ctx), "a map entry is missing");
                     }
@@ -127,6 +158,51 @@ fn finish<F: Family>(ctx: *mut xdp_md, outcome: Result<Action, Reason>) -> u32 {
             }
         }
     }
+}
+
+/// Grows the frame at its front, and sends it with what belongs there.
+#[inline(always)]
+fn encapsulate(ctx: *mut xdp_md, tunnel: Tunnel) -> u32 {
+    // SAFETY: the context is the kernel's; after the call, no header of the packet is used.
+    let grown = unsafe { bpf_xdp_adjust_head(ctx, -(tunnel.grows as i32)) } == 0;
+    // Every driver leaves room enough (`XDP_PACKET_HEADROOM` is 256).
+    let outcome = if grown {
+        tunnel.advance(&packet(ctx)).and_then(|()| tunnel.write(&packet(ctx), &Maps))
+    } else {
+        Err(Reason::Inconsistent)
+    };
+    match outcome {
+        // SAFETY: the helper takes plain numbers.
+        Ok(Action::Redirect { ifindex }) => unsafe { bpf_redirect(ifindex, 0) as u32 },
+        Ok(_) => xdp_action::XDP_TX,
+        Err(reason) => {
+            maps::count_reason(reason);
+            xdp_action::XDP_DROP
+        }
+    }
+}
+
+/// Answers with an ICMP error where the packet allows it: in front of the packet, of which so much stays
+/// as the error quotes.
+#[inline(always)]
+fn too_big<F: Family>(ctx: *mut xdp_md) -> Option<u32>
+where
+    Maps: Flows<F>,
+{
+    let due = lb_ebpf::too_big::due::<F, Maps>(&packet(ctx), &Maps)?;
+    // SAFETY: the context is the kernel's; after the calls, no header of the packet is used.
+    unsafe {
+        if bpf_xdp_adjust_head(ctx, -(due.grows as i32)) != 0 {
+            return None;
+        }
+        let surplus = packet(ctx).len() as i32 - due.len as i32;
+        if bpf_xdp_adjust_tail(ctx, -surplus) != 0 {
+            return None;
+        }
+    }
+    due.advance(&packet(ctx)).ok()?;
+    due.write::<F>(&packet(ctx)).ok()?;
+    Some(xdp_action::XDP_TX)
 }
 
 /// Answers with a TCP reset where the packet allows it.

@@ -4,7 +4,10 @@ use lb_common::reason::Reason;
 
 use crate::{
     family::{Datagram, Family, Ports, Tuple, protocol},
-    packet::{EthernetHdr, Packet, TcpHdr, Truncated, UdpHdr, VlanTag, load16, load32, tcp_flags},
+    packet::{
+        EthernetHdr, Packet, TcpHdr, Truncated, UdpHdr, VlanTag, Words, load16, load32, store16,
+        store32, tcp_flags,
+    },
 };
 
 /// Ethernet type of IPv4, as it lies in the frame.
@@ -48,6 +51,39 @@ impl Link {
             }
         }
         Ok(link)
+    }
+
+    /// Copies the Ethernet header and the tags of a frame that now begins `grown` bytes earlier, at least
+    /// as many as they take, to its new start. `l3` is where the IP header began. The type before what is
+    /// new stays to be written, by another [`Packet`] (see `reset::Reset`).
+    #[inline(always)]
+    pub fn advance(packet: &Packet, grown: usize, l3: usize) -> Result<(), Truncated> {
+        // The nearest bytes first: from a check of farther ones the compiler would conclude that these
+        // are there.
+        let Words([a, b, c, tag, inner_tag]) = packet.header::<Words<5>>(0)?;
+        // In ascending order, so that what overlaps is read before it is written.
+        let Words([from_a, from_b, from_c]) = packet.header::<Words<3>>(grown)?;
+        store32(a, load32(from_a));
+        store32(b, load32(from_b));
+        store32(c, load32(from_c));
+        // From here on the words are a type, and the identifier that follows it.
+        if l3 > ETHERNET_LEN {
+            let Words([from]) = packet.header::<Words<1>>(grown + 12)?;
+            store32(tag, load32(from));
+        }
+        if l3 > ETHERNET_LEN + size_of::<VlanTag>() {
+            let Words([from]) = packet.header::<Words<1>>(grown + 16)?;
+            store32(inner_tag, load32(from));
+        }
+        Ok(())
+    }
+
+    /// Writes the type of what begins at `l3`: the last word before it.
+    #[inline(always)]
+    pub fn set_type(packet: &Packet, l3: usize, ether_type: u16) -> Result<(), Truncated> {
+        let last = packet.header::<[u8; 2]>(l3 - 2)?;
+        store16(last, ether_type);
+        Ok(())
     }
 
     #[inline(always)]

@@ -58,6 +58,8 @@ pub trait Tables {
     fn count_refused(&self, service: u32);
     /// Tells user space.
     fn report(&self, event: Event);
+    /// Whether one more answer may be sent about a packet that was too long.
+    fn may_answer(&self) -> bool;
 }
 
 /// Room for what a new connection writes into the flow tables: a BPF program's stack has 512 bytes,
@@ -129,6 +131,8 @@ pub trait Entry<F: Family>: Copy {
     fn backend(&self) -> u32;
     /// State bits.
     fn state(&self) -> u32;
+    /// Sets the backend identifier.
+    fn set_backend(&mut self, backend: u32);
     /// Backend identifier and state bits as one word of 64 bits, in place.
     fn backend_and_state(&mut self) -> *mut u64;
     /// Time of the last packet.

@@ -18,10 +18,10 @@ use lb_common::{
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
     hash, names,
     reason::Reason,
-    service::{Service, ServiceKey, Slot},
+    service::{STEERED, Service, ServiceKey, Slot},
     stats::{BackendStats, ServiceStats},
 };
-use lb_ebpf::fake::{Outcome, Setup, Xdp as Action};
+use lb_ebpf::fake::{Outcome, Setup, Xdp as Action, setup::steered_bits};
 
 /// Room for a packet that a test gets back.
 const PACKET_BYTES: usize = 4096;
@@ -117,6 +117,19 @@ impl Kernel {
             let (element, shift) = hash::vip_place(*bit);
             *words.entry(element).or_default() |= u64::from(hash::VIP) << shift;
         }
+        let mut steered_words: HashMap<u32, u64> = HashMap::new();
+        for (_, bit) in steered(&old) {
+            steered_words.insert(bit / 64, 0);
+        }
+        for (vip_bit, bit) in steered(setup) {
+            let (element, shift) = hash::vip_place(vip_bit);
+            *words.entry(element).or_default() |= u64::from(hash::VIP_STEERED) << shift;
+            *steered_words.entry(bit / 64).or_default() |= 1 << (bit % 64);
+        }
+        let mut steered: Array<_, u64> = self.array(names::STEERED)?;
+        for (word, bits) in steered_words {
+            steered.set(word, bits, 0)?;
+        }
         let mut vips: Array<_, u64> = self.array(names::VIPS)?;
         for (word, bits) in words {
             vips.set(word, bits, 0)?;
@@ -151,6 +164,7 @@ impl Kernel {
             old.backends.iter().chain(&setup.backends).map(|(id, _)| *id).collect();
         self.zero::<u64>(names::REASONS, &reasons(), 0)?;
         self.zero::<u64>("REPORTED", &reasons(), 0)?;
+        self.zero::<u64>("ANSWERED", &[0], 0)?;
         self.zero(names::SERVICE_STATS, &services, ServiceStats::ZERO)?;
         self.zero(names::BACKEND_STATS, &backends, BackendStats::ZERO)?;
         self.take_events()?;
@@ -161,6 +175,12 @@ impl Kernel {
     pub fn set_backend(&mut self, id: u32, backend: Backend) -> Result<()> {
         let mut backends: Array<_, Backend> = self.array(names::BACKENDS)?;
         Ok(backends.set(id, backend, 0)?)
+    }
+
+    /// Changes a slot; `index` is that in `MAGLEV`.
+    pub fn set_slot(&mut self, index: u32, slot: Slot) -> Result<()> {
+        let mut slots: Array<_, Slot> = self.array(names::MAGLEV)?;
+        Ok(slots.set(index, slot, 0)?)
     }
 
     /// Runs a packet through the program.
@@ -290,6 +310,12 @@ impl Kernel {
             })
             .collect()
     }
+}
+
+/// The bits of a configuration's steered services: those in `VIPS`, and those in `STEERED`.
+fn steered(setup: &Setup) -> impl Iterator<Item = (u32, u32)> {
+    let steered = setup.services.iter().filter(|(_, service)| service.flags & STEERED != 0);
+    steered.map(|(key, _)| steered_bits(key))
 }
 
 fn reasons() -> Vec<u32> {

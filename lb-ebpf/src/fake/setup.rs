@@ -1,14 +1,15 @@
 //! Configurations for tests: what user space would write into the maps.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     vec,
     vec::Vec,
 };
 
 use lb_common::{
     backend::{self, Backend},
-    service::{Balance, Service, ServiceKey, Slot, mapped},
+    hash,
+    service::{Balance, STEERED, Service, ServiceKey, Slot, mapped},
 };
 
 use super::frame::Frame;
@@ -46,6 +47,15 @@ impl Net {
             vip: at(0x100, 80),
             backends: [at(0x21, 8080), at(0x22, 8080), at(0x23, 8080)],
         }
+    }
+
+    /// With backends that listen on the floating address's own port, as those of steered services do.
+    #[must_use]
+    pub fn steered(mut self) -> Self {
+        for backend in &mut self.backends {
+            backend.set_port(self.vip.port());
+        }
+        self
     }
 
     /// In both.
@@ -148,6 +158,24 @@ pub fn backend(address: SocketAddr) -> Backend {
     }
 }
 
+/// As [`backend`], reached by `flags`: [`backend::DIRECT`], or [`backend::TUNNEL`] with or without
+/// [`backend::GUE`], which begins at [`tunnel_source`].
+#[must_use]
+pub fn steered_at(address: SocketAddr, flags: u16) -> Backend {
+    let backend = backend(address);
+    let source = if flags & backend::TUNNEL == 0 { [0; 16] } else { tunnel_source(address) };
+    Backend { source, flags: backend.flags | flags, ..backend }
+}
+
+/// The balancer's own address of the family of a backend's.
+#[must_use]
+pub fn tunnel_source(address: SocketAddr) -> [u8; 16] {
+    match address {
+        SocketAddr::V4(_) => mapped([192, 0, 2, 11]),
+        SocketAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x11).octets(),
+    }
+}
+
 /// An address as map types have it.
 #[must_use]
 pub fn mapped_ip(address: IpAddr) -> [u8; 16] {
@@ -223,6 +251,22 @@ impl Setup {
         self
     }
 
+    /// With a steered service whose table is `slots`.
+    #[must_use]
+    pub fn steered(mut self, listen: SocketAddr, protocol: u8, slots: &[Slot]) -> Self {
+        let service = Service {
+            index: self.services.len() as u32,
+            table_start: self.slots.len() as u32,
+            table_len: slots.len() as u32,
+            balance: Balance::Maglev as u32,
+            flags: STEERED,
+            ..Service::ZERO
+        };
+        self.slots.extend(slots);
+        self.services.push((service_key(listen, protocol), service));
+        self
+    }
+
     /// With a backend changed.
     ///
     /// # Panics
@@ -235,6 +279,16 @@ impl Setup {
         change(backend);
         self
     }
+}
+
+/// A steered service's bits: its address's in `VIPS`, and its own in `STEERED`.
+#[must_use]
+pub fn steered_bits(key: &ServiceKey) -> (u32, u32) {
+    let vip_bit = match Ipv6Addr::from(key.address).to_ipv4_mapped() {
+        Some(address) => vip_bit(address.into()),
+        None => <[u64; 2]>::from_mapped(&key.address).vip_bit(),
+    };
+    (vip_bit, hash::steered_bit(vip_bit, key.port.to_be(), key.protocol))
 }
 
 /// Key of a service in `SERVICES`.

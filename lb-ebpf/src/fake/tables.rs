@@ -16,15 +16,16 @@ use lb_common::{
     hash,
     limits::{MAX_BACKENDS, MAX_SERVICES, MAX_SLOTS, STEERED_WORDS, VIP_WORDS},
     reason::Reason,
-    service::{Service, ServiceKey, Slot},
+    service::{STEERED, Service, ServiceKey, Slot},
     stats::{BackendStats, ServiceStats},
 };
 
-use super::setup::{Setup, mapped_ip, service_key};
+use super::setup::{Setup, mapped_ip, service_key, steered_bits};
 use crate::{
     connect,
     family::{Address, Family, Ports, Tuple, V4, V6},
     tables::{Flows, NotInserted, Scratch, Tables},
+    too_big,
 };
 
 mod flows;
@@ -49,6 +50,7 @@ pub struct FakeTables {
     service_stats: RefCell<BTreeMap<u32, ServiceStats>>,
     backend_stats: RefCell<BTreeMap<u32, BackendStats>>,
     events: RefCell<Vec<Event>>,
+    answered_ns: Cell<u64>,
     meanwhile: RefCell<Option<Meanwhile>>,
     /// The flow tables of IPv4.
     pub v4: FlowTables<V4>,
@@ -85,6 +87,7 @@ impl FakeTables {
             service_stats: RefCell::default(),
             backend_stats: RefCell::default(),
             events: RefCell::default(),
+            answered_ns: Cell::new(0),
             meanwhile: RefCell::default(),
             v4: FlowTables::new(0),
             v6: FlowTables::new([0; 2]),
@@ -95,6 +98,12 @@ impl FakeTables {
         }
         for (key, service) in &setup.services {
             tables.services.insert(*key, *service);
+            if service.flags & STEERED != 0 {
+                let (vip_bit, bit) = steered_bits(key);
+                let (element, shift) = hash::vip_place(vip_bit);
+                tables.vips[element as usize] |= u64::from(hash::VIP_STEERED) << shift;
+                tables.steered[bit as usize / 64] |= 1 << (bit % 64);
+            }
         }
         for (id, backend) in &setup.backends {
             tables.set_backend(*id, *backend);
@@ -132,6 +141,15 @@ impl FakeTables {
         let service =
             self.services.get_mut(&service_key(listen, protocol)).expect("a service there");
         (service.table_start, service.table_len) = (start, table.len() as u32);
+    }
+
+    /// Changes a slot, as user space does in place. `index` is that in `MAGLEV`.
+    ///
+    /// # Panics
+    ///
+    /// When no table has the slot.
+    pub fn set_slot(&mut self, index: u32, slot: Slot) {
+        self.slots[index as usize] = slot;
     }
 
     /// Sets the clock.
@@ -323,6 +341,13 @@ impl Tables for FakeTables {
 
     fn report(&self, event: Event) {
         self.events.borrow_mut().push(event);
+    }
+
+    fn may_answer(&self) -> bool {
+        let mut paid_ns = self.answered_ns.get();
+        let may = too_big::take_turn(&mut paid_ns, self.now_ns.get());
+        self.answered_ns.set(paid_ns);
+        may
     }
 }
 

@@ -13,6 +13,8 @@ pub trait Address: Copy + PartialEq {
     fn sum(self) -> Sum;
     /// As in `SERVICES` and `BACKENDS`.
     fn mapped(self) -> [u8; 16];
+    /// [`Address::mapped`] in words.
+    fn mapped_words(self) -> [u64; 2];
     /// Back from [`Address::mapped`].
     fn from_mapped(bytes: &[u8; 16]) -> Self;
     /// Its bit in `VIPS`.
@@ -33,9 +35,16 @@ impl Address for u32 {
     }
 
     #[inline(always)]
+    fn mapped_words(self) -> [u64; 2] {
+        let [a, b, c, d] = self.to_ne_bytes();
+        [0, u64::from_ne_bytes([0, 0, 0xff, 0xff, a, b, c, d])]
+    }
+
+    #[inline(always)]
     fn from_mapped(bytes: &[u8; 16]) -> Self {
-        let [.., a, b, c, d] = *bytes;
-        Self::from_ne_bytes([a, b, c, d])
+        // SAFETY: 16 bytes are four arrays of 4.
+        let [.., address] = unsafe { &*bytes.as_ptr().cast::<[[u8; 4]; 4]>() };
+        load32(address)
     }
 
     #[inline(always)]
@@ -60,6 +69,11 @@ impl Address for [u64; 2] {
         let mut bytes = [0; 16];
         store128(&mut bytes, self);
         bytes
+    }
+
+    #[inline(always)]
+    fn mapped_words(self) -> [u64; 2] {
+        self
     }
 
     #[inline(always)]

@@ -1,6 +1,9 @@
 //! Keys and values of the flow tables, of either family.
 
-use lb_common::flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6};
+use lb_common::{
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
+    service::ServiceKey,
+};
 
 use super::{Address, Family, Ports, Tuple, V4, V6, address::Octets};
 use crate::{
@@ -49,6 +52,37 @@ impl From<KeyWords<[u64; 2]>> for FlowKey6 {
     fn from(words: KeyWords<[u64; 2]>) -> Self {
         // SAFETY: as above.
         unsafe { core::mem::transmute(words) }
+    }
+}
+
+/// A service's key in words, for the same reason.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ServiceWords {
+    address: [u64; 2],
+    /// Port in host byte order, protocol, and zero.
+    last: u32,
+    /// No part of the key.
+    unused: u32,
+}
+
+impl ServiceWords {
+    /// The service that packets of the tuple are for.
+    #[inline(always)]
+    pub fn new<A: Address>(tuple: &Tuple<A>, protocol: u8) -> Self {
+        let port = u16::from_be_bytes(tuple.ports.dst());
+        let [a, b] = port.to_ne_bytes();
+        let last = u32::from_ne_bytes([a, b, protocol, 0]);
+        Self { address: tuple.dst.mapped_words(), last, unused: 0 }
+    }
+
+    /// The key itself.
+    #[inline(always)]
+    pub fn key(&self) -> &ServiceKey {
+        const { assert!(size_of::<ServiceKey>() == core::mem::offset_of!(Self, unused)) }
+        let start: *const Self = self;
+        // SAFETY: the first fields are those of the key in the same order, and any bytes are valid.
+        unsafe { &*start.cast() }
     }
 }
 
@@ -111,6 +145,11 @@ macro_rules! entry {
             #[inline(always)]
             fn state(&self) -> u32 {
                 self.state
+            }
+
+            #[inline(always)]
+            fn set_backend(&mut self, backend: u32) {
+                self.backend = backend;
             }
 
             #[inline(always)]

@@ -88,6 +88,11 @@ pub(crate) static META: Array<Meta, 1> = Array::new();
 #[btf_map]
 pub(crate) static REPORTED: PerCpuArray<u64, { Reason::COUNT as usize }> = PerCpuArray::new();
 
+/// Until when this CPU's answers about packets that were too long are paid for
+/// (`lb_ebpf::too_big::take_turn`).
+#[btf_map]
+pub(crate) static ANSWERED: PerCpuArray<u64, 1> = PerCpuArray::new();
+
 /// Scratch of IPv4.
 #[btf_map]
 pub(crate) static SCRATCH: PerCpuArray<Scratch<V4>, 1> = PerCpuArray::new();

@@ -12,13 +12,14 @@ use lb_ebpf::{
     connect,
     family::{V4, V6},
     tables::{Flows, NotInserted, Scratch, Tables},
+    too_big,
 };
 
 use super::{
     atomic, clock,
     maps::{
-        ACTIVE, BACKEND_STATS, BACKENDS, CURSORS, EVENTS, FLOWS, FLOWS6, HALF_OPEN, HALF_OPEN6,
-        MAGLEV, REPORTED, SCRATCH, SCRATCH6, SERVICE_STATS, SERVICES, STEERED, VIPS,
+        ACTIVE, ANSWERED, BACKEND_STATS, BACKENDS, CURSORS, EVENTS, FLOWS, FLOWS6, HALF_OPEN,
+        HALF_OPEN6, MAGLEV, REPORTED, SCRATCH, SCRATCH6, SERVICE_STATS, SERVICES, STEERED, VIPS,
     },
 };
 
@@ -156,6 +157,13 @@ impl Tables for Maps {
         }
         // A full buffer means that the daemon is gone or slow; the counters tell the same.
         let _ = EVENTS.output(event, 0);
+    }
+
+    #[inline(always)]
+    fn may_answer(&self) -> bool {
+        let Some(paid_ns) = ANSWERED.get_ptr_mut(0) else { return false };
+        // SAFETY: this CPU's own element.
+        too_big::take_turn(unsafe { &mut *paid_ns }, self.now_ns())
     }
 }
 

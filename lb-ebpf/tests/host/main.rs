@@ -12,3 +12,4 @@ mod lifecycle;
 mod ports;
 mod races;
 mod resets;
+mod steering;
