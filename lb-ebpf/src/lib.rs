@@ -14,6 +14,7 @@
 pub mod checksum;
 pub mod connect;
 pub mod conntrack;
+pub mod decap;
 #[cfg(feature = "fake")]
 pub mod fake;
 pub mod family;

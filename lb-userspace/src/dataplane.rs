@@ -29,6 +29,7 @@ use crate::clock;
 
 mod active;
 mod batch;
+pub mod decap;
 mod flows;
 mod link;
 pub mod load;

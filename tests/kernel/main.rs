@@ -2,6 +2,8 @@
 
 mod budget;
 mod cases;
+mod churn;
+mod decap;
 mod differential;
 mod layout;
 mod ports;
