@@ -55,6 +55,8 @@ struct Wrapping {
     len: usize,
     /// The version that is announced; 0 if that is the packet's own business.
     version: u8,
+    /// Length of the UDP datagram by its own word; 0 without one.
+    udp_len: usize,
     count: Count,
 }
 
@@ -67,16 +69,24 @@ impl From<Truncated> for Count {
 #[inline(always)]
 fn outer<F: Family, H: Host>(packet: &Packet, l3: usize, host: &H) -> Result<Cut, Count> {
     let datagram = F::datagram(packet, l3).map_err(|_| Count::Other)?;
+    let header_len = size_of::<F::Hdr>();
+    // From here on offsets are sums of constants and of where the tags end, for the verifier's sake.
+    let is_plain = datagram.l4 == l3 + header_len;
     let wrapping = match datagram.protocol {
-        protocol::IPIP => Wrapping { len: 0, version: 4, count: Count::Ipip },
-        protocol::IPV6 => Wrapping { len: 0, version: 6, count: Count::Ipip },
-        protocol::UDP if !datagram.fragment => {
-            let udp = packet.header::<UdpHdr>(datagram.l4).map_err(|_| Count::Other)?;
+        protocol::IPIP => Wrapping { len: 0, version: 4, udp_len: 0, count: Count::Ipip },
+        protocol::IPV6 => Wrapping { len: 0, version: 6, udp_len: 0, count: Count::Ipip },
+        protocol::UDP if is_plain && !datagram.fragment => {
+            let udp = packet.header::<UdpHdr>(l3 + header_len).map_err(|_| Count::Other)?;
             let [_, _, high, low] = udp.ports;
             if u16::from_be_bytes([high, low]) != GUE_PORT {
                 return Err(Count::Other);
             }
-            Wrapping { len: size_of::<UdpHdr>(), version: 0, count: Count::Gue }
+            Wrapping {
+                len: size_of::<UdpHdr>(),
+                version: 0,
+                udp_len: usize::from(u16::from_be_bytes(udp.len)),
+                count: Count::Gue,
+            }
         }
         _ => return Err(Count::Other),
     };
@@ -86,8 +96,7 @@ fn outer<F: Family, H: Host>(packet: &Packet, l3: usize, host: &H) -> Result<Cut
     if datagram.fragment {
         return Err(Count::Fragment);
     }
-    let header_len = size_of::<F::Hdr>();
-    if datagram.l4 != l3 + header_len {
+    if !is_plain {
         return Err(Count::Options);
     }
     let header = packet.header::<F::Hdr>(l3)?;
@@ -101,13 +110,12 @@ fn outer<F: Family, H: Host>(packet: &Packet, l3: usize, host: &H) -> Result<Cut
     let inner = l3 + bytes;
     // The shortest header that may follow. The version is in its first byte.
     let version = packet.header::<Ipv4Hdr>(inner)?.vihl >> 4;
-    if wrapping.count as u32 == Count::Gue as u32 {
+    if wrapping.udp_len != 0 {
         // The first two bits are the variant; 0 has a header of its own, and may be for somebody else.
         if version >> 2 != 1 {
             return Err(Count::Other);
         }
-        let len = packet.header::<UdpHdr>(datagram.l4)?.len;
-        if usize::from(u16::from_be_bytes(len)) != datagram.end - datagram.l4 {
+        if wrapping.udp_len != datagram.end - datagram.l4 {
             return Err(Count::Malformed);
         }
     } else if version != wrapping.version {

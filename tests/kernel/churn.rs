@@ -193,13 +193,14 @@ fn desired(weights: &BTreeMap<u8, u32>) -> Desired {
 /// Adds a backend, removes one, or gives one another weight.
 fn change(weights: &mut BTreeMap<u8, u32>, random: &mut fastrand::Rng) {
     let host = random.u8(HOSTS);
-    match weights.get_mut(&host) {
-        Some(_) if random.bool() && weights.len() > 2 => drop(weights.remove(&host)),
-        Some(weight) => *weight = random.u32(0..=64),
-        None => drop(weights.insert(host, random.u32(1..=64))),
+    if weights.len() > 2 && weights.contains_key(&host) && random.bool() {
+        weights.remove(&host);
+    } else {
+        let least = if weights.contains_key(&host) { 0 } else { 1 };
+        weights.insert(host, random.u32(least..=64));
     }
     if weights.values().all(|weight| *weight == 0) {
-        weights.values_mut().for_each(|weight| *weight = 64);
+        weights.insert(host, 64);
     }
 }
 
