@@ -53,31 +53,28 @@ pub fn inside_as_flow(frame: &Frame, backend: &Backend, hash: u32) -> Vec<u8> {
         bytes.extend(id.to_be_bytes());
     }
     let (src, dst) = (Ipv6Addr::from(backend.source), Ipv6Addr::from(backend.address));
-    match (src.to_ipv4_mapped(), dst.to_ipv4_mapped()) {
-        (Some(src), Some(dst)) => {
-            let len = body.len() as u16;
-            let mut header = Ipv4Header::new(len, 64, protocol, src.octets(), dst.octets())
-                .expect("a payload that IPv4 can carry");
-            header.dscp = (tos >> 2).try_into().expect("6 bits");
-            header.ecn = (tos & 3).try_into().expect("2 bits");
-            header.dont_fragment = true;
-            header.header_checksum = header.calc_header_checksum();
-            bytes.extend([0x08, 0x00]);
-            bytes.extend(header.to_bytes());
-        }
-        _ => {
-            let header = Ipv6Header {
-                traffic_class: tos,
-                flow_label: (hash & 0xf_ffff).try_into().expect("20 bits"),
-                payload_length: body.len() as u16,
-                next_header: protocol,
-                hop_limit: 64,
-                source: src.octets(),
-                destination: dst.octets(),
-            };
-            bytes.extend([0x86, 0xdd]);
-            bytes.extend(header.to_bytes());
-        }
+    if let (Some(src), Some(dst)) = (src.to_ipv4_mapped(), dst.to_ipv4_mapped()) {
+        let len = body.len() as u16;
+        let mut header = Ipv4Header::new(len, 64, protocol, src.octets(), dst.octets())
+            .expect("a payload that IPv4 can carry");
+        header.dscp = (tos >> 2).try_into().expect("6 bits");
+        header.ecn = (tos & 3).try_into().expect("2 bits");
+        header.dont_fragment = true;
+        header.header_checksum = header.calc_header_checksum();
+        bytes.extend([0x08, 0x00]);
+        bytes.extend(header.to_bytes());
+    } else {
+        let header = Ipv6Header {
+            traffic_class: tos,
+            flow_label: (hash & 0xf_ffff).try_into().expect("20 bits"),
+            payload_length: body.len() as u16,
+            next_header: protocol,
+            hop_limit: 64,
+            source: src.octets(),
+            destination: dst.octets(),
+        };
+        bytes.extend([0x86, 0xdd]);
+        bytes.extend(header.to_bytes());
     }
     bytes.extend(body);
     bytes.extend(&frame.trailer);

@@ -3,6 +3,7 @@
 mod agree;
 mod balance;
 mod bounds;
+mod churn;
 mod conversation;
 mod counts;
 mod driver;
@@ -13,3 +14,4 @@ mod ports;
 mod races;
 mod resets;
 mod steering;
+mod tunnels;
