@@ -187,6 +187,7 @@ fn desired(weights: &BTreeMap<u8, u32>) -> Desired {
         next_hops: HOSTS.map(|host| (address(host).ip(), hop(host))).collect(),
         tcp_idle: IDLE,
         udp_idle: IDLE,
+        untouched: false,
     }
 }
 

@@ -63,6 +63,8 @@ pub struct Desired {
     pub tcp_idle: Duration,
     /// The same for UDP.
     pub udp_idle: Duration,
+    /// No packet can have come yet: what stands in the tables has decided nothing.
+    pub untouched: bool,
 }
 
 /// A service as it should be.

@@ -199,6 +199,7 @@ fn desired(services: Vec<DesiredService>) -> Desired {
         next_hops: (0..=255).map(|host| (address(host).ip(), hop(host))).collect(),
         tcp_idle: IDLE,
         udp_idle: IDLE,
+        untouched: false,
     }
 }
 

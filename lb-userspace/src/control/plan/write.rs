@@ -13,7 +13,7 @@ use lb_common::{
 use super::{
     Desired, DesiredBackend, Life, Pending, Placed, Plan, Planner, Problem, Source, encode,
     place::Places,
-    steer::{self, Base},
+    steer::{self, Base, Steering},
 };
 use crate::{
     config::Forwarding,
@@ -84,6 +84,7 @@ impl Planner {
         }
         let mut writes = Writes {
             now,
+            untouched: desired.untouched,
             tables: Vec::new(),
             services: Vec::new(),
             steered: BTreeSet::new(),
@@ -155,6 +156,8 @@ impl Desired {
 /// Writes that are being collected.
 struct Writes<'a> {
     now: Duration,
+    /// As in [`Desired`].
+    untouched: bool,
     tables: Vec<Op>,
     services: Vec<Op>,
     steered: BTreeSet<ServiceKey>,
@@ -203,7 +206,12 @@ impl Writes<'_> {
             drop_pending(placed, ranges);
             return;
         }
-        let steering = old.turn(&table::steered(&source.members), idle, self.now, base);
+        let wanted = table::steered(&source.members);
+        let steering = if self.untouched {
+            Steering::default().turn(&wanted, idle, self.now, base)
+        } else {
+            old.turn(&wanted, idle, self.now, base)
+        };
         if is_written && steering.slots() == old.slots() {
             placed.source = Some(source);
             drop_pending(placed, ranges);

@@ -142,7 +142,13 @@ impl Task {
     fn desired(&self, floating: BTreeSet<IpAddr>) -> Desired {
         let config::Dataplane { tcp_idle_timeout, udp_idle_timeout, .. } = self.config.dataplane;
         let desired = self.state.desired(floating);
-        Desired { tcp_idle: tcp_idle_timeout, udp_idle: udp_idle_timeout, ..desired }
+        Desired {
+            tcp_idle: tcp_idle_timeout,
+            udp_idle: udp_idle_timeout,
+            // Until then the floating addresses are not taken.
+            untouched: !self.adopted && !*self.settled.borrow(),
+            ..desired
+        }
     }
 
     fn log(&self, op: &Op) {

@@ -300,6 +300,15 @@ fn the_last_backend_can_drain() {
 }
 
 #[test]
+fn before_the_first_packet_there_is_nothing_to_remember() {
+    let mut site = Site::new(&[21]);
+    site.want(&Desired { untouched: true, ..steered(&[21, 22, 23]) });
+    assert_eq!(site.disturbed(), 0);
+    site.want(&steered(&[21, 22, 23, 24]));
+    assert_ne!(site.disturbed(), 0);
+}
+
+#[test]
 fn a_removed_service_drains() {
     let mut site = Site::new(&[21, 22]);
     tuples(100).for_each(|tuple| assert!(site.open(tuple).is_some()));
