@@ -29,19 +29,6 @@ use lb_ebpf::{
 };
 use program::{maps, tables::Maps};
 
-/// What the first of the subprograms that knows the packet does with it.
-macro_rules! first_of {
-    ($ctx:expr, $steer:ident, $follow:ident, $begin:ident) => {
-        match $steer($ctx) {
-            UNDECIDED => match $follow($ctx) {
-                UNDECIDED => $begin($ctx),
-                action => action,
-            },
-            action => action,
-        }
-    };
-}
-
 /// Entry point: the hot path, and a call for everything else.
 #[xdp]
 fn ballast(ctx: XdpContext) -> u32 {
@@ -61,8 +48,8 @@ fn ballast(ctx: XdpContext) -> u32 {
     }
     // A packet of its own, so that the hot path keeps nothing in registers for this one.
     match Link::parse(&self::packet(ctx.ctx)).map(|link| link.ether_type) {
-        Ok(parse::IPV4) => first_of!(ctx.ctx, steer4, follow4, begin4),
-        Ok(parse::IPV6) => first_of!(ctx.ctx, steer6, follow6, begin6),
+        Ok(parse::IPV4) => decide4(ctx.ctx),
+        Ok(parse::IPV6) => decide6(ctx.ctx),
         other => {
             maps::count_reason(other.map_or_else(Reason::from, |_| Reason::NotIp));
             xdp_action::XDP_PASS
@@ -70,33 +57,48 @@ fn ballast(ctx: XdpContext) -> u32 {
     }
 }
 
-/// No XDP action: the next subprogram decides.
-const UNDECIDED: u32 = u32::MAX;
+// What a subprogram says besides an XDP action.
+
+/// The next subprogram decides.
+const UNDECIDED: u32 = 16;
+/// To be answered with a TCP reset.
+const RESET: u32 = 17;
+/// To be answered with an ICMP error.
+const TOO_BIG: u32 = 18;
+/// Something is wrong with the maps.
+const INCONSISTENT: u32 = 19;
 
 // Subprograms, so that the hot path has the registers and the instruction cache to itself, and that
 // each has its own stack of 512 bytes less the hot path's. The signature is what the verifier needs
 // to see: LLVM would split a reference to the context.
 macro_rules! subprograms {
-    ($family:ty, $steer:ident, $follow:ident, $begin:ident, $too_big:ident) => {
+    ($family:ty, $decide:ident, $steer:ident, $follow:ident, $begin:ident, $reset:ident, $too_big:ident) => {
+        /// Asks one subprogram after the other.
+        #[inline(always)]
+        fn $decide(ctx: *mut xdp_md) -> u32 {
+            let mut code = $steer(ctx);
+            if code == UNDECIDED {
+                code = $follow(ctx);
+            }
+            if code == UNDECIDED {
+                code = $begin(ctx);
+            }
+            match code {
+                RESET => $reset(ctx),
+                TOO_BIG => $too_big(ctx),
+                INCONSISTENT => complain(ctx),
+                action => action,
+            }
+        }
+
         /// Packets of steered services that are not plain, or whose slot is disturbed.
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $steer(ctx: *mut xdp_md) -> u32 {
             match lb_ebpf::steer::steer::<$family, Maps>(packet(ctx), &Maps) {
-                Some(Err(reason)) if matches!(reason.disposition(), Disposition::TooBig) => {
-                    maps::count_reason(reason);
-                    $too_big(ctx)
-                }
-                Some(outcome) => finish::<$family>(ctx, outcome),
+                Some(outcome) => finish(ctx, outcome),
                 None => UNDECIDED,
             }
-        }
-
-        /// Answers a packet that is too long for its tunnel.
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $too_big(ctx: *mut xdp_md) -> u32 {
-            too_big::<$family>(ctx).unwrap_or(xdp_action::XDP_DROP)
         }
 
         /// What the hot path leaves of known connections.
@@ -104,7 +106,7 @@ macro_rules! subprograms {
         #[inline(never)]
         extern "C" fn $follow(ctx: *mut xdp_md) -> u32 {
             match lb_ebpf::follow::<$family, Maps>(packet(ctx), &Maps) {
-                Some(outcome) => finish::<$family>(ctx, outcome),
+                Some(outcome) => finish(ctx, outcome),
                 None => UNDECIDED,
             }
         }
@@ -113,13 +115,37 @@ macro_rules! subprograms {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $begin(ctx: *mut xdp_md) -> u32 {
-            finish::<$family>(ctx, lb_ebpf::begin::<$family, Maps>(packet(ctx), &Maps))
+            finish(ctx, lb_ebpf::begin::<$family, Maps>(packet(ctx), &Maps))
+        }
+
+        /// Answers with a TCP reset where the packet allows it.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $reset(ctx: *mut xdp_md) -> u32 {
+            reset::<$family>(ctx).unwrap_or(xdp_action::XDP_DROP)
+        }
+
+        /// Answers a packet that is too long for its tunnel.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $too_big(ctx: *mut xdp_md) -> u32 {
+            too_big::<$family>(ctx).unwrap_or(xdp_action::XDP_DROP)
         }
     };
 }
 
-subprograms!(V4, steer4, follow4, begin4, too_big4);
-subprograms!(V6, steer6, follow6, begin6, too_big6);
+subprograms!(V4, decide4, steer4, follow4, begin4, reset4, too_big4);
+subprograms!(V6, decide6, steer6, follow6, begin6, reset6, too_big6);
+
+/// Says what should never be.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn complain(ctx: *mut xdp_md) -> u32 {
+    // The log's macro does not read the context; the verifier wants to see what an argument is for.
+    let packet = packet(ctx);
+    error!(&XdpContext::new(ctx), "a map entry is missing, for a packet of {} bytes", packet.len());
+    xdp_action::XDP_DROP
+}
 
 /// The frame that the kernel handed us.
 #[inline(always)]
@@ -136,9 +162,9 @@ fn packet(ctx: *mut xdp_md) -> Packet {
     }
 }
 
-/// Turns an outcome into an XDP action.
+/// Turns an outcome into an XDP action, or into what has to be done for one.
 #[inline(always)]
-fn finish<F: Family>(ctx: *mut xdp_md, outcome: Result<Action, Reason>) -> u32 {
+fn finish(ctx: *mut xdp_md, outcome: Result<Action, Reason>) -> u32 {
     match outcome {
         Ok(Action::Transmit) => xdp_action::XDP_TX,
         // SAFETY: the helper takes plain numbers.
@@ -148,13 +174,10 @@ fn finish<F: Family>(ctx: *mut xdp_md, outcome: Result<Action, Reason>) -> u32 {
             maps::count_reason(reason);
             match reason.disposition() {
                 Disposition::Pass => xdp_action::XDP_PASS,
-                Disposition::Reset => reset::<F>(ctx),
-                Disposition::Drop | Disposition::TooBig => {
-                    if matches!(reason, Reason::Inconsistent) {
-                        error!(&XdpContext::new(ctx), "a map entry is missing");
-                    }
-                    xdp_action::XDP_DROP
-                }
+                Disposition::Reset => RESET,
+                Disposition::TooBig => TOO_BIG,
+                Disposition::Drop if matches!(reason, Reason::Inconsistent) => INCONSISTENT,
+                Disposition::Drop => xdp_action::XDP_DROP,
             }
         }
     }
@@ -207,16 +230,14 @@ where
 
 /// Answers with a TCP reset where the packet allows it.
 #[inline(always)]
-fn reset<F: Family>(ctx: *mut xdp_md) -> u32 {
-    let Some(due) = lb_ebpf::reset::due::<F>(&packet(ctx)) else { return xdp_action::XDP_DROP };
+fn reset<F: Family>(ctx: *mut xdp_md) -> Option<u32> {
+    let due = lb_ebpf::reset::due::<F>(&packet(ctx))?;
     let packet = packet(ctx);
-    let Some(len) = due.write::<F>(&packet) else { return xdp_action::XDP_DROP };
+    let len = due.write::<F>(&packet)?;
     let surplus = packet.len() as i32 - len as i32;
     // SAFETY: the context is the kernel's; after the call, no header of the packet is used.
-    if unsafe { bpf_xdp_adjust_tail(ctx, -surplus) } != 0 {
-        return xdp_action::XDP_DROP;
-    }
-    xdp_action::XDP_TX
+    let cut = unsafe { bpf_xdp_adjust_tail(ctx, -surplus) } == 0;
+    cut.then_some(xdp_action::XDP_TX)
 }
 
 #[cfg(not(test))]

@@ -25,7 +25,7 @@ use lb_common::{
     hash::{self, VIP_STEERED},
     maglev,
     reason::Reason,
-    service::{FILTERED, LOOK_UP, STEERED, Service, Slot},
+    service::{FILTERED, LOOK_UP, NOBODY, STEERED, Service, Slot},
 };
 
 use crate::{
@@ -217,9 +217,12 @@ fn choose<F: Family, T: Tables + Flows<F>>(
     Ok(chosen)
 }
 
-/// Whether packets are forwarded to the backend.
+/// Whether packets are forwarded to the backend. To [`NOBODY`], none are.
 #[inline(always)]
 fn serves<T: Tables>(tables: &T, id: u32) -> Result<bool, Reason> {
+    if id == NOBODY {
+        return Ok(false);
+    }
     let backend = tables.backend(id).ok_or(Reason::Inconsistent)?;
     Ok(backend.flags & FORWARD != 0)
 }

@@ -30,8 +30,7 @@ use crate::{
     tables::Tables,
 };
 
-/// Destination port of Generic UDP Encapsulation (IANA, "gue").
-pub const GUE_PORT: u16 = 6080;
+pub use lb_common::decap::GUE_PORT;
 
 /// The lowest source port of the outer UDP header: the first dynamic one (RFC 6335, section 6).
 const FIRST_PORT: u16 = 49_152;

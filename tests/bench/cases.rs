@@ -6,12 +6,12 @@ use std::{
 };
 
 use anyhow::ensure;
-use lb_common::reason::Reason;
+use lb_common::{limits::DEFAULT_FLOWS, reason::Reason};
 
 use crate::{
     net::{
-        BACKEND_MAC, BACKEND_PORT, CLIENT_MAC, CLOSED_PORT, Connection, LEAST_CONN_PORT, LOCAL_MAC,
-        PORT, Version,
+        BACKEND_MAC, BACKEND_PORT, CLIENT_MAC, CLOSED_PORT, Connection, DIRECT_PORT,
+        DISTURBED_PORT, GUE_PORT, LEAST_CONN_PORT, LOCAL_MAC, PORT, TUNNEL_PORT, Version,
     },
     packets::{self, ACK, Carried, Packet, SYN},
     plan::{FIRST_PORT, PORT_BITS, Plan},
@@ -92,17 +92,29 @@ pub(crate) enum Under {
     Transmit,
     Swap,
     Nat(Version, u8),
+    /// A balancer with a flow table and tunnels.
+    FlowTable(Version, u8),
+    /// A balancer with tunnels and without a flow table.
+    Stateless(Version, u8),
 }
 
 impl Under {
     /// All programs of the floors' object.
-    pub(crate) const FLOORS: [Self; 6] = [
+    pub(crate) const FLOORS: [Self; 14] = [
         Self::Transmit,
         Self::Swap,
         Self::Nat(Version::V4, 6),
         Self::Nat(Version::V4, 17),
         Self::Nat(Version::V6, 6),
         Self::Nat(Version::V6, 17),
+        Self::FlowTable(Version::V4, 6),
+        Self::FlowTable(Version::V4, 17),
+        Self::FlowTable(Version::V6, 6),
+        Self::FlowTable(Version::V6, 17),
+        Self::Stateless(Version::V4, 6),
+        Self::Stateless(Version::V4, 17),
+        Self::Stateless(Version::V6, 6),
+        Self::Stateless(Version::V6, 17),
     ];
 
     /// As its object calls it.
@@ -115,6 +127,14 @@ impl Under {
             Self::Nat(Version::V4, _) => "floor_nat_udp4",
             Self::Nat(Version::V6, 6) => "floor_nat_tcp6",
             Self::Nat(Version::V6, _) => "floor_nat_udp6",
+            Self::FlowTable(Version::V4, 6) => "floor_flow_tcp4",
+            Self::FlowTable(Version::V4, _) => "floor_flow_udp4",
+            Self::FlowTable(Version::V6, 6) => "floor_flow_tcp6",
+            Self::FlowTable(Version::V6, _) => "floor_flow_udp6",
+            Self::Stateless(Version::V4, 6) => "floor_hash_tcp4",
+            Self::Stateless(Version::V4, _) => "floor_hash_udp4",
+            Self::Stateless(Version::V6, 6) => "floor_hash_tcp6",
+            Self::Stateless(Version::V6, _) => "floor_hash_udp6",
         }
     }
 }
@@ -141,6 +161,10 @@ enum Outcome {
     Translated((packets::Mac, packets::Mac)),
     /// A packet to any of the backends.
     Connected,
+    /// The packet inside another, to any of the backends; behind a UDP header or not.
+    Inside { gue: bool },
+    /// The packet to any of the backends, with other MAC addresses.
+    Direct,
     /// A reset.
     Reset,
 }
@@ -155,6 +179,15 @@ enum Direction {
     Return,
 }
 
+/// Most that a case may cost.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Bound {
+    /// Its net, in multiples of its floor's net.
+    Floor(f64),
+    /// Its gross, in multiples of the trampoline with `return XDP_TX`.
+    Transmit(f64),
+}
+
 /// One line of the table.
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
@@ -162,6 +195,8 @@ pub(crate) struct Case {
     pub(crate) name: String,
     /// Name of the case that this one is compared with.
     pub(crate) floor: Option<String>,
+    /// Most that it may cost, in multiples of what it is compared with.
+    pub(crate) bound: Option<Bound>,
     pub(crate) version: Version,
     pub(crate) under: Under,
     pub(crate) plan: Plan,
@@ -173,6 +208,9 @@ pub(crate) struct Case {
     direction: Direction,
     outcome: Outcome,
 }
+
+/// Bound of the known path of NAT: so many times its floor.
+const KNOWN_BOUND: f64 = 1.25;
 
 /// New tuples, of which none comes twice within a run of the benchmark.
 const NEW_TUPLES: u32 = 1 << 26;
@@ -204,15 +242,43 @@ pub(crate) fn of(scope: Scope, order: Order) -> Vec<Case> {
             cases.push(walk.known(version, carried, Direction::Return));
         }
     }
+    for version in [Version::V4, Version::V6] {
+        for carried in scope.carried() {
+            let carried = *carried;
+            let one = scope.connections == 1;
+            cases.push(walk.flow_table(version, carried));
+            cases.push(walk.stateless(version, carried));
+            cases.push(walk.tunnel(version, carried, one));
+            if one {
+                cases.push(walk.gue(version, carried));
+            }
+            cases.push(walk.direct(version, carried, one));
+        }
+    }
     if scope.connections == 1 {
         for version in [Version::V4, Version::V6] {
             cases.push(Walk::connect("new flow", version, PORT));
             cases.push(Walk::connect("new flow, least_conn", version, LEAST_CONN_PORT));
+            cases.push(Walk::steered_new(version));
             cases.push(walk.refused(version));
             cases.push(walk.closed(version));
             cases.push(walk.not_ours(version));
         }
         cases.push(walk.arp());
+    }
+    cases
+}
+
+/// New connections to steered services, while the flow tables are full. The first fills them, and so
+/// takes the flows of other cases out of them.
+pub(crate) fn with_full_tables() -> Vec<Case> {
+    let walk = Walk { flows: 1, stride: 0 };
+    let mut cases = vec![];
+    for version in [Version::V4, Version::V6] {
+        cases.push(walk.transmit(version));
+        cases.push(Walk::learned(version));
+        cases.push(walk.stateless(version, Carried::Tcp(ACK)));
+        cases.push(Walk::steered_new(version));
     }
     cases
 }
@@ -264,6 +330,7 @@ impl Walk {
         };
         Case {
             floor: Some(floor_name(version, carried)),
+            bound: Some(Bound::Floor(KNOWN_BOUND)),
             outcome: Outcome::Translated(macs),
             counter,
             ..self.case(
@@ -274,6 +341,116 @@ impl Walk {
                 PORT,
             )
         }
+    }
+
+    fn flow_table(self, version: Version, carried: Carried) -> Case {
+        Case {
+            under: Under::FlowTable(version, carried.protocol()),
+            outcome: Outcome::Inside { gue: false },
+            counter: Counter::Floor,
+            ..self.case(
+                flow_table_name(version, carried),
+                version,
+                carried,
+                Direction::Forward,
+                PORT,
+            )
+        }
+    }
+
+    fn stateless(self, version: Version, carried: Carried) -> Case {
+        Case {
+            under: Under::Stateless(version, carried.protocol()),
+            outcome: Outcome::Inside { gue: false },
+            counter: Counter::Floor,
+            ..self.case(
+                stateless_name(version, carried),
+                version,
+                carried,
+                Direction::Forward,
+                TUNNEL_PORT,
+            )
+        }
+    }
+
+    /// A packet of a steered connection. With one flow it is compared with the floor that has a flow
+    /// table, with many with the one that has none.
+    fn tunnel(self, version: Version, carried: Carried, one: bool) -> Case {
+        let (floor, bound) = if one {
+            (flow_table_name(version, carried), 1.2)
+        } else {
+            (stateless_name(version, carried), 1.3)
+        };
+        Case {
+            floor: Some(floor),
+            bound: Some(Bound::Floor(bound)),
+            outcome: Outcome::Inside { gue: false },
+            counter: Counter::Forward,
+            ..self.case(
+                format!("{} tunnel, IP in IP", label(version, carried)),
+                version,
+                carried,
+                Direction::Forward,
+                TUNNEL_PORT,
+            )
+        }
+    }
+
+    fn gue(self, version: Version, carried: Carried) -> Case {
+        Case {
+            floor: Some(flow_table_name(version, carried)),
+            outcome: Outcome::Inside { gue: true },
+            counter: Counter::Forward,
+            ..self.case(
+                format!("{} tunnel, GUE", label(version, carried)),
+                version,
+                carried,
+                Direction::Forward,
+                GUE_PORT,
+            )
+        }
+    }
+
+    fn direct(self, version: Version, carried: Carried, one: bool) -> Case {
+        Case {
+            floor: Some(stateless_name(version, carried)),
+            bound: if one { None } else { Some(Bound::Floor(1.3)) },
+            outcome: Outcome::Direct,
+            counter: Counter::Forward,
+            ..self.case(
+                format!("{} direct", label(version, carried)),
+                version,
+                carried,
+                Direction::Forward,
+                DIRECT_PORT,
+            )
+        }
+    }
+
+    /// A new connection in an undisturbed slot.
+    fn steered_new(version: Version) -> Case {
+        let mut case =
+            Self { flows: NEW_TUPLES, stride: 1 }.tunnel(version, Carried::Tcp(SYN), true);
+        case.name = format!("{} new flow, tunnel", label(version, Carried::Tcp(SYN)));
+        case.floor = Some(stateless_name(version, Carried::Tcp(ACK)));
+        case.bound = Some(Bound::Floor(9.0));
+        case.counter = Counter::Connections;
+        case.warm_up = 1000;
+        case
+    }
+
+    /// A new connection in a disturbed slot, which makes an entry.
+    fn learned(version: Version) -> Case {
+        let mut case = Self::steered_new(version);
+        case.name = format!("{} new flow, slot changes", label(version, Carried::Tcp(SYN)));
+        case.plan.ports = u32::from(DISTURBED_PORT);
+        let (src, dst) = packets::endpoints(&case.plan.packet);
+        let dst = SocketAddr::new(dst.ip(), DISTURBED_PORT);
+        case.plan.packet = packets::segment((CLIENT_MAC, LOCAL_MAC), src, dst, Carried::Tcp(SYN));
+        case.bound = None;
+        case.warm_up = 2 * DEFAULT_FLOWS;
+        case.fewer = 4;
+        case
     }
 
     fn connect(name: &str, version: Version, port: u16) -> Case {
@@ -338,7 +515,12 @@ impl Walk {
         let (src, dst) = packets::endpoints(&case.plan.packet);
         let dst = SocketAddr::new(version.elsewhere(), dst.port());
         case.plan.packet = packets::segment((CLIENT_MAC, LOCAL_MAC), src, dst, carried);
-        Case { outcome: Outcome::Same(XDP_PASS), counter: Counter::Reason(Reason::NotOurs), ..case }
+        Case {
+            outcome: Outcome::Same(XDP_PASS),
+            counter: Counter::Reason(Reason::NotOurs),
+            bound: Some(Bound::Transmit(2.0)),
+            ..case
+        }
     }
 
     fn arp(self) -> Case {
@@ -358,7 +540,7 @@ impl Walk {
         port: u16,
     ) -> Case {
         let first = Connection::new(version, 0);
-        let listen = SocketAddr::new(first.listen.ip(), port);
+        let listen = SocketAddr::new(version.listens(port), port);
         let (src, dst, macs, ports, port_shift) = match direction {
             Direction::Forward => {
                 (first.client, listen, (CLIENT_MAC, LOCAL_MAC), u32::from(port), 16)
@@ -378,6 +560,7 @@ impl Walk {
         Case {
             name,
             floor: None,
+            bound: None,
             version,
             under: Under::Ballast,
             plan: Plan {
@@ -453,6 +636,15 @@ impl Case {
                 ensure!(dst.port() == BACKEND_PORT, "the destination is {dst}");
                 packets::check_translated(&input, &run.output, (LOCAL_MAC, BACKEND_MAC), src, dst)
             }
+            Outcome::Inside { gue } => {
+                let outer = packets::Outer {
+                    macs: (LOCAL_MAC, BACKEND_MAC),
+                    src: self.version.local(),
+                    gue,
+                };
+                packets::check_inside(&input, &run.output, outer)
+            }
+            Outcome::Direct => packets::check_direct(&input, &run.output, (LOCAL_MAC, BACKEND_MAC)),
             Outcome::Reset => {
                 let (src, dst) = packets::endpoints(&input);
                 packets::check_reset(&run.output, dst, src)
@@ -463,6 +655,14 @@ impl Case {
 
 fn floor_name(version: Version, carried: Carried) -> String {
     format!("{} floor: look-up + NAT", label(version, carried))
+}
+
+fn flow_table_name(version: Version, carried: Carried) -> String {
+    format!("{} floor: flow table + tunnel", label(version, carried))
+}
+
+fn stateless_name(version: Version, carried: Carried) -> String {
+    format!("{} floor: hash + tunnel", label(version, carried))
 }
 
 fn label(version: Version, carried: Carried) -> &'static str {
@@ -499,9 +699,11 @@ mod tests {
 
     #[test]
     fn every_floor_is_a_case_of_the_same_scope() {
-        for scope in Scope::ALL {
-            for order in scope.orders() {
-                let cases = of(scope, *order);
+        let columns = Scope::ALL
+            .into_iter()
+            .flat_map(|scope| scope.orders().iter().map(move |order| of(scope, *order)));
+        for cases in columns.chain([with_full_tables()]) {
+            {
                 let names: HashSet<_> = cases.iter().map(|case| case.name.as_str()).collect();
                 assert_eq!(names.len(), cases.len(), "names are unique");
                 for case in &cases {

@@ -192,6 +192,56 @@ pub(crate) fn check_translated(
     Ok(())
 }
 
+/// An outer header: from us to a backend.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outer {
+    pub(crate) macs: (Mac, Mac),
+    pub(crate) src: IpAddr,
+    pub(crate) gue: bool,
+}
+
+/// Checks that `output` is `input` inside another packet, of the same version, to any of the backends.
+pub(crate) fn check_inside(input: &Packet, output: &[u8], outer: Outer) -> anyhow::Result<()> {
+    let layout = Layout::of(input);
+    let (header, inside) = if layout.v6 { (40, 41) } else { (20, 4) };
+    let (grown, carried) = if outer.gue { (header + 8, 17) } else { (header, inside) };
+    ensure!(output.len() == PACKET_LEN + grown, "a packet of {} bytes came out", output.len());
+    let (front, inner) = output.split_at(ETHERNET_LEN + grown);
+    ensure!(inner == &input[ETHERNET_LEN..], "the inner packet changed: {inner:02x?}");
+    let of = Layout { v6: layout.v6, protocol: carried };
+    ensure!(
+        front[0..6] == outer.macs.1 && front[6..12] == outer.macs.0,
+        "to {:02x?}",
+        &front[..12]
+    );
+    ensure!(front[12..14] == input[12..14], "the type is {:02x?}", &front[12..14]);
+    ensure!(Layout::of(front).protocol == carried && front[of.ttl()] == 64, "came: {front:02x?}");
+    let (at, len) = of.addresses();
+    let src = match outer.src {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    ensure!(front[at..at + len] == src, "from {:02x?}", &front[at..at + len]);
+    let announced = if layout.v6 {
+        u16::from_be_bytes([front[18], front[19]])
+    } else {
+        ensure!(same(ip_sum(front), 0xffff), "the outer checksum is wrong: {front:02x?}");
+        u16::from_be_bytes([front[16], front[17]]) - 20
+    };
+    let expected = PACKET_LEN - ETHERNET_LEN + grown - header;
+    ensure!(usize::from(announced) == expected, "{announced} bytes are announced");
+    Ok(())
+}
+
+/// Checks that `output` is `input` with these MAC addresses (source, destination).
+pub(crate) fn check_direct(input: &Packet, output: &[u8], macs: (Mac, Mac)) -> anyhow::Result<()> {
+    let mut expected = *input;
+    expected[0..6].copy_from_slice(&macs.1);
+    expected[6..12].copy_from_slice(&macs.0);
+    ensure!(output == expected, "came out: {output:02x?}");
+    Ok(())
+}
+
 /// Checks that `output` is a TCP reset from `src` to `dst` with right checksums.
 pub(crate) fn check_reset(output: &[u8], src: SocketAddr, dst: SocketAddr) -> anyhow::Result<()> {
     let layout = Layout::of(output);
