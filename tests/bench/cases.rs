@@ -252,7 +252,7 @@ pub(crate) fn of(scope: Scope, order: Order) -> Vec<Case> {
             if one {
                 cases.push(walk.gue(version, carried));
             }
-            cases.push(walk.direct(version, carried, one));
+            cases.push(walk.direct(version, carried));
         }
     }
     if scope.connections == 1 {
@@ -377,13 +377,13 @@ impl Walk {
     /// table, with many with the one that has none.
     fn tunnel(self, version: Version, carried: Carried, one: bool) -> Case {
         let (floor, bound) = if one {
-            (flow_table_name(version, carried), 1.2)
+            (flow_table_name(version, carried), Some(1.2))
         } else {
-            (stateless_name(version, carried), 1.3)
+            (stateless_name(version, carried), self.bound_of_many())
         };
         Case {
             floor: Some(floor),
-            bound: Some(Bound::Floor(bound)),
+            bound: bound.map(Bound::Floor),
             outcome: Outcome::Inside { gue: false },
             counter: Counter::Forward,
             ..self.case(
@@ -411,10 +411,15 @@ impl Walk {
         }
     }
 
-    fn direct(self, version: Version, carried: Carried, one: bool) -> Case {
+    /// Bound of steered packets of a million flows, in multiples of the floor without a flow table.
+    fn bound_of_many(self) -> Option<f64> {
+        (self.flows == 1_000_000).then_some(1.3)
+    }
+
+    fn direct(self, version: Version, carried: Carried) -> Case {
         Case {
             floor: Some(stateless_name(version, carried)),
-            bound: if one { None } else { Some(Bound::Floor(1.3)) },
+            bound: self.bound_of_many().map(Bound::Floor),
             outcome: Outcome::Direct,
             counter: Counter::Forward,
             ..self.case(
