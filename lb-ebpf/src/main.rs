@@ -18,13 +18,17 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use aya_log_ebpf::error;
-use lb_common::reason::{Disposition, Reason};
+use lb_common::{
+    backend::Backend,
+    reason::{Disposition, Reason},
+};
 use lb_ebpf::{
     Action,
     family::{Family, V4, V6},
+    known,
     packet::Packet,
     parse::{self, Link},
-    tables::Flows,
+    tables::{Flows, Tables as _},
     tunnel::Tunnel,
 };
 use program::{maps, tables::Maps};
@@ -32,28 +36,43 @@ use program::{maps, tables::Maps};
 /// Entry point: the hot path, and a call for everything else.
 #[xdp]
 fn ballast(ctx: XdpContext) -> u32 {
-    let packet = packet(ctx.ctx);
-    match lb_ebpf::known::forward(packet, &Maps) {
-        Some(Ok(Action::Transmit)) => return xdp_action::XDP_TX,
-        // SAFETY: the helper takes plain numbers.
-        Some(Ok(Action::Redirect { ifindex })) => {
-            return unsafe { bpf_redirect(ifindex, 0) as u32 };
-        }
-        Some(Ok(Action::Encapsulate(tunnel))) => return encapsulate(ctx.ctx, tunnel),
-        Some(Err(reason)) => {
-            maps::count_reason(reason);
-            return xdp_action::XDP_PASS;
-        }
-        None => {}
+    if let Some(action) = known::forward_by(packet(ctx.ctx), &Maps, &HotExit(ctx.ctx)) {
+        return action;
     }
     // A packet of its own, so that the hot path keeps nothing in registers for this one.
-    match Link::parse(&self::packet(ctx.ctx)).map(|link| link.ether_type) {
+    match Link::parse(&packet(ctx.ctx)).map(|link| link.ether_type) {
         Ok(parse::IPV4) => decide4(ctx.ctx),
         Ok(parse::IPV6) => decide6(ctx.ctx),
         other => {
             maps::count_reason(other.map_or_else(Reason::from, |_| Reason::NotIp));
             xdp_action::XDP_PASS
         }
+    }
+}
+
+/// The end of the hot path.
+struct HotExit(*mut xdp_md);
+
+impl known::Exit for HotExit {
+    type Out = u32;
+
+    #[inline(always)]
+    fn leave(&self, outcome: Result<Action, Reason>) -> u32 {
+        match outcome {
+            Ok(Action::Transmit) => xdp_action::XDP_TX,
+            // SAFETY: the helper takes plain numbers.
+            Ok(Action::Redirect { ifindex }) => unsafe { bpf_redirect(ifindex, 0) as u32 },
+            Ok(Action::Encapsulate(tunnel)) => encapsulate(self.0, tunnel),
+            Err(reason) => {
+                maps::count_reason(reason);
+                xdp_action::XDP_PASS
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn encapsulate(&self, tunnel: Tunnel, backend: &Backend) -> u32 {
+        encapsulate_to(self.0, tunnel, backend)
     }
 }
 
@@ -183,14 +202,26 @@ fn finish(ctx: *mut xdp_md, outcome: Result<Action, Reason>) -> u32 {
     }
 }
 
-/// Grows the frame at its front, and sends it with what belongs there.
+/// Sends a packet through its tunnel.
 #[inline(always)]
 fn encapsulate(ctx: *mut xdp_md, tunnel: Tunnel) -> u32 {
+    match Maps.backend(tunnel.backend) {
+        Some(backend) => encapsulate_to(ctx, tunnel, backend),
+        None => {
+            maps::count_reason(Reason::Inconsistent);
+            xdp_action::XDP_DROP
+        }
+    }
+}
+
+/// Grows the frame at its front, and sends it with what belongs there.
+#[inline(always)]
+fn encapsulate_to(ctx: *mut xdp_md, tunnel: Tunnel, backend: &Backend) -> u32 {
     // SAFETY: the context is the kernel's; after the call, no header of the packet is used.
     let grown = unsafe { bpf_xdp_adjust_head(ctx, -(tunnel.grows as i32)) } == 0;
     // Every driver leaves room enough (`XDP_PACKET_HEADROOM` is 256).
     let outcome = if grown {
-        tunnel.advance(&packet(ctx)).and_then(|()| tunnel.write(&packet(ctx), &Maps))
+        tunnel.advance(&packet(ctx)).and_then(|()| tunnel.write(&packet(ctx), &Maps, backend))
     } else {
         Err(Reason::Inconsistent)
     };

@@ -6,17 +6,21 @@ use std::{
 };
 
 use anyhow::ensure;
-use lb_common::{limits::DEFAULT_FLOWS, reason::Reason};
+use lb_common::reason::Reason;
 
 use crate::{
     net::{
-        BACKEND_MAC, BACKEND_PORT, CLIENT_MAC, CLOSED_PORT, Connection, DIRECT_PORT,
-        DISTURBED_PORT, GUE_PORT, LEAST_CONN_PORT, LOCAL_MAC, PORT, TUNNEL_PORT, Version,
+        BACKEND_MAC, BACKEND_PORT, CLIENT_MAC, CLOSED_PORT, Connection, LEAST_CONN_PORT, LOCAL_MAC,
+        PORT, Version,
     },
     packets::{self, ACK, Carried, Packet, SYN},
     plan::{FIRST_PORT, PORT_BITS, Plan},
     programs::Run,
 };
+
+mod steered;
+
+pub(crate) use steered::with_full_tables;
 
 /// How many connections the tables hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -252,7 +256,7 @@ pub(crate) fn of(scope: Scope, order: Order) -> Vec<Case> {
             if one {
                 cases.push(walk.gue(version, carried));
             }
-            cases.push(walk.direct(version, carried, one));
+            cases.push(walk.direct(version, carried));
         }
     }
     if scope.connections == 1 {
@@ -265,20 +269,6 @@ pub(crate) fn of(scope: Scope, order: Order) -> Vec<Case> {
             cases.push(walk.not_ours(version));
         }
         cases.push(walk.arp());
-    }
-    cases
-}
-
-/// New connections to steered services, while the flow tables are full. The first fills them, and so
-/// takes the flows of other cases out of them.
-pub(crate) fn with_full_tables() -> Vec<Case> {
-    let walk = Walk { flows: 1, stride: 0 };
-    let mut cases = vec![];
-    for version in [Version::V4, Version::V6] {
-        cases.push(walk.transmit(version));
-        cases.push(Walk::learned(version));
-        cases.push(walk.stateless(version, Carried::Tcp(ACK)));
-        cases.push(Walk::steered_new(version));
     }
     cases
 }
@@ -341,116 +331,6 @@ impl Walk {
                 PORT,
             )
         }
-    }
-
-    fn flow_table(self, version: Version, carried: Carried) -> Case {
-        Case {
-            under: Under::FlowTable(version, carried.protocol()),
-            outcome: Outcome::Inside { gue: false },
-            counter: Counter::Floor,
-            ..self.case(
-                flow_table_name(version, carried),
-                version,
-                carried,
-                Direction::Forward,
-                PORT,
-            )
-        }
-    }
-
-    fn stateless(self, version: Version, carried: Carried) -> Case {
-        Case {
-            under: Under::Stateless(version, carried.protocol()),
-            outcome: Outcome::Inside { gue: false },
-            counter: Counter::Floor,
-            ..self.case(
-                stateless_name(version, carried),
-                version,
-                carried,
-                Direction::Forward,
-                TUNNEL_PORT,
-            )
-        }
-    }
-
-    /// A packet of a steered connection. With one flow it is compared with the floor that has a flow
-    /// table, with many with the one that has none.
-    fn tunnel(self, version: Version, carried: Carried, one: bool) -> Case {
-        let (floor, bound) = if one {
-            (flow_table_name(version, carried), 1.2)
-        } else {
-            (stateless_name(version, carried), 1.3)
-        };
-        Case {
-            floor: Some(floor),
-            bound: Some(Bound::Floor(bound)),
-            outcome: Outcome::Inside { gue: false },
-            counter: Counter::Forward,
-            ..self.case(
-                format!("{} tunnel, IP in IP", label(version, carried)),
-                version,
-                carried,
-                Direction::Forward,
-                TUNNEL_PORT,
-            )
-        }
-    }
-
-    fn gue(self, version: Version, carried: Carried) -> Case {
-        Case {
-            floor: Some(flow_table_name(version, carried)),
-            outcome: Outcome::Inside { gue: true },
-            counter: Counter::Forward,
-            ..self.case(
-                format!("{} tunnel, GUE", label(version, carried)),
-                version,
-                carried,
-                Direction::Forward,
-                GUE_PORT,
-            )
-        }
-    }
-
-    fn direct(self, version: Version, carried: Carried, one: bool) -> Case {
-        Case {
-            floor: Some(stateless_name(version, carried)),
-            bound: if one { None } else { Some(Bound::Floor(1.3)) },
-            outcome: Outcome::Direct,
-            counter: Counter::Forward,
-            ..self.case(
-                format!("{} direct", label(version, carried)),
-                version,
-                carried,
-                Direction::Forward,
-                DIRECT_PORT,
-            )
-        }
-    }
-
-    /// A new connection in an undisturbed slot.
-    fn steered_new(version: Version) -> Case {
-        let mut case =
-            Self { flows: NEW_TUPLES, stride: 1 }.tunnel(version, Carried::Tcp(SYN), true);
-        case.name = format!("{} new flow, tunnel", label(version, Carried::Tcp(SYN)));
-        case.floor = Some(stateless_name(version, Carried::Tcp(ACK)));
-        case.bound = Some(Bound::Floor(9.0));
-        case.counter = Counter::Connections;
-        case.warm_up = 1000;
-        case
-    }
-
-    /// A new connection in a disturbed slot, which makes an entry.
-    fn learned(version: Version) -> Case {
-        let mut case = Self::steered_new(version);
-        case.name = format!("{} new flow, slot changes", label(version, Carried::Tcp(SYN)));
-        case.plan.ports = u32::from(DISTURBED_PORT);
-        let (src, dst) = packets::endpoints(&case.plan.packet);
-        let dst = SocketAddr::new(dst.ip(), DISTURBED_PORT);
-        case.plan.packet = packets::segment((CLIENT_MAC, LOCAL_MAC), src, dst, Carried::Tcp(SYN));
-        case.bound = None;
-        case.warm_up = 2 * DEFAULT_FLOWS;
-        case.fewer = 4;
-        case
     }
 
     fn connect(name: &str, version: Version, port: u16) -> Case {
@@ -655,14 +535,6 @@ impl Case {
 
 fn floor_name(version: Version, carried: Carried) -> String {
     format!("{} floor: look-up + NAT", label(version, carried))
-}
-
-fn flow_table_name(version: Version, carried: Carried) -> String {
-    format!("{} floor: flow table + tunnel", label(version, carried))
-}
-
-fn stateless_name(version: Version, carried: Carried) -> String {
-    format!("{} floor: hash + tunnel", label(version, carried))
 }
 
 fn label(version: Version, carried: Carried) -> &'static str {

@@ -335,6 +335,38 @@ mod tests {
     }
 
     #[test]
+    fn a_packet_inside_another_passes_and_one_with_a_wrong_byte_does_not() {
+        let [client, listen, nat, backend] = ways()[0];
+        let input = segment((CLIENT, BALANCER), client, listen, Carried::Tcp(ACK));
+        let macs = (BALANCER, BACKEND);
+        // The outer header is that of a segment, with another length and protocol.
+        let mut output = segment(macs, nat, backend, Carried::Tcp(ACK))[..34].to_vec();
+        output.extend(&input[ETHERNET_LEN..]);
+        output[16..18].copy_from_slice(&((PACKET_LEN - ETHERNET_LEN + 20) as u16).to_be_bytes());
+        output[23] = 4;
+        output[24..26].fill(0);
+        let check = !ip_sum(&output);
+        output[24..26].copy_from_slice(&check.to_be_bytes());
+        let outer = Outer { macs, src: nat.ip(), gue: false };
+        check_inside(&input, &output, outer).unwrap();
+        for at in 0..output.len() {
+            let mut wrong = output.clone();
+            wrong[at] ^= 1;
+            assert!(check_inside(&input, &wrong, outer).is_err(), "byte {at}");
+        }
+        assert!(check_inside(&input, &output, Outer { gue: true, ..outer }).is_err());
+    }
+
+    #[test]
+    fn a_packet_with_other_mac_addresses_passes() {
+        let [client, listen, ..] = ways()[1];
+        let input = segment((CLIENT, BALANCER), client, listen, Carried::Udp);
+        let output = segment((BALANCER, BACKEND), client, listen, Carried::Udp);
+        check_direct(&input, &output, (BALANCER, BACKEND)).unwrap();
+        assert!(check_direct(&input, &input, (BALANCER, BACKEND)).is_err());
+    }
+
+    #[test]
     fn addresses_and_ports_are_read_back() {
         for [client, listen, ..] in ways() {
             let packet = segment((CLIENT, BALANCER), client, listen, Carried::Udp);

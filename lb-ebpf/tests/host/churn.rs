@@ -144,7 +144,7 @@ impl Churn {
 
     fn flow(&self, number: u32) -> Flow {
         let client = self.net.other_client((number >> 8) as u16, (1024 + (number & 0xff)) as u16);
-        let udp = number % 8 == 0;
+        let udp = number.is_multiple_of(8);
         let (first, later) = if udp {
             let frame = Frame::udp(client, self.net.vip, b"").build();
             (frame.clone(), frame)
