@@ -101,8 +101,15 @@ fn head(service: &Service) -> String {
     if !service.backends.iter().any(|backend| backend.serving) {
         flags.push_str("  DOWN: no backend serves");
     }
+    let mut replays = String::new();
+    if service.replayed > 0 {
+        replays = format!(", {} tried at another backend", service.replayed);
+    }
+    if service.not_replayed > 0 {
+        replays += &format!(", {} that could not be", service.not_replayed);
+    }
     format!(
-        "SERVICE {}  {} {}  {}  {} connections ({:.1}/s), {} refused{flags}\n",
+        "SERVICE {}  {} {}  {}  {} connections ({:.1}/s), {} refused{replays}{flags}\n",
         service.name,
         service.protocol,
         service.listen,
