@@ -222,7 +222,9 @@ fn a_killed_backend_costs_only_what_it_had_accepted() -> Result<()> {
 
 #[test]
 fn a_silent_backend_costs_no_connection() -> Result<()> {
-    let services = [service("web", web()), service("web6", web6())];
+    // In turn: `least_conn` would keep away from a backend whose connections stand still.
+    let in_turn = |service: Service| service.key("balance = \"round_robin\"");
+    let services = [in_turn(service("web", web())), in_turn(service("web6", web6()))];
     let site = Site::up("cut", config::text(&services))?;
     let clients = Clients::start(site.client(), CLIENTS, web());
     let clients6 = Clients::start(site.client(), 2, web6());
