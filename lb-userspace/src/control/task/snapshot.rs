@@ -39,7 +39,7 @@ pub(super) struct Snapshot {
 pub(super) struct Names {
     pub(super) services: BTreeMap<u32, String>,
     pub(super) backends: BTreeMap<u32, String>,
-    service_of: BTreeMap<u32, String>,
+    pub(super) service_of: BTreeMap<u32, String>,
     /// Index of a backend's service.
     pub(super) index_of: BTreeMap<u32, u32>,
 }
