@@ -21,12 +21,12 @@ use aya_log::EbpfLogger;
 use lb_common::{
     backend::{self, Backend},
     event::Event,
-    flow::{FlowKey4, FlowKey6},
+    flow::{FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
     limits, names,
     reason::Reason,
     service::{STEERED, Service, ServiceKey, Slot},
     source::Source,
-    stats::{BackendStats, Meta, ServiceStats},
+    stats::{BackendSignals, BackendStats, Meta, ServiceStats},
 };
 
 pub use self::flows::{Connection, Cut};
@@ -41,6 +41,7 @@ pub mod kernel;
 mod link;
 pub mod load;
 mod pins;
+pub mod replay;
 
 /// What to open, and with which sizes.
 #[derive(Clone, Debug)]
@@ -266,13 +267,14 @@ pub struct Dataplane {
     reasons: PerCpuArray<MapData, u64>,
     service_stats: PerCpuArray<MapData, ServiceStats>,
     backend_stats: PerCpuArray<MapData, BackendStats>,
+    backend_signals: PerCpuArray<MapData, BackendSignals>,
     events: RingBuf<MapData>,
     log: Option<EbpfLogger<&'static dyn log::Log>>,
     active: Active,
     flows: Table<FlowKey4>,
     flows6: Table<FlowKey6>,
-    half_open: Table<FlowKey4>,
-    half_open6: Table<FlowKey6>,
+    half_open: Table<FlowKey4, HalfOpen4>,
+    half_open6: Table<FlowKey6, HalfOpen6>,
     attachments: Vec<Attachment>,
     adopted: bool,
     notes: Vec<String>,
@@ -316,6 +318,7 @@ impl Dataplane {
             reasons: take(&mut ebpf, names::REASONS)?,
             service_stats: take(&mut ebpf, names::SERVICE_STATS)?,
             backend_stats: take(&mut ebpf, names::BACKEND_STATS)?,
+            backend_signals: take(&mut ebpf, names::BACKEND_SIGNALS)?,
             events: take(&mut ebpf, names::EVENTS)?,
             log,
             active: Active::map(&pinned(pins, names::ACTIVE)?)?,
@@ -372,6 +375,7 @@ impl Dataplane {
             Op::ClearBackend { id } => {
                 self.backends.set(*id, Backend::ZERO, 0)?;
                 self.backend_stats.set(*id, every_cpu(BackendStats::ZERO)?, 0)?;
+                self.backend_signals.set(*id, every_cpu(BackendSignals::ZERO)?, 0)?;
                 self.active.clear(*id);
             }
             Op::SetTable { start, slots } => {
@@ -509,6 +513,26 @@ impl Dataplane {
         Ok(Counters { reasons, services, backends })
     }
 
+    /// What connections have shown of the given backends, summed over the CPUs.
+    pub fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<(u32, BackendSignals)>> {
+        let sum = |&id: &u32| {
+            let mut sum = BackendSignals::ZERO;
+            for cpu in self.backend_signals.get(&id, 0)?.iter() {
+                sum.attempts += cpu.attempts;
+                sum.answered += cpu.answered;
+                sum.refused += cpu.refused;
+                sum.unreachable += cpu.unreachable;
+                sum.unanswered += cpu.unanswered;
+                sum.resets += cpu.resets;
+                for (sum, count) in sum.handshakes.iter_mut().zip(cpu.handshakes) {
+                    *sum = sum.wrapping_add(count);
+                }
+            }
+            Ok((id, sum))
+        };
+        backends.iter().map(sum).collect::<Result<_, MapError>>().context("read BACKEND_SIGNALS")
+    }
+
     /// All connections, up to `limit`; half-open ones too.
     pub fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>> {
         let now_ns = clock::monotonic_coarse_ns();
@@ -552,6 +576,18 @@ impl Dataplane {
         self.half_open.expire(half, now_ns, timeouts, &mut sweep, close)?;
         self.half_open6.expire(half6, now_ns, timeouts, &mut sweep, close)?;
         Ok(sweep)
+    }
+
+    /// What finds SYNs that have waited too long, with handles of its own.
+    pub fn replayer(&self) -> anyhow::Result<replay::Replayer> {
+        let program: &aya::programs::Xdp = self
+            .ebpf
+            .program(names::PROGRAM)
+            .context("find the program")?
+            .try_into()
+            .context("find the program")?;
+        let program = program.fd().context("hold the program")?.as_fd().try_clone_to_owned();
+        replay::Replayer::open(program.context("hold the program")?, &self.pins)
     }
 
     /// Takes the records that the kernel program left in `EVENTS` since the last call.
@@ -620,12 +656,12 @@ fn pinned(pins: &Path, name: &str) -> anyhow::Result<MapData> {
     MapData::from_pin(pins.join(name)).with_context(|| format!("open the pinned map {name}"))
 }
 
-fn table<K: flows::Key>(
+fn table<K: flows::Key, V: flows::Value<K>>(
     ebpf: &mut Ebpf,
     pins: &Path,
     name: &str,
     half_open: bool,
-) -> anyhow::Result<Table<K>> {
+) -> anyhow::Result<Table<K, V>> {
     Ok(Table::new(take(ebpf, name)?, pinned(pins, name)?, half_open))
 }
 

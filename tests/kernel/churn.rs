@@ -16,7 +16,7 @@ use aya::{
 };
 use ballast::{
     clock,
-    config::{Forwarding, Guard, Protocol},
+    config::{Forwarding, Guard, Protocol, Replay},
     control::plan::{Desired, DesiredBackend, DesiredService, Planner, service_key},
     dataplane::{Adopted, Dataplane, Options, Timeouts, load::OBJECT, remove_pins},
     net::NextHop,
@@ -181,6 +181,7 @@ fn desired(weights: &BTreeMap<u8, u32>) -> Desired {
         drain_timeout: 2 * ROUND,
         backends: backends.collect(),
         guard: Guard::default(),
+        replay: Replay { tries: 0, per_mille: 0 },
     };
     Desired {
         floating: [VIP.ip()].into(),

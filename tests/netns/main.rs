@@ -13,6 +13,7 @@ mod ping;
 mod ports;
 mod protection;
 mod reload;
+mod replay;
 mod reset;
 mod routes;
 mod serving;

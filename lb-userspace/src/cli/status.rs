@@ -111,8 +111,15 @@ fn head(service: &Service) -> String {
         }
         _ => String::new(),
     };
+    let count = |count: u64, what: &str| match count {
+        0 => String::new(),
+        _ => format!(", {count} {what}"),
+    };
+    let replayed = count(service.replayed, "tried at another backend");
+    let not_replayed = count(service.not_replayed, "failed with no other to try");
     format!(
-        "SERVICE {}  {} {}  {forward}  {}  {} connections ({:.1}/s), {} refused{slots}{flags}\n",
+        "SERVICE {}  {} {}  {forward}  {}  {} connections ({:.1}/s), {} refused{replayed}{not_replayed}\
+         {slots}{flags}\n",
         service.name,
         service.protocol,
         service.listen,

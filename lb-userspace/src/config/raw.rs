@@ -12,7 +12,8 @@ use super::{
     Encapsulation, OnDown, Protocol,
     read::{List, section},
     value::{
-        AbsolutePath, Argument, Bytes, Host, Interface, Name, Secret, Text, Url, UrlPath, Whole,
+        AbsolutePath, Argument, Bytes, Host, Interface, Name, Secret, Share, Text, Url, UrlPath,
+        Whole,
         address::{Address, Endpoint, Prefix},
         expect::Expect,
         source::Source,
@@ -86,6 +87,8 @@ section! {
         deny: List<Source>;
         source_rate: Whole<1, 1_000_000>;
         source_burst: Whole<1, 1_000_000>;
+        replay_tries: Whole<0, 4>;
+        replay_budget: Share;
         backend: List<Backend>, required "[[service.backend]]` with `name` and `address";
         health: Health;
         proxy: Proxy, later "no request is proxied or retried";

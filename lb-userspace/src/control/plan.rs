@@ -31,7 +31,7 @@ use lb_common::{
 use self::steer::{Base, Steering};
 use super::{ranges::Ranges, table::Member};
 use crate::{
-    config::{Forwarding, Guard},
+    config::{Forwarding, Guard, Replay},
     dataplane::{Adopted, Op},
     net::NextHops,
 };
@@ -77,6 +77,8 @@ pub struct DesiredService {
     pub balance: Balance,
     /// How packets get to the backends.
     pub forward: Forwarding,
+    /// When a connection is tried at another backend.
+    pub replay: Replay,
     /// How long the connections of a backend that is removed may go on.
     pub drain_timeout: Duration,
     /// All configured backends, serving or not.
@@ -180,11 +182,12 @@ struct Pending {
     steering: Option<Steering>,
 }
 
-/// Everything that a table depends on.
+/// Everything that a service and its table depend on.
 #[derive(Clone, Debug, PartialEq)]
 struct Source {
     balance: Balance,
     steered: bool,
+    replay: Replay,
     members: Vec<Member>,
 }
 

@@ -174,6 +174,7 @@ impl State {
             key: service_key(service.config.listen, service.config.protocol),
             balance: service.config.balance,
             forward: service.config.forward,
+            replay: service.config.replay,
             drain_timeout: service.config.drain_timeout,
             guard: service.config.guard.clone(),
             backends: service

@@ -39,6 +39,7 @@ mod handle;
 mod probes;
 mod reconcile;
 mod reload;
+mod replay;
 mod snapshot;
 mod sweep;
 mod wish;
@@ -51,6 +52,7 @@ pub use handle::{FlowsError, Handle, ResetError};
 use probes::Probes;
 pub(crate) use reload::warnings;
 pub use reload::{Refused, Reloaded};
+use replay::news::ReplayNews;
 use sweep::{Rates, Swept};
 pub use wish::{Change, WishError, Wished};
 
@@ -123,6 +125,7 @@ pub struct Task {
     faults: Faults,
     kernel_news: KernelNews,
     flood: Flood,
+    replay_news: ReplayNews,
     /// When writes that failed are tried again, and how long the wait was.
     retry: Option<(Duration, Duration)>,
     sweeping: bool,
@@ -182,6 +185,7 @@ impl Task {
             faults: Faults::default(),
             kernel_news: KernelNews::default(),
             flood: Flood::default(),
+            replay_news: ReplayNews::default(),
             retry: None,
             sweeping: false,
             swept: swept_sender,
@@ -198,6 +202,7 @@ impl Task {
             Arc::clone(&task.timeline),
         );
         let inputs = Inputs { commands, reports, next_hops: setup.next_hops, swept };
+        replay::spawn(Arc::clone(&task.kernel), Arc::clone(&task.timeline));
         tokio::spawn(task.run(inputs));
         Ok(handle)
     }

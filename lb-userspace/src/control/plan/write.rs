@@ -16,7 +16,7 @@ use super::{
     steer::{self, Base, Steering},
 };
 use crate::{
-    config::Forwarding,
+    config::{Forwarding, Replay},
     control::{
         ranges::Ranges,
         table::{self, Member, Table},
@@ -97,7 +97,8 @@ impl Planner {
             let mut members = members.remove(&at).unwrap_or_default();
             members.sort_unstable();
             let steered = service.forward != Forwarding::Nat;
-            let source = Source { balance: service.balance, steered, members };
+            let replay = service.replay;
+            let source = Source { balance: service.balance, steered, replay, members };
             if steered {
                 let idle = desired.idle(service.key);
                 writes.steered.insert(service.key);
@@ -121,8 +122,12 @@ impl Planner {
                 let base = |id| Self::base(&self.backends, &forwarding, id);
                 let idle = desired.idle(key);
                 // Nobody takes new connections.
-                let source =
-                    Source { balance: Balance::Maglev, steered: true, members: Vec::new() };
+                let source = Source {
+                    balance: Balance::Maglev,
+                    steered: true,
+                    replay: Replay { tries: 0, per_mille: 0 },
+                    members: Vec::new(),
+                };
                 writes.steer(key, placed, source, idle, base, &mut self.ranges);
                 continue;
             }
@@ -177,6 +182,8 @@ impl Writes<'_> {
             table_len: slots.len() as u32,
             balance: source.balance as u32,
             members_len: members.len() as u32,
+            replay_tries: source.replay.tries,
+            replay_per_mille: source.replay.per_mille,
             ..Service::ZERO
         };
         // The members stand behind the table, in the same run of slots.

@@ -12,13 +12,14 @@ use lb_common::{
     reason::Reason,
     service::{Service, ServiceKey},
     source::Source,
-    stats::{BackendStats, ServiceStats},
+    stats::{BackendSignals, BackendStats, ServiceStats},
 };
 
 use crate::{
     control::{kernel::Kernel, plan::service_key},
     dataplane::{
-        Adopted, AttachMode, Attachment, Connection, Counters, Cut, Flow, Info, Op, Sweep, Timeouts,
+        Adopted, AttachMode, Attachment, Connection, Counters, Cut, Flow, Info, Op, Sweep,
+        Timeouts, replay::Replayer,
     },
 };
 
@@ -118,6 +119,10 @@ impl Kernel for FakeKernel {
         })
     }
 
+    fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<(u32, BackendSignals)>> {
+        Ok(backends.iter().map(|&id| (id, BackendSignals::ZERO)).collect())
+    }
+
     fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>> {
         let maps = self.maps();
         let flow = |(&id, backend): (&u32, &Backend)| Flow {
@@ -155,6 +160,10 @@ impl Kernel for FakeKernel {
 
     fn take_events(&self) -> Vec<Event> {
         std::mem::take(&mut self.maps().events)
+    }
+
+    fn replayer(&self) -> anyhow::Result<Option<Replayer>> {
+        Ok(None)
     }
 }
 
