@@ -131,12 +131,13 @@ impl Replayer {
 
     /// One round. `now_ns` is the time of `CLOCK_MONOTONIC`.
     pub fn round(&mut self, now_ns: u64) -> anyhow::Result<Round> {
-        if self.read_ns.is_none_or(|read_ns| now_ns.saturating_sub(read_ns) >= BACKENDS_NS) {
+        let is_old = |read_ns| now_ns.saturating_sub(read_ns) >= BACKENDS_NS;
+        if self.in_use.is_empty() || self.read_ns.is_none_or(is_old) {
             self.read_backends()?;
             self.read_ns = Some(now_ns);
         }
         let watched = self.read_signals(now_ns)?;
-        if self.pass.is_none() && self.queue.is_empty() && self.watch.begin() {
+        if self.pass.is_none() && self.queue.is_empty() && self.watch.begin(now_ns) {
             self.pass = Some(Pass::default());
         }
         self.look(now_ns)?;
@@ -234,6 +235,9 @@ impl Replayer {
         let Ran { action, frame } =
             run::run(self.program.as_fd(), waiting.ifindex, &waiting.frame())
                 .context("run a SYN")?;
+        if waiting.syn.bits & syn::OVERDUE == 0 {
+            self.watch.settled(waiting.backend);
+        }
         let ifindex = match action {
             run::Action::Transmit => waiting.ifindex,
             run::Action::Redirect => {

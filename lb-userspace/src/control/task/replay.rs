@@ -26,7 +26,8 @@ const LATER: Duration = Duration::from_millis(100);
 /// Time until the next round after one that failed.
 const AFTER_TROUBLE: Duration = Duration::from_secs(5);
 
-/// A round's time is followed by at least so many times as long of rest.
+/// A round's time is followed by so many times as long of rest, but no more than [`LATER`]: on a machine
+/// that has much to do, most of the time that a round takes is not its own.
 const REST: u32 = 10;
 
 /// Starts the task. It ends with the runtime.
@@ -79,7 +80,7 @@ fn round(
     }
     let took = clock::monotonic().saturating_sub(began);
     let pause = if round.busy { SOON } else { LATER };
-    Ok(Some(((replayer, sender), pause.max(took * REST))))
+    Ok(Some(((replayer, sender), pause.max((took * REST).min(LATER)))))
 }
 
 /// Sends a frame. One that cannot be sent is as one that is lost on the way: the next round, or the client,
