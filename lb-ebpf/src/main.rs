@@ -13,7 +13,7 @@ use core::ptr::read_volatile;
 
 use aya_ebpf::{
     bindings::{xdp_action, xdp_md},
-    helpers::{bpf_redirect, bpf_xdp_adjust_tail},
+    helpers::{bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
     macros::xdp,
     programs::XdpContext,
 };
@@ -50,8 +50,8 @@ fn ballast(ctx: XdpContext) -> u32 {
             let mut action = follow4(ctx.ctx, 1);
             if action == REPLAY {
                 action = replay4(ctx.ctx);
-                if action == COMPOSE {
-                    return compose4(ctx.ctx);
+                if (COMPOSE..REPLAY).contains(&action) {
+                    return compose4(ctx.ctx, action - COMPOSE);
                 }
                 if action == UNDECIDED {
                     action = follow4(ctx.ctx, 0);
@@ -63,8 +63,8 @@ fn ballast(ctx: XdpContext) -> u32 {
             let mut action = follow6(ctx.ctx, 1);
             if action == REPLAY {
                 action = replay6(ctx.ctx);
-                if action == COMPOSE {
-                    return compose6(ctx.ctx);
+                if (COMPOSE..REPLAY).contains(&action) {
+                    return compose6(ctx.ctx, action - COMPOSE);
                 }
                 if action == UNDECIDED {
                     action = follow6(ctx.ctx, 0);
@@ -85,8 +85,9 @@ const UNDECIDED: u32 = u32::MAX;
 /// No XDP action: the packet's connection is to be tried at another backend.
 const REPLAY: u32 = u32::MAX - 1;
 
-/// No XDP action: the packet is to become the SYN to another backend.
-const COMPOSE: u32 = u32::MAX - 2;
+/// No XDP action: the packet is to become the SYN to another backend, with as many bytes as are added to
+/// this number.
+const COMPOSE: u32 = 1 << 16;
 
 // Subprograms, so that the hot path has the registers and the instruction cache to itself, and that
 // each has its own stack of 512 bytes less the hot path's. The signature is what the verifier needs
@@ -115,37 +116,21 @@ macro_rules! subprograms {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $replay(ctx: *mut xdp_md) -> u32 {
-            let len = packet(ctx).len();
-            // If it cannot grow, it is found too short.
-            resize(ctx, lb_ebpf::replay::room::<$family>().max(len));
             match lb_ebpf::replay::give::<$family, Maps>(packet(ctx), &Maps) {
-                Some(Ok(Step::Compose)) => COMPOSE,
-                given => {
-                    if !resize(ctx, len) {
-                        return xdp_action::XDP_DROP;
-                    }
-                    match given {
-                        Some(Ok(Step::Send(action))) => finish::<$family>(ctx, Ok(action)),
-                        Some(Err(reason)) => finish::<$family>(ctx, Err(reason)),
-                        _ => UNDECIDED,
-                    }
-                }
+                Some(Ok(Step::Send(action))) => finish::<$family>(ctx, Ok(action)),
+                Some(Ok(Step::Compose { len })) => COMPOSE + len as u32,
+                Some(Err(reason)) => finish::<$family>(ctx, Err(reason)),
+                None => UNDECIDED,
             }
         }
 
         /// The SYN to another backend.
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $compose(ctx: *mut xdp_md) -> u32 {
-            match lb_ebpf::replay::compose::<$family, Maps>(packet(ctx), &Maps) {
-                Ok((action, len)) => {
-                    if !resize(ctx, len) {
-                        return xdp_action::XDP_DROP;
-                    }
-                    finish::<$family>(ctx, Ok(action))
-                }
-                Err(reason) => finish::<$family>(ctx, Err(reason)),
-            }
+        extern "C" fn $compose(ctx: *mut xdp_md, len: u32) -> u32 {
+            let has_len = reshape(ctx, len);
+            let composed = lb_ebpf::replay::compose::<$family, Maps>(packet(ctx), &Maps, has_len);
+            finish::<$family>(ctx, composed)
         }
 
         /// New connections.
@@ -216,6 +201,17 @@ fn reset<F: Family>(ctx: *mut xdp_md) -> u32 {
     let Some(due) = lb_ebpf::reset::due::<F>(&packet(ctx)) else { return xdp_action::XDP_DROP };
     let Some(len) = due.write::<F>(&packet(ctx)) else { return xdp_action::XDP_DROP };
     if resize(ctx, len) { xdp_action::XDP_TX } else { xdp_action::XDP_DROP }
+}
+
+/// Gives the frame another length: adds to its front, or takes from its end. False if it has no room.
+#[inline(always)]
+fn reshape(ctx: *mut xdp_md, len: u32) -> bool {
+    let growth = len as i32 - packet(ctx).len() as i32;
+    if growth <= 0 {
+        return resize(ctx, len as usize);
+    }
+    // SAFETY: as in `resize`.
+    unsafe { bpf_xdp_adjust_head(ctx, -growth) == 0 }
 }
 
 /// Gives the frame another length, by its end. False if it has no room for that.

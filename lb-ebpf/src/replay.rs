@@ -19,7 +19,7 @@
 
 use lb_common::{
     backend::Backend,
-    flow::{MAX_TCP_OPTIONS, MAX_TRIED, state, syn},
+    flow::{MAX_TRIED, state, syn},
     hash,
     limits::DEFAULT_PATIENCE_MS,
     reason::Reason,
@@ -31,19 +31,14 @@ use crate::{
     conntrack::set_bits,
     family::{Address, Family, Ports, Tuple, protocol},
     icmp,
-    packet::{EthernetHdr, Packet, TcpHdr, Word, load16, load32, store16, store32, tcp_flags},
+    packet::{
+        EthernetHdr, Packet, TcpHdr, Truncated, Word, load16, load32, store16, store32, tcp_flags,
+    },
     parse::{ETHERNET_LEN, Link, Segment},
     rewrite::{self, Egress},
     select,
     tables::{Entry, Flows, HalfOpen, Signal, Tables},
 };
-
-/// Bytes that a frame must have so that any SYN of the family fits: two VLAN tags, no IP options, all
-/// TCP options.
-#[must_use]
-pub const fn room<F: Family>() -> usize {
-    ETHERNET_LEN + 2 * 4 + size_of::<F::Hdr>() + size_of::<TcpHdr>() + MAX_TCP_OPTIONS
-}
 
 /// Whether a packet of a half-open connection shows that its backend has failed, and the connection may
 /// be tried at another. Counts what it shows of the backend.
@@ -142,14 +137,62 @@ pub fn late<F: Family, T: Tables + Flows<F>>(
 pub enum Step {
     /// It was the client's SYN, and is on its way.
     Send(Action),
-    /// [`compose`] makes the SYN of it.
-    Compose,
+    /// [`compose`] makes the SYN of it. First it gets this length: in front, where every driver leaves
+    /// room for headers, and not at its end, where there is none if it was short.
+    Compose {
+        /// Bytes.
+        len: usize,
+    },
+}
+
+/// Type and VLAN tags of a frame: what lies between its MAC addresses and its IP header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tags {
+    /// Where the IP header begins.
+    pub l3: usize,
+    /// The bytes from the first type on, as many as there are.
+    pub bytes: [[u8; 2]; 5],
+}
+
+impl Tags {
+    /// None.
+    pub const NONE: Self = Self { l3: 0, bytes: [[0; 2]; 5] };
+
+    #[inline(always)]
+    fn read(packet: &Packet, l3: usize) -> Option<Self> {
+        let mut tags = Self { l3, bytes: [[0; 2]; 5] };
+        tags.bytes[0] = packet.header::<EthernetHdr>(0).ok()?.ether_type;
+        if l3 >= ETHERNET_LEN + 4 {
+            let Word([a, b, c, d]) = *packet.header::<Word>(ETHERNET_LEN).ok()?;
+            (tags.bytes[1], tags.bytes[2]) = ([a, b], [c, d]);
+        }
+        if l3 >= ETHERNET_LEN + 8 {
+            let Word([a, b, c, d]) = *packet.header::<Word>(ETHERNET_LEN + 4).ok()?;
+            (tags.bytes[3], tags.bytes[4]) = ([a, b], [c, d]);
+        }
+        Some(tags)
+    }
+
+    /// Writes them, and says where the IP header begins: one of three constants, since the kernel's
+    /// verifier would not know the number again.
+    #[inline(always)]
+    fn write(&self, packet: &Packet) -> Result<usize, Truncated> {
+        packet.header::<EthernetHdr>(0)?.ether_type = self.bytes[0];
+        if self.l3 == ETHERNET_LEN {
+            return Ok(ETHERNET_LEN);
+        }
+        let [_, [a, b], [c, d], [e, f], [g, h]] = self.bytes;
+        packet.header::<Word>(ETHERNET_LEN)?.0 = [a, b, c, d];
+        if self.l3 == ETHERNET_LEN + 4 {
+            return Ok(ETHERNET_LEN + 4);
+        }
+        packet.header::<Word>(ETHERNET_LEN + 4)?.0 = [e, f, g, h];
+        Ok(ETHERNET_LEN + 8)
+    }
 }
 
 /// Gives the connection of a packet that was [`Action::Replay`] to the next backend. `None`: it is not
 /// to be, and [`crate::follow`] has to look at the packet again, without replay.
-///
-/// A packet that is no SYN must have [`room`].
 #[inline(always)]
 pub fn give<F: Family, T: Tables + Flows<F>>(
     packet: Packet,
@@ -168,12 +211,10 @@ pub fn give<F: Family, T: Tables + Flows<F>>(
     if server.flow().state() & state::RETURN == 0 || !noted_replayable::<F>(server) {
         return None;
     }
-    let enough = match &syn_in_hand {
-        Some(segment) => segment.ttl > 1,
-        None => packet.len() >= room::<F>(),
-    };
-    let next = if enough { next::<F, T>(tables, server) } else { Next::Never };
-    match next {
+    if syn_in_hand.as_ref().is_some_and(|segment| segment.ttl <= 1) {
+        return None;
+    }
+    match next::<F, T>(tables, server) {
         Next::Backend(id) => hand_over::<F, T>(packet, tables, replies, syn_in_hand.as_ref(), id),
         Next::Later => {
             // A silent backend has as much time again.
@@ -262,6 +303,7 @@ fn hand_over<F: Family, T: Tables + Flows<F>>(
         return None;
     }
     let service = scratch.service.index;
+    let options_len = usize::from(scratch.half.syn().options_len);
     scratch.client = F::key(scratch.tuple, protocol::TCP);
     client_half::<F>(scratch, tables.now_ns(), packet.len() as u64);
     if tables.replace_half_open(&scratch.client, &scratch.half).is_err() {
@@ -273,7 +315,12 @@ fn hand_over<F: Family, T: Tables + Flows<F>>(
     tables.open(id);
     tables.count_replayed(service, id);
     tables.signal(id, Signal::Attempt);
-    let Some(segment) = syn_in_hand else { return Some(Ok(Step::Compose)) };
+    let Some(segment) = syn_in_hand else {
+        let link = Link::parse(&packet).ok()?;
+        scratch.tags = Tags::read(&packet, link.l3)?;
+        let len = link.l3 + size_of::<F::Hdr>() + size_of::<TcpHdr>() + options_len;
+        return Some(Ok(Step::Compose { len }));
+    };
     let egress = Egress::to_backend(backend);
     let sent = rewrite::send::<F>(&packet, segment, scratch.half.flow(), egress);
     Some(sent.map(|action| {
@@ -282,26 +329,33 @@ fn hand_over<F: Family, T: Tables + Flows<F>>(
     }))
 }
 
-/// Writes the SYN that [`give`] left in the tables over the packet in hand. Returns how it leaves, and the
-/// length of the frame.
+/// Writes the SYN that [`give`] left in the tables over the packet in hand, which has the length that it
+/// asked for. A packet that could not be given it is left as it is, and counted as cut off; the daemon
+/// sends the SYN then.
 ///
 /// A step of its own, with a [`Packet`] of its own, for the reason that [`crate::reset::Reset`] has.
 #[inline(always)]
 pub fn compose<F: Family, T: Tables + Flows<F>>(
     packet: Packet,
     tables: &T,
-) -> Result<(Action, usize), Reason> {
+    has_len: bool,
+) -> Result<Action, Reason> {
     let scratch = tables.scratch().ok_or(Reason::Inconsistent)?;
     let backend = tables.backend(scratch.backend).ok_or(Reason::Inconsistent)?;
-    let syn = *tables.half_open(&scratch.server).ok_or(Reason::TableFull)?.syn();
+    let half = tables.half_open(&scratch.server).ok_or(Reason::TableFull)?;
+    if !has_len {
+        half.syn_mut().sent_ns = 0;
+        return Err(Reason::Truncated);
+    }
+    let syn = half.syn();
     let tuple = scratch.replies.reversed();
-    let l3 = Link::parse(&packet)?.l3;
-    let l4 = l3 + size_of::<F::Hdr>();
     let options_len = usize::from(syn.options_len);
     let tcp_len = (size_of::<TcpHdr>() + options_len) as u16;
+    let l3 = scratch.tags.write(&packet)?;
     let ip = packet.header::<F::Hdr>(l3)?;
     F::compose(ip, tuple.src, tuple.dst, tcp_len);
     F::dress(ip, syn.tos, syn.ttl);
+    let l4 = l3 + size_of::<F::Hdr>();
     let tcp = packet.header::<TcpHdr>(l4)?;
     let data_offset = ((tcp_len / 4) << 4) as u8 | syn.bits >> 4;
     store32(&mut tcp.ports, tuple.ports.0);
@@ -329,8 +383,7 @@ pub fn compose<F: Family, T: Tables + Flows<F>>(
         at += 4;
     }
     store16(&mut tcp.check, sum.checksum());
-    let len = l4 + usize::from(tcp_len);
     let action = Egress::to_backend(backend).leave(&packet, packet.header::<EthernetHdr>(0)?);
-    tables.count_forward(scratch.backend, len as u64);
-    Ok((action, len))
+    tables.count_forward(scratch.backend, packet.len() as u64);
+    Ok(action)
 }

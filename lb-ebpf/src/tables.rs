@@ -10,6 +10,7 @@ use lb_common::{
 use crate::{
     family::{ClientSide, Family, Ports, Tuple, V4, V6},
     packet::Macs,
+    replay::Tags,
 };
 
 /// A table took no entry: the key is there already, or there is no room.
@@ -108,6 +109,8 @@ pub struct Scratch<F: Family> {
     pub half: F::HalfOpen,
     /// The service.
     pub service: Service,
+    /// Of the packet that becomes a SYN to another backend.
+    pub tags: Tags,
     /// The client's tuple.
     pub tuple: Tuple<F::Address>,
     /// The tuple of the replies; the search fills in its destination port.

@@ -2,8 +2,9 @@
 //! of the clock.
 
 use anyhow::{Context as _, Result};
+use ballast::dataplane::replay::frame::Waiting;
 use lb_common::{
-    flow::{FlowKey4, HalfOpen4, state},
+    flow::{FlowKey4, FlowKey6, HalfOpen4, HalfOpen6, state},
     names,
     service::Balance,
 };
@@ -78,5 +79,34 @@ fn a_silent_backend_is_given_up_when_its_time_is_over() -> Result<()> {
     run(&mut kernel, &answer, &seen, Counter::Return(2)).context("the answer")?;
     let signals = DataPath::counters(&kernel)?.signals[1].1;
     assert_eq!((signals.answered, signals.handshakes[0]), (1, 1), "and it was timed");
+    Ok(())
+}
+
+#[test]
+fn the_daemon_rebuilds_the_syn_that_the_client_sent() -> Result<()> {
+    for net in Net::both() {
+        let syn = Frame::syn(net.client, net.vip).tos(0xb8).label(0);
+        let mut kernel = Kernel::load(64)?;
+        kernel.reset(&setup(&net))?;
+        DataPath::run(&mut kernel, &syn.build())?;
+        let noted = if net.vip.is_ipv4() {
+            let halves = kernel.entries::<FlowKey4, HalfOpen4>(names::HALF_OPEN)?;
+            halves.into_values().map(|half| half.syn).find(|syn| syn.sent_ns != 0)
+        } else {
+            let halves = kernel.entries::<FlowKey6, HalfOpen6>(names::HALF_OPEN6)?;
+            halves.into_values().map(|half| half.syn).find(|syn| syn.sent_ns != 0)
+        };
+        let waiting = Waiting {
+            client: net.client,
+            listen: net.vip,
+            client_mac: syn.src_mac,
+            local_mac: syn.dst_mac,
+            ifindex: 1,
+            backend: 1,
+            state: state::RETURN,
+            syn: noted.context("find the SYN")?,
+        };
+        anyhow::ensure!(waiting.frame() == syn.build(), "{}", diff(&waiting.frame(), &syn.build()));
+    }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! What became of a packet, as the BPF program says it.
 
-use std::vec::Vec;
+use std::{vec, vec::Vec};
 
 use lb_common::reason::{Disposition, Reason};
 
@@ -98,20 +98,16 @@ fn replay<F: Family>(
 where
     FakeTables: Flows<F>,
 {
-    let len = frame.len();
-    frame.resize(len.max(replay::room::<F>()), 0);
-    let given = replay::give::<F, _>(view(frame, ingress_ifindex), tables);
-    if given == Some(Ok(Step::Compose)) {
-        let composed = replay::compose::<F, _>(view(frame, ingress_ifindex), tables);
-        return Some(composed.map(|(action, len)| {
-            frame.truncate(len);
-            action
-        }));
-    }
-    frame.truncate(len);
-    match given? {
+    match replay::give::<F, _>(view(frame, ingress_ifindex), tables)? {
         Ok(Step::Send(action)) => Some(Ok(action)),
-        Ok(Step::Compose) => None,
+        Ok(Step::Compose { len }) => {
+            if len > frame.len() {
+                frame.splice(0..0, vec![0x5a; len - frame.len()]);
+            } else {
+                frame.truncate(len);
+            }
+            Some(replay::compose::<F, _>(view(frame, ingress_ifindex), tables, true))
+        }
         Err(reason) => Some(Err(reason)),
     }
 }

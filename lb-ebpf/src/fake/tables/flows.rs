@@ -13,6 +13,7 @@ use lb_common::{flow::Syn, service::Service};
 use crate::{
     family::{ClientSide, Family, Ports, Tuple},
     packet::Mac,
+    replay::Tags,
     tables::{Entry, HalfOpen, NotInserted, Scratch},
 };
 
@@ -41,6 +42,7 @@ impl<F: Family<Key: Eq + Hash> + Copy> FlowTables<F> {
             entry: F::Entry::new(tuple, tuple, 0x5a, 0x5a),
             half,
             service: Service { table_len: 0x5a, ..Service::ZERO },
+            tags: Tags { l3: 0x5a, ..Tags::NONE },
             tuple,
             replies: tuple,
             side,
