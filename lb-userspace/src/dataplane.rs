@@ -21,7 +21,7 @@ use lb_common::{
     limits, names,
     reason::Reason,
     service::{Service, ServiceKey, Slot},
-    stats::{BackendStats, Meta, ServiceStats},
+    stats::{BackendSignals, BackendStats, Meta, ServiceStats},
 };
 
 use self::{active::Active, flows::Table};
@@ -33,6 +33,7 @@ mod flows;
 mod link;
 pub mod load;
 mod pins;
+pub mod replay;
 
 /// What to open, and with which sizes.
 #[derive(Clone, Debug)]
@@ -223,6 +224,7 @@ pub struct Dataplane {
     reasons: PerCpuArray<MapData, u64>,
     service_stats: PerCpuArray<MapData, ServiceStats>,
     backend_stats: PerCpuArray<MapData, BackendStats>,
+    backend_signals: PerCpuArray<MapData, BackendSignals>,
     events: RingBuf<MapData>,
     log: Option<EbpfLogger<&'static dyn log::Log>>,
     active: Active,
@@ -268,6 +270,7 @@ impl Dataplane {
             reasons: take(&mut ebpf, names::REASONS)?,
             service_stats: take(&mut ebpf, names::SERVICE_STATS)?,
             backend_stats: take(&mut ebpf, names::BACKEND_STATS)?,
+            backend_signals: take(&mut ebpf, names::BACKEND_SIGNALS)?,
             events: take(&mut ebpf, names::EVENTS)?,
             log,
             active: Active::map(&pinned(pins, names::ACTIVE)?)?,
@@ -309,6 +312,7 @@ impl Dataplane {
             Op::ClearBackend { id } => {
                 self.backends.set(*id, Backend::ZERO, 0)?;
                 self.backend_stats.set(*id, every_cpu(BackendStats::ZERO)?, 0)?;
+                self.backend_signals.set(*id, every_cpu(BackendSignals::ZERO)?, 0)?;
                 self.active.clear(*id);
             }
             Op::SetTable { start, slots } => {
@@ -434,6 +438,26 @@ impl Dataplane {
         Ok(Counters { reasons, services, backends })
     }
 
+    /// What connections have shown of the given backends, summed over the CPUs.
+    pub fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<(u32, BackendSignals)>> {
+        let sum = |&id: &u32| {
+            let mut sum = BackendSignals::ZERO;
+            for cpu in self.backend_signals.get(&id, 0)?.iter() {
+                sum.attempts += cpu.attempts;
+                sum.answered += cpu.answered;
+                sum.refused += cpu.refused;
+                sum.unreachable += cpu.unreachable;
+                sum.unanswered += cpu.unanswered;
+                sum.resets += cpu.resets;
+                for (sum, count) in sum.handshakes.iter_mut().zip(cpu.handshakes) {
+                    *sum = sum.wrapping_add(count);
+                }
+            }
+            Ok((id, sum))
+        };
+        backends.iter().map(sum).collect::<Result<_, MapError>>().context("read BACKEND_SIGNALS")
+    }
+
     /// All connections, up to `limit`; half-open ones too.
     pub fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>> {
         let now_ns = clock::monotonic_coarse_ns();
@@ -466,6 +490,18 @@ impl Dataplane {
         self.half_open.expire(half, now_ns, timeouts, &mut sweep, close)?;
         self.half_open6.expire(half6, now_ns, timeouts, &mut sweep, close)?;
         Ok(sweep)
+    }
+
+    /// What finds SYNs that have waited too long, with handles of its own.
+    pub fn replayer(&self) -> anyhow::Result<replay::Replayer> {
+        let program: &aya::programs::Xdp = self
+            .ebpf
+            .program(names::PROGRAM)
+            .context("find the program")?
+            .try_into()
+            .context("find the program")?;
+        let program = program.fd().context("hold the program")?.as_fd().try_clone_to_owned();
+        replay::Replayer::open(program.context("hold the program")?, &self.pins)
     }
 
     /// Takes the records that the kernel program left in `EVENTS` since the last call.

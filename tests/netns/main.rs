@@ -11,6 +11,7 @@ mod operator;
 mod ping;
 mod ports;
 mod reload;
+mod replay;
 mod routes;
 mod serving;
 mod site;

@@ -101,8 +101,14 @@ fn head(service: &Service) -> String {
     if !service.backends.iter().any(|backend| backend.serving) {
         flags.push_str("  DOWN: no backend serves");
     }
+    let count = |count: u64, what: &str| match count {
+        0 => String::new(),
+        _ => format!(", {count} {what}"),
+    };
+    let replayed = count(service.replayed, "tried at another backend");
+    let not_replayed = count(service.not_replayed, "failed with no other to try");
     format!(
-        "SERVICE {}  {} {}  {}  {} connections ({:.1}/s), {} refused{flags}\n",
+        "SERVICE {}  {} {}  {}  {} connections ({:.1}/s), {} refused{replayed}{not_replayed}{flags}\n",
         service.name,
         service.protocol,
         service.listen,

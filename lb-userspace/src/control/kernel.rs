@@ -5,9 +5,11 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use lb_common::event::Event;
+use lb_common::{event::Event, stats::BackendSignals};
 
-use crate::dataplane::{Adopted, AttachMode, Counters, Dataplane, Flow, Info, Op, Sweep, Timeouts};
+use crate::dataplane::{
+    Adopted, AttachMode, Counters, Dataplane, Flow, Info, Op, Sweep, Timeouts, replay::Replayer,
+};
 
 /// What the control plane asks of the kernel's side. The calls block; they are made from blocking
 /// threads. Their meaning is that of the methods of [`Dataplane`].
@@ -22,12 +24,16 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn info(&self) -> anyhow::Result<Info>;
     /// See [`Dataplane::counters`].
     fn counters(&self, services: &[u32], backends: &[u32]) -> anyhow::Result<Counters>;
+    /// See [`Dataplane::signals`].
+    fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<(u32, BackendSignals)>>;
     /// See [`Dataplane::flows`].
     fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>>;
     /// See [`Dataplane::sweep`].
     fn sweep(&self, now_ns: u64, timeouts: &Timeouts) -> anyhow::Result<Sweep>;
     /// See [`Dataplane::take_events`].
     fn take_events(&self) -> Vec<Event>;
+    /// See [`Dataplane::replayer`]. `None`: there is nothing that could be replayed.
+    fn replayer(&self) -> anyhow::Result<Option<Replayer>>;
 }
 
 /// The data plane, shared by the reconcile task, the sweeps and the readers of `status`.
@@ -67,6 +73,10 @@ impl Kernel for Shared {
         self.lock().counters(services, backends)
     }
 
+    fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<(u32, BackendSignals)>> {
+        self.lock().signals(backends)
+    }
+
     fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>> {
         self.lock().flows(limit)
     }
@@ -77,5 +87,9 @@ impl Kernel for Shared {
 
     fn take_events(&self) -> Vec<Event> {
         self.lock().take_events()
+    }
+
+    fn replayer(&self) -> anyhow::Result<Option<Replayer>> {
+        self.lock().replayer().map(Some)
     }
 }

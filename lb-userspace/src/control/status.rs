@@ -81,6 +81,12 @@ pub struct Service {
     pub connections: u64,
     /// New connections refused.
     pub refused: u64,
+    /// Times that a connection was tried at another backend, because its own failed.
+    #[serde(default)]
+    pub replayed: u64,
+    /// Times that it was not, although its own failed.
+    #[serde(default)]
+    pub not_replayed: u64,
     /// New connections a second, over the last second or so.
     pub connections_per_second: f64,
     /// Backends, in the order of the configuration.

@@ -38,6 +38,7 @@ mod handle;
 mod probes;
 mod reconcile;
 mod reload;
+mod replay;
 mod snapshot;
 mod sweep;
 mod wish;
@@ -49,6 +50,7 @@ pub use handle::{FlowsError, Handle};
 use probes::Probes;
 pub(crate) use reload::warnings;
 pub use reload::{Refused, Reloaded};
+use replay::news::ReplayNews;
 use sweep::{Rates, Swept};
 pub use wish::{Change, WishError, Wished};
 
@@ -120,6 +122,7 @@ pub struct Task {
     attachments: Attachments,
     faults: Faults,
     kernel_news: KernelNews,
+    replay_news: ReplayNews,
     /// When writes that failed are tried again, and how long the wait was.
     retry: Option<(Duration, Duration)>,
     sweeping: bool,
@@ -178,6 +181,7 @@ impl Task {
             attachments: Attachments::default(),
             faults: Faults::default(),
             kernel_news: KernelNews::default(),
+            replay_news: ReplayNews::default(),
             retry: None,
             sweeping: false,
             swept: swept_sender,
@@ -194,6 +198,7 @@ impl Task {
             Arc::clone(&task.timeline),
         );
         let inputs = Inputs { commands, reports, next_hops: setup.next_hops, swept };
+        replay::spawn(Arc::clone(&task.kernel), Arc::clone(&task.timeline));
         tokio::spawn(task.run(inputs));
         Ok(handle)
     }

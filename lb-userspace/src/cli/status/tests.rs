@@ -80,6 +80,8 @@ fn status() -> Status {
             on_backups: false,
             connections: 20,
             refused: 1,
+            replayed: 0,
+            not_replayed: 0,
             connections_per_second: 2.5,
             backends: vec![backend("app-01"), down],
         }],

@@ -194,9 +194,11 @@ fn replays() {
     }
     mistake(&service("replay_budget = ▶20"), "`replay_budget` has no `%`", "\"100%\"");
     for key in ["replay_tries = ▶2", "replay_budget = ▶\"20%\""] {
+        let udp = service(&format!("protocol = \"udp\"\n{key}"));
+        let key = key.split(' ').next().unwrap_or_default();
         mistake(
-            &service(&format!("protocol = \"udp\"\n{key}")),
-            "is of no use with `protocol = \"udp\"`",
+            &format!("{udp}[service.health]\nprobe = \"none\"\n"),
+            &format!("`{key}` is of no use with `protocol = \"udp\"`"),
             "does not tell whether it was refused",
         );
     }

@@ -39,7 +39,9 @@ pub(super) struct Snapshot {
 pub(super) struct Names {
     pub(super) services: BTreeMap<u32, String>,
     pub(super) backends: BTreeMap<u32, String>,
-    service_of: BTreeMap<u32, String>,
+    pub(super) service_of: BTreeMap<u32, String>,
+    /// Index of a backend's service.
+    pub(super) index_of: BTreeMap<u32, u32>,
 }
 
 impl Task {
@@ -57,6 +59,7 @@ impl Task {
             for (record, id) in service.records.iter().zip(backends) {
                 names.backends.extend(id.map(|id| (id, record.config.name.clone())));
                 names.service_of.extend(id.map(|id| (id, name.clone())));
+                names.index_of.extend(id.zip(index));
             }
         }
         names
@@ -149,6 +152,8 @@ impl Task {
             on_backups: service.on_backups,
             connections: 0,
             refused: 0,
+            replayed: 0,
+            not_replayed: 0,
             connections_per_second: 0.0,
             backends: service.records.iter().map(|record| self.backend(record)).collect(),
         }
@@ -220,6 +225,8 @@ impl Snapshot {
             if let Some(stats) = index.and_then(|index| services.get(&index)) {
                 service.connections = stats.connections;
                 service.refused = stats.refused;
+                service.replayed = stats.replayed;
+                service.not_replayed = stats.not_replayed;
             }
             let rate = index.and_then(|index| self.rates.services.get(&index));
             service.connections_per_second = rate.copied().unwrap_or(0.0);

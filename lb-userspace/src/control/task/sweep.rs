@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use lb_common::event::Event;
+use lb_common::{event::Event, stats::BackendSignals};
 
 use super::Task;
 use crate::{
@@ -19,6 +19,7 @@ pub(super) struct Swept {
     events: Vec<Event>,
     sweep: anyhow::Result<Sweep>,
     counters: anyhow::Result<Counters>,
+    signals: anyhow::Result<Vec<(u32, BackendSignals)>>,
 }
 
 /// Counters at two points in time, and what follows from them.
@@ -80,12 +81,14 @@ impl Task {
                 events: kernel.take_events(),
                 sweep: kernel.sweep(clock::monotonic_coarse_ns(), &timeouts),
                 counters: kernel.counters(&services, &backends),
+                signals: kernel.signals(&backends),
             });
             let swept = work.await.unwrap_or_else(|panicked| Swept {
                 began,
                 events: Vec::new(),
                 sweep: Err(panicked.into()),
                 counters: Ok(Counters::default()),
+                signals: Ok(Vec::new()),
             });
             // The task may have ended meanwhile.
             let _ = sender.send(swept).await;
@@ -115,7 +118,11 @@ impl Task {
         let wrong = match swept.counters {
             Ok(counters) => {
                 self.rates.take(&counters, now);
-                None
+                let signals = swept.signals.as_deref().unwrap_or_default();
+                for note in self.replay_news.take(signals, &counters.services, &names, now) {
+                    self.timeline.add(note);
+                }
+                swept.signals.err().map(|error| format!("{error:#}"))
             }
             Err(error) => Some(format!("{error:#}")),
         };

@@ -11,12 +11,15 @@ use lb_common::{
     event::Event,
     reason::Reason,
     service::{Service, ServiceKey},
-    stats::{BackendStats, ServiceStats},
+    stats::{BackendSignals, BackendStats, ServiceStats},
 };
 
 use crate::{
     control::{kernel::Kernel, plan::service_key},
-    dataplane::{Adopted, AttachMode, Attachment, Counters, Flow, Info, Op, Sweep, Timeouts},
+    dataplane::{
+        Adopted, AttachMode, Attachment, Counters, Flow, Info, Op, Sweep, Timeouts,
+        replay::Replayer,
+    },
 };
 
 /// A model of the maps.
@@ -107,6 +110,10 @@ impl Kernel for FakeKernel {
         })
     }
 
+    fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<(u32, BackendSignals)>> {
+        Ok(backends.iter().map(|&id| (id, BackendSignals::ZERO)).collect())
+    }
+
     fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>> {
         let maps = self.maps();
         let flow = |(&id, backend): (&u32, &Backend)| Flow {
@@ -132,6 +139,10 @@ impl Kernel for FakeKernel {
 
     fn take_events(&self) -> Vec<Event> {
         std::mem::take(&mut self.maps().events)
+    }
+
+    fn replayer(&self) -> anyhow::Result<Option<Replayer>> {
+        Ok(None)
     }
 }
 
