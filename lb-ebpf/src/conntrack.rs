@@ -218,8 +218,9 @@ fn step<F: Family, T: Tables + Flows<F>>(
     if kind != tcp_flags::SYN | tcp_flags::ACK {
         return Step::None;
     }
-    let key = F::key(entry.rewritten().reversed(), segment.protocol);
-    let Some(client) = tables.half_open(&key) else { return Step::None };
+    let Some(scratch) = tables.scratch() else { return Step::None };
+    scratch.client = F::key(entry.rewritten().reversed(), segment.protocol);
+    let Some(client) = tables.half_open(&scratch.client) else { return Step::None };
     if client.rewritten().reversed() != segment.tuple {
         return Step::None;
     }
@@ -245,6 +246,11 @@ fn promote<F: Family, T: Tables + Flows<F>>(
     let (now_ns, bytes) = (tables.now_ns(), packet.len() as u64);
     scratch.client = F::key(client, segment.protocol);
     scratch.server = F::key(server, segment.protocol);
+    let Some(half) = tables.half_open(&scratch.server) else {
+        // Another CPU was first, or it was pushed out of the table: then the connection is over.
+        let known = tables.flow(&scratch.client).is_some();
+        return if known { Ok(false) } else { Err(Reason::NoFlow) };
+    };
     let ends = if segment.has(tcp_flags::FIN) { state::CLIENT_FIN } else { 0 };
     scratch.entry = F::Entry::new(client, server.reversed(), entry.backend(), ends);
     scratch.entry.set_client_side(entry.client_side());
@@ -254,11 +260,9 @@ fn promote<F: Family, T: Tables + Flows<F>>(
     if !promoted && tables.flow(&scratch.client).is_none() {
         return Err(Reason::TableFull);
     }
-    scratch.entry = F::Entry::new(server, client.reversed(), entry.backend(), state::RETURN);
-    scratch.entry.set_client_side(entry.client_side());
-    // It has acknowledged all that came before this packet.
+    // The backend's half stays as it is. It has acknowledged all that came before this packet.
+    scratch.entry = *half;
     scratch.entry.set_ack(segment.seq);
-    scratch.entry.seen(now_ns, if forward { 0 } else { bytes });
     if tables.insert_flow(&scratch.server, &scratch.entry).is_err()
         && tables.flow(&scratch.server).is_none()
     {
