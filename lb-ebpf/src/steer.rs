@@ -30,6 +30,7 @@ use lb_common::{
 
 use crate::{
     Action,
+    admit::admit,
     family::{Address as _, Datagram, Family, Ports, ServiceWords, Tuple, protocol},
     icmp,
     packet::{EthernetHdr, Packet, load16, load32},
@@ -101,7 +102,15 @@ pub fn steer<F: Family, T: Tables + Flows<F>>(
     let segment = Segment::parse::<F>(&packet, l3, &datagram).ok()?;
     let service = service(tables, &segment.tuple, segment.protocol)?;
     let hash = segment.tuple.hash();
-    let chosen = choose::<F, T>(&packet, tables, &segment, &service, hash);
+    let admitted = if segment.starts() {
+        admit::<F, T>(tables, &service, &segment.tuple, segment.protocol)
+    } else {
+        Ok(())
+    };
+    let chosen = match admitted {
+        Ok(()) => choose::<F, T>(&packet, tables, &segment, &service, hash),
+        Err(reason) => Err(reason),
+    };
     let outcome = match chosen {
         Ok(id) => send::<F, T>(&packet, tables, l3, hash, id),
         Err(reason) => Err(reason),
@@ -110,9 +119,15 @@ pub fn steer<F: Family, T: Tables + Flows<F>>(
         Ok(_) if begins(&segment) => {
             tables.count_connection(service.index, chosen.unwrap_or(u32::MAX));
         }
-        Err(reason @ (Reason::NoBackend | Reason::NoNeighbour)) if segment.starts() => {
+        Err(
+            reason @ (Reason::NoBackend
+            | Reason::NoNeighbour
+            | Reason::Spoofed
+            | Reason::Denied
+            | Reason::RateLimited),
+        ) if segment.starts() => {
             tables.count_refused(service.index);
-            if matches!(reason, Reason::NoNeighbour) {
+            if matches!(reason, Reason::NoNeighbour | Reason::RateLimited) {
                 tables.report(Event {
                     time_ns: tables.now_ns(),
                     reason: reason as u32,
