@@ -63,7 +63,7 @@ fn a_syn_flood_breaks_no_connection_and_lets_new_ones_through() -> Result<()> {
     let file = site.lab().big_file()?;
     let download = thread::spawn(move || download.compare(&file));
     let before = site.status()?;
-    let flood = Flood::start(site.client())?;
+    let flood = Flood::start(site.client());
     let load = Load::http(site.client(), 4, web());
     load.more(REQUESTS)?;
     wait::until(Duration::from_mins(5), "the flood", || {
@@ -146,12 +146,12 @@ struct Flood {
 }
 
 impl Flood {
-    fn start(host: &Host) -> Result<Self> {
+    fn start(host: &Host) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let sent = Arc::new(AtomicU64::new(0));
         let (stopped, count, host) = (Arc::clone(&stop), Arc::clone(&sent), host.clone());
         let thread = thread::spawn(move || host.within(|| send(&stopped, &count))?);
-        Ok(Self { stop, sent, thread: Some(thread) })
+        Self { stop, sent, thread: Some(thread) }
     }
 
     /// Ends it, and gives how many were sent.
