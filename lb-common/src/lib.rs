@@ -10,6 +10,7 @@
 mod map_type;
 
 pub mod backend;
+pub mod decap;
 pub mod event;
 pub mod flow;
 pub mod hash;

@@ -75,6 +75,10 @@ map_type! {
 /// Bit of [`Slot::base`].
 pub const LOOK_UP: u32 = 1 << 31;
 
+/// No backend's identifier: in [`Slot::backend`], nobody takes new connections; in [`Slot::base`], no
+/// packet without an entry belongs to a connection.
+pub const NOBODY: u32 = LOOK_UP - 1;
+
 impl Slot {
     /// An undisturbed slot.
     #[must_use]

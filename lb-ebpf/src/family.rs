@@ -94,6 +94,8 @@ pub trait Family: Sized {
     fn packet_len(header: &Self::Hdr) -> usize;
     /// Type of service, or traffic class: DSCP and ECN.
     fn traffic_class(header: &Self::Hdr) -> u8;
+    /// Whether the checksum of a header without options is right; IPv6 has none.
+    fn is_intact(header: &Self::Hdr) -> bool;
     /// Key of a tuple.
     fn key(tuple: Tuple<Self::Address>, protocol: u8) -> Self::Key;
     /// Writes addresses, lowers the time to live, and mends the header's checksum.
@@ -181,6 +183,20 @@ impl Family for V4 {
     #[inline(always)]
     fn traffic_class(header: &Ipv4Hdr) -> u8 {
         header.tos
+    }
+
+    #[inline(always)]
+    fn is_intact(header: &Ipv4Hdr) -> bool {
+        let sum = Sum::ZERO
+            .add16(u16::from_ne_bytes([header.vihl, header.tos]))
+            .add16(load16(&header.tot_len))
+            .add16(load16(&header.id))
+            .add16(load16(&header.frags))
+            .add16(u16::from_ne_bytes([header.ttl, header.proto]))
+            .add16(load16(&header.check))
+            .add32(load32(&header.src_addr))
+            .add32(load32(&header.dst_addr));
+        sum.checksum() == 0
     }
 
     #[inline(always)]
@@ -301,6 +317,11 @@ impl Family for V6 {
     #[inline(always)]
     fn traffic_class(header: &Ipv6Hdr) -> u8 {
         header.vcf[0] << 4 | header.vcf[1] >> 4
+    }
+
+    #[inline(always)]
+    fn is_intact(_: &Ipv6Hdr) -> bool {
+        true
     }
 
     #[inline(always)]

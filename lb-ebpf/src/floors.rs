@@ -12,6 +12,8 @@ mod nat;
 mod plan;
 #[path = "floors/trampoline.rs"]
 mod trampoline;
+#[path = "floors/tunnel.rs"]
+mod tunnel;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_ebpf::packet::Packet;

@@ -6,7 +6,7 @@
 //! the two together).
 
 use lb_common::{
-    backend::{FORWARD, RESOLVED},
+    backend::{Backend, FORWARD, RESOLVED},
     flow::state,
     hash::VIP_STEERED,
     reason::Reason,
@@ -21,24 +21,59 @@ use crate::{
     rewrite::{self, Egress},
     steer,
     tables::{Entry, Flows, State, Tables},
+    tunnel::Tunnel,
 };
 
+/// Where a packet goes that the hot path has decided about.
+///
+/// Each place that decides calls it, with an outcome that is known there. Values that are returned to one
+/// place, and told apart again, would cost each packet some nanoseconds.
+pub trait Exit {
+    /// What the program returns.
+    type Out;
+    /// The packet is decided about, and rewritten.
+    fn leave(&self, outcome: Result<Action, Reason>) -> Self::Out;
+    /// It leaves by the tunnel to `backend`.
+    fn encapsulate(&self, tunnel: Tunnel, backend: &Backend) -> Self::Out;
+}
+
+/// The outcome itself.
+struct Outcome;
+
+impl Exit for Outcome {
+    type Out = Result<Action, Reason>;
+
+    fn leave(&self, outcome: Result<Action, Reason>) -> Self::Out {
+        outcome
+    }
+
+    fn encapsulate(&self, tunnel: Tunnel, _: &Backend) -> Self::Out {
+        Ok(Action::Encapsulate(tunnel))
+    }
+}
+
 /// Forwards the packet if it is plain and its flow is known; `None` if a closer look is needed.
-#[inline(always)]
 pub fn forward<T: State>(packet: Packet, tables: &T) -> Option<Result<Action, Reason>> {
+    forward_by(packet, tables, &Outcome)
+}
+
+/// [`forward`] to an exit.
+#[inline(always)]
+pub fn forward_by<T: State, E: Exit>(packet: Packet, tables: &T, exit: &E) -> Option<E::Out> {
     let ethernet = packet.header::<EthernetHdr>(0).ok()?;
     match load16(&ethernet.ether_type) {
-        parse::IPV4 => forward_family::<V4, T>(packet, tables),
-        parse::IPV6 => forward_family::<V6, T>(packet, tables),
+        parse::IPV4 => forward_family::<V4, T, E>(packet, tables, exit),
+        parse::IPV6 => forward_family::<V6, T, E>(packet, tables, exit),
         _ => None,
     }
 }
 
 #[inline(always)]
-fn forward_family<F: Family, T: Tables + Flows<F>>(
+fn forward_family<F: Family, T: Tables + Flows<F>, E: Exit>(
     packet: Packet,
     tables: &T,
-) -> Option<Result<Action, Reason>> {
+    exit: &E,
+) -> Option<E::Out> {
     // The shorter of the two.
     let udp = packet.header::<Frame<F::Hdr, UdpHdr>>(0).ok()?;
     if !F::is_plain(&udp.ip) {
@@ -47,36 +82,29 @@ fn forward_family<F: Family, T: Tables + Flows<F>>(
     let vip_bit = F::addresses(&udp.ip).1.vip_bit();
     let vip = tables.vip(vip_bit);
     if vip == 0 {
-        return Some(Err(Reason::NotOurs));
+        return Some(exit.leave(Err(Reason::NotOurs)));
     }
-    let may_be_steered = |ports: &[u8; 4], carried| {
-        vip & VIP_STEERED != 0 && steer::may_be(tables, vip_bit, Ports(load32(ports)), carried)
-    };
+    let carried = F::carried(&udp.ip);
+    if vip & VIP_STEERED != 0
+        && steer::may_be(tables, vip_bit, Ports(load32(&udp.l4.ports)), carried)
+    {
+        return steer::forward::<F, T, E>(&packet, tables, exit, udp);
+    }
     // Two copies of what follows: the protocol is a constant in each.
-    match F::carried(&udp.ip) {
+    match carried {
         protocol::TCP => {
             let tcp = packet.header::<Frame<F::Hdr, TcpHdr>>(0).ok()?;
-            let flags = tcp.l4.flags;
-            let Frame { ethernet, ip, l4: TcpHdr { ports, ack, check, .. } } = tcp;
-            if may_be_steered(ports, protocol::TCP) {
-                if flags & tcp_flags::SYN != 0 {
-                    return None;
-                }
-                return steer::forward::<F, T>(&packet, tables, ethernet, ip, ports, protocol::TCP);
-            }
-            if flags & KIND != tcp_flags::ACK {
+            if tcp.l4.flags & KIND != tcp_flags::ACK {
                 return None;
             }
+            let Frame { ethernet, ip, l4: TcpHdr { ports, ack, check, .. } } = tcp;
             let headers = Headers { ethernet, ip, ports, ack: Some(ack), check };
-            in_flow::<F, T>(packet, tables, headers, protocol::TCP)
+            in_flow::<F, T, E>(packet, tables, exit, headers, protocol::TCP)
         }
         protocol::UDP => {
             let Frame { ethernet, ip, l4: UdpHdr { ports, check, .. } } = udp;
-            if may_be_steered(ports, protocol::UDP) {
-                return steer::forward::<F, T>(&packet, tables, ethernet, ip, ports, protocol::UDP);
-            }
             let headers = Headers { ethernet, ip, ports, ack: None, check };
-            in_flow::<F, T>(packet, tables, headers, protocol::UDP)
+            in_flow::<F, T, E>(packet, tables, exit, headers, protocol::UDP)
         }
         _ => None,
     }
@@ -98,12 +126,13 @@ struct Headers<'a, F: Family> {
 // To the compiler, each look-up is a call that leaves it four registers. So what is only needed after
 // a look-up is not read before it.
 #[inline(always)]
-fn in_flow<F: Family, T: Tables + Flows<F>>(
+fn in_flow<F: Family, T: Tables + Flows<F>, E: Exit>(
     packet: Packet,
     tables: &T,
+    exit: &E,
     headers: Headers<'_, F>,
     carried: u8,
-) -> Option<Result<Action, Reason>> {
+) -> Option<E::Out> {
     let Headers { ethernet, ip, ports, ack, check } = headers;
     let (src, dst) = F::addresses(ip);
     let key = F::key(Tuple { src, dst, ports: Ports(load32(ports)) }, carried);
@@ -135,5 +164,5 @@ fn in_flow<F: Family, T: Tables + Flows<F>>(
         tables.count_return(entry.backend(), bytes);
         Egress::to_client::<F>(entry)
     };
-    Some(Ok(egress.leave(&packet, ethernet)))
+    Some(exit.leave(Ok(egress.leave(&packet, ethernet))))
 }

@@ -15,6 +15,7 @@ pub mod admit;
 pub mod checksum;
 pub mod connect;
 pub mod conntrack;
+pub mod decap;
 #[cfg(feature = "fake")]
 pub mod fake;
 pub mod family;

@@ -25,7 +25,7 @@ use lb_common::{
     hash::{self, VIP_STEERED},
     maglev,
     reason::Reason,
-    service::{FILTERED, LOOK_UP, STEERED, Service, Slot},
+    service::{FILTERED, LOOK_UP, NOBODY, STEERED, Service, Slot},
 };
 
 use crate::{
@@ -33,7 +33,8 @@ use crate::{
     admit::admit,
     family::{Address as _, Datagram, Family, Ports, ServiceWords, Tuple, protocol},
     icmp,
-    packet::{EthernetHdr, Packet, load16, load32},
+    known::Exit,
+    packet::{EthernetHdr, Frame, Packet, TcpHdr, UdpHdr, load16, load32, tcp_flags},
     parse::{ETHERNET_LEN, Link, Segment},
     rewrite::Egress,
     tables::{Entry as _, Flows, Tables},
@@ -49,20 +50,32 @@ pub fn may_be<T: Tables>(tables: &T, vip_bit: u32, ports: Ports, carried: u8) ->
 
 /// The hot path: a plain packet that is no SYN, in an undisturbed slot. `None` if a closer look is
 /// needed, which [`steer`] takes.
+///
+/// One copy for both protocols, so that it is out of the way of other packets.
 #[inline(always)]
-pub fn forward<F: Family, T: Tables>(
+pub fn forward<F: Family, T: Tables, E: Exit>(
     packet: &Packet,
     tables: &T,
-    ethernet: &mut EthernetHdr,
-    ip: &F::Hdr,
-    ports: &[u8; 4],
-    carried: u8,
-) -> Option<Result<Action, Reason>> {
-    let (src, dst) = F::addresses(ip);
-    let tuple = Tuple { src, dst, ports: Ports(load32(ports)) };
-    let service = tables.service(ServiceWords::new(&tuple, carried).key())?;
+    exit: &E,
+    frame: &mut Frame<F::Hdr, UdpHdr>,
+) -> Option<E::Out> {
+    let Frame { ethernet, ip, l4 } = frame;
+    let carried = F::carried(ip);
     // Lists are asked about a connection's first packet, which UDP does not mark.
-    let mask = if carried == protocol::UDP { STEERED | FILTERED } else { STEERED };
+    let mask = match carried {
+        protocol::TCP => {
+            let tcp = packet.header::<Frame<F::Hdr, TcpHdr>>(0).ok()?;
+            if tcp.l4.flags & tcp_flags::SYN != 0 {
+                return None;
+            }
+            STEERED
+        }
+        protocol::UDP => STEERED | FILTERED,
+        _ => return None,
+    };
+    let (src, dst) = F::addresses(ip);
+    let tuple = Tuple { src, dst, ports: Ports(load32(&l4.ports)) };
+    let service = tables.service(ServiceWords::new(&tuple, carried).key())?;
     if service.flags & mask != STEERED {
         return None;
     }
@@ -77,10 +90,10 @@ pub fn forward<F: Family, T: Tables>(
     }
     if backend.flags & TUNNEL != 0 {
         let tunnel = Tunnel::to::<F>(packet, ETHERNET_LEN, ip, hash, slot.backend, backend).ok()?;
-        return Some(Ok(Action::Encapsulate(tunnel)));
+        return Some(exit.encapsulate(tunnel, backend));
     }
     tables.count_forward(slot.backend, packet.len() as u64);
-    Some(Ok(Egress::to_backend(backend).leave(packet, ethernet)))
+    Some(exit.leave(Ok(Egress::to_backend(backend).leave(packet, ethernet))))
 }
 
 /// Handles a packet for a steered service, or an ICMP error about one that it sent. `None`: it is none.
@@ -101,6 +114,12 @@ pub fn steer<F: Family, T: Tables + Flows<F>>(
     }
     let segment = Segment::parse::<F>(&packet, l3, &datagram).ok()?;
     let service = service(tables, &segment.tuple, segment.protocol)?;
+    if (begins(&segment) || segment.protocol == protocol::UDP && service.flags & FILTERED != 0)
+        && let Err(reason) = admit::<F, T>(tables, &service, &segment.tuple, segment.protocol)
+    {
+        tables.count_refused(service.index);
+        return Some(Err(reason));
+    }
     let hash = segment.tuple.hash();
     let admitted = if segment.starts() {
         admit::<F, T>(tables, &service, &segment.tuple, segment.protocol)
@@ -225,9 +244,12 @@ fn choose<F: Family, T: Tables + Flows<F>>(
     Ok(chosen)
 }
 
-/// Whether packets are forwarded to the backend.
+/// Whether packets are forwarded to the backend. To [`NOBODY`], none are.
 #[inline(always)]
 fn serves<T: Tables>(tables: &T, id: u32) -> Result<bool, Reason> {
+    if id == NOBODY {
+        return Ok(false);
+    }
     let backend = tables.backend(id).ok_or(Reason::Inconsistent)?;
     Ok(backend.flags & FORWARD != 0)
 }

@@ -30,8 +30,7 @@ use crate::{
     tables::Tables,
 };
 
-/// Destination port of Generic UDP Encapsulation (IANA, "gue").
-pub const GUE_PORT: u16 = 6080;
+pub use lb_common::decap::GUE_PORT;
 
 /// The lowest source port of the outer UDP header: the first dynamic one (RFC 6335, section 6).
 const FIRST_PORT: u16 = 49_152;
@@ -145,8 +144,12 @@ impl Tunnel {
     /// Writes what is in front of the inner packet, after [`Self::advance`]; counts the packet, and
     /// says how it leaves.
     #[inline(always)]
-    pub fn write<T: Tables>(self, packet: &Packet, tables: &T) -> Result<Action, Reason> {
-        let backend = tables.backend(self.backend).ok_or(Reason::Inconsistent)?;
+    pub fn write<T: Tables>(
+        self,
+        packet: &Packet,
+        tables: &T,
+        backend: &Backend,
+    ) -> Result<Action, Reason> {
         let l3 = self.l3 as usize;
         let gue = backend.flags & GUE != 0;
         let (carried, len) = if gue {

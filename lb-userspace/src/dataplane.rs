@@ -1,9 +1,9 @@
 //! The kernel's side as the daemon sees it: the only user of aya.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
-    net::SocketAddr,
+    net::{Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
 };
@@ -24,7 +24,7 @@ use lb_common::{
     flow::{FlowKey4, FlowKey6},
     limits, names,
     reason::Reason,
-    service::{Service, ServiceKey, Slot},
+    service::{STEERED, Service, ServiceKey, Slot},
     source::Source,
     stats::{BackendStats, Meta, ServiceStats},
 };
@@ -35,6 +35,7 @@ use crate::clock;
 
 mod active;
 mod batch;
+pub mod decap;
 mod flows;
 mod half_open;
 pub mod kernel;
@@ -110,6 +111,11 @@ pub enum Op {
         /// `VIPS`, all [`lb_common::limits::VIP_WORDS`] words.
         words: Vec<u64>,
     },
+    /// The whole filter of steered services.
+    SetSteered {
+        /// `STEERED`, all [`lb_common::limits::STEERED_WORDS`] words.
+        words: Vec<u64>,
+    },
 }
 
 /// What a previous daemon left in the maps.
@@ -121,6 +127,8 @@ pub struct Adopted {
     pub backends: Vec<(u32, Backend)>,
     /// Entries of `SOURCES`: prefix, its length in bits, value.
     pub sources: Vec<((Source, u32), u32)>,
+    /// The tables of steered services.
+    pub steered: BTreeMap<ServiceKey, Vec<Slot>>,
 }
 
 /// How the program runs on an interface.
@@ -148,7 +156,8 @@ pub struct Flow {
     pub backend: SocketAddr,
     /// Identifier of the backend in `BACKENDS`.
     pub backend_id: u32,
-    /// `half_open`, `established`, `closing`, `closed`, or `udp`.
+    /// `half_open`, `established`, `closing`, `closed`, `udp`, or `steered`: recorded, because the
+    /// present table would send its packets elsewhere.
     pub phase: String,
     /// Milliseconds since the last packet.
     pub idle_ms: u64,
@@ -189,6 +198,9 @@ pub struct Sweep {
     pub half_open: BTreeMap<u32, u64>,
     /// How full the fuller of the half-open tables is.
     pub half_open_percent: u64,
+    /// Where the entries of steered connections are, one for each: by backend identifier, the upper 16
+    /// bits of their hashes.
+    pub steered: BTreeMap<u32, BTreeSet<u16>>,
 }
 
 /// Counters, summed over the CPUs.
@@ -251,6 +263,7 @@ pub struct Dataplane {
     sources: LpmTrie<MapData, Source, u32>,
     slots: MapData,
     vips: MapData,
+    steered: MapData,
     reasons: PerCpuArray<MapData, u64>,
     service_stats: PerCpuArray<MapData, ServiceStats>,
     backend_stats: PerCpuArray<MapData, BackendStats>,
@@ -300,6 +313,7 @@ impl Dataplane {
             sources: take(&mut ebpf, names::SOURCES)?,
             slots: pinned(pins, names::MAGLEV)?,
             vips: pinned(pins, names::VIPS)?,
+            steered: pinned(pins, names::STEERED)?,
             reasons: take(&mut ebpf, names::REASONS)?,
             service_stats: take(&mut ebpf, names::SERVICE_STATS)?,
             backend_stats: take(&mut ebpf, names::BACKEND_STATS)?,
@@ -321,7 +335,8 @@ impl Dataplane {
 
     /// What stands in the maps now.
     pub fn adopted(&self) -> anyhow::Result<Adopted> {
-        let services = self.services.iter().collect::<Result<_, _>>().context("read SERVICES")?;
+        let services: Vec<(ServiceKey, Service)> =
+            self.services.iter().collect::<Result<_, _>>().context("read SERVICES")?;
         let mut backends = Vec::new();
         for id in 0..limits::MAX_BACKENDS {
             let backend = self.backends.get(&id, 0).context("read BACKENDS")?;
@@ -334,7 +349,15 @@ impl Dataplane {
             Ok(((key.data(), key.prefix_len()), verdict))
         });
         let sources = sources.collect::<Result<_, MapError>>().context("read SOURCES")?;
-        Ok(Adopted { services, backends, sources })
+        let map = Map::Array(pinned(&self.pins, names::MAGLEV)?);
+        let slots: Array<_, Slot> = map.try_into().context("open MAGLEV")?;
+        let mut steered = BTreeMap::new();
+        for (key, service) in services.iter().filter(|(_, it)| it.flags & STEERED != 0) {
+            let run = service.table_start..service.table_start.saturating_add(service.table_len);
+            let table = run.map(|slot| slots.get(&slot, 0)).collect::<Result<_, _>>();
+            steered.insert(*key, table.context("read MAGLEV")?);
+        }
+        Ok(Adopted { services, backends, sources, steered })
     }
 
     /// Writes to the maps, in order. Stops at the first error; applying again is harmless.
@@ -384,6 +407,9 @@ impl Dataplane {
             }
             Op::SetVips { words } => {
                 batch::update_array(self.vips.fd().as_fd(), 0, words)?;
+            }
+            Op::SetSteered { words } => {
+                batch::update_array(self.steered.fd().as_fd(), 0, words)?;
             }
         }
         Ok(())
@@ -492,6 +518,11 @@ impl Dataplane {
         self.flows6.read(now_ns, limit, &mut flows)?;
         self.half_open.read(now_ns, limit, &mut flows)?;
         self.half_open6.read(now_ns, limit, &mut flows)?;
+        for flow in flows.iter_mut().filter(|flow| flow.phase == flows::STEERED) {
+            let backend = self.backends.get(&flow.backend_id, 0).context("read BACKENDS")?;
+            let address = Ipv6Addr::from(backend.address).to_canonical();
+            flow.backend = SocketAddr::new(address, backend.port);
+        }
         Ok(flows)
     }
 
@@ -555,6 +586,7 @@ impl Op {
             Self::SetService { .. } | Self::RemoveService { .. } => "SERVICES".to_owned(),
             Self::SetSource { .. } | Self::RemoveSource { .. } => "SOURCES".to_owned(),
             Self::SetVips { .. } => "VIPS".to_owned(),
+            Self::SetSteered { .. } => "STEERED".to_owned(),
         }
     }
 }

@@ -37,6 +37,10 @@ pub struct NextHop {
     pub source_mac: [u8; 6],
     /// MAC address of the destination or of its gateway; `None` until it has answered.
     pub mac: Option<[u8; 6]>,
+    /// Longest IP packet that the interface takes, bytes.
+    pub mtu: u32,
+    /// The address of ours that the kernel would write as the source of packets to it.
+    pub source: Option<IpAddr>,
 }
 
 /// The next hop of each wanted address that has a route.

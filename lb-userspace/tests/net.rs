@@ -168,9 +168,10 @@ async fn watch(wanted: &[&str]) -> Watched {
 
 impl Watched {
     async fn mac_is(&mut self, of: &str, mac: Option<[u8; 6]>) {
-        let hop = NextHop { ifindex: self.ifindex, source_mac: OURS, mac };
         let what = format!("{of} is at {mac:02x?}");
-        until(&what, &mut self.next_hops, |hops| hops.get(&address(of)) == Some(&hop)).await;
+        let same =
+            |hop: &NextHop| (hop.ifindex, hop.source_mac, hop.mac) == (self.ifindex, OURS, mac);
+        until(&what, &mut self.next_hops, |hops| hops.get(&address(of)).is_some_and(same)).await;
     }
 
     async fn none(&mut self, of: &str) {

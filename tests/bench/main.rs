@@ -8,6 +8,7 @@
 //! requests straight to the app server.
 
 mod cases;
+mod configure;
 mod fill;
 mod live;
 mod machine;
@@ -88,5 +89,9 @@ fn packets(report: &mut Report, rounds: Rounds) -> anyhow::Result<()> {
             report.add(scope, *order, measure::run(&mut programs, cases, rounds)?);
         }
     }
+    eprintln!("full tables …");
+    let mut programs = Programs::load(Scope::ALL[0]).context("load the programs")?;
+    programs.fill(Scope::ALL[0]).context("fill the tables")?;
+    report.add_full_tables(measure::run(&mut programs, cases::with_full_tables(), rounds)?);
     Ok(())
 }

@@ -13,12 +13,6 @@ use crate::{
     requests::{self, Requests, Way},
 };
 
-/// Bound of the known path: so many times its floor.
-const KNOWN_BOUND: f64 = 1.5;
-
-/// The cases that the bound is for.
-const BOUNDED: [&str; 2] = ["TCP v4 known, to backend", "TCP v4 known, to client"];
-
 /// All that was measured.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
@@ -38,6 +32,7 @@ pub(crate) struct Report {
 struct Column {
     flows: u32,
     scattered: bool,
+    full_tables: bool,
     figures: Vec<Figure>,
 }
 
@@ -56,7 +51,13 @@ impl Report {
     /// Adds the figures of a scope.
     pub(crate) fn add(&mut self, scope: Scope, order: Order, figures: Vec<Figure>) {
         let scattered = order == Order::Scattered;
-        self.packets.push(Column { flows: scope.connections, scattered, figures });
+        let flows = scope.connections;
+        self.packets.push(Column { flows, scattered, full_tables: false, figures });
+    }
+
+    /// Adds figures of new connections that find the flow tables full.
+    pub(crate) fn add_full_tables(&mut self, figures: Vec<Figure>) {
+        self.packets.push(Column { flows: 1, scattered: false, full_tables: true, figures });
     }
 
     /// The report as JSON.
@@ -66,17 +67,25 @@ impl Report {
 
     /// The figures above their bounds, each with its bound.
     pub(crate) fn exceeded(&self) -> Vec<String> {
-        let Some(column) = self.packets.iter().find(|column| column.flows == 1) else {
-            return Vec::new();
-        };
-        BOUNDED
-            .iter()
-            .filter_map(|name| {
-                let times = column.figure(name)?.times_floor?;
-                (times > KNOWN_BOUND)
-                    .then(|| format!("{name}: {times:.2} × its floor, above {KNOWN_BOUND} ×"))
-            })
-            .collect()
+        let mut exceeded = vec![];
+        for column in &self.packets {
+            let [flows, order] = column.heading();
+            for Figure { name, exceeded: why, .. } in &column.figures {
+                exceeded.extend(why.iter().map(|why| format!("{name}, {flows} {order}: {why}")));
+            }
+        }
+        exceeded
+    }
+
+    /// Names of all cases, in their order.
+    fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = vec![];
+        for Figure { name, .. } in self.packets.iter().flat_map(|column| &column.figures) {
+            if !names.contains(&name.as_str()) {
+                names.push(name);
+            }
+        }
+        names
     }
 }
 
@@ -86,6 +95,9 @@ impl Column {
     }
 
     fn heading(&self) -> [String; 2] {
+        if self.full_tables {
+            return ["full".to_owned(), "tables".to_owned()];
+        }
         let flows = match self.flows {
             1 => "1 flow".to_owned(),
             1_000_000 => "1 M flows".to_owned(),
@@ -114,11 +126,10 @@ impl fmt::Display for Report {
             }
             writeln!(f)?;
         }
-        // The first scope has every case.
-        let Some(first) = self.packets.first() else { return Ok(()) };
-        for Figure { name, .. } in &first.figures {
+        for name in self.names() {
             let transmit = name.starts_with("return");
-            write!(f, "{:<32}", if transmit { format!("{name} (gross)") } else { name.clone() })?;
+            let gross = if transmit { " (gross)" } else { "" };
+            write!(f, "{:<32}", format!("{name}{gross}"))?;
             for column in &self.packets {
                 let cell = column.figure(name).map_or_else(String::new, |figure| {
                     let ns = if transmit { figure.gross_ns } else { figure.net_ns };
@@ -130,7 +141,11 @@ impl fmt::Display for Report {
             writeln!(f)?;
         }
         writeln!(f)?;
-        writeln!(f, "Floor: parse, one look-up in the same table, rewrite, one counter.")?;
+        writeln!(
+            f,
+            "Floors: parse, one look-up in the same table, rewrite, one counter; or parse,"
+        )?;
+        writeln!(f, "service, flow table or hash, backend, outer header, one counter.")?;
         writeln!(f, "New flows meet a full half-open table: each evicts another.")?;
         if let Some(live) = &self.live {
             write_live(f, live)?;

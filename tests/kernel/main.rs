@@ -4,7 +4,9 @@
 mod attach;
 mod budget;
 mod cases;
+mod churn;
 mod cut;
+mod decap;
 mod differential;
 mod layout;
 mod pins;

@@ -18,4 +18,5 @@ mod routes;
 mod serving;
 mod site;
 mod start;
+mod steer;
 mod takeover;

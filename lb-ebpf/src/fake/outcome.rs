@@ -12,7 +12,7 @@ use crate::{
     packet::Packet,
     parse::{self, Link},
     reset,
-    tables::Flows,
+    tables::{Flows, Tables as _},
     too_big,
 };
 
@@ -91,7 +91,8 @@ pub fn run(
     if let Ok(Action::Encapsulate(tunnel)) = decision {
         start -= tunnel.grows as usize;
         let packet = packet(start, end);
-        decision = tunnel.advance(&packet).and_then(|()| tunnel.write(&packet, tables));
+        let backend = tables.backend(tunnel.backend).expect("it was there before");
+        decision = tunnel.advance(&packet).and_then(|()| tunnel.write(&packet, tables, backend));
     }
     let xdp = match decision {
         Ok(Action::Redirect { .. }) => Xdp::Redirect,

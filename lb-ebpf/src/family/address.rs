@@ -182,10 +182,7 @@ impl<A: Address> Tuple<A> {
     /// A hash of the tuple.
     #[inline(always)]
     pub fn hash(self) -> u32 {
-        let (a, b) = self.src.words();
-        let (c, d) = self.dst.words();
-        let ports = u64::from(self.ports.0);
-        hash::mix(a ^ (ports << 32), b ^ c.rotate_left(32) ^ d.rotate_left(13) ^ ports)
+        hash::tuple(self.src.words(), self.dst.words(), self.ports.0)
     }
 }
 

@@ -3,6 +3,7 @@
 mod agree;
 mod balance;
 mod bounds;
+mod churn;
 mod conversation;
 mod counts;
 mod driver;

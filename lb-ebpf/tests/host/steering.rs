@@ -6,7 +6,7 @@ use lb_common::{
     backend::{DIRECT, FORWARD, RESOLVED},
     flow::{FlowEntry4, FlowEntry6, state::STEERED},
     reason::Reason,
-    service::{FILTERED, LOOK_UP, Slot},
+    service::{LOOK_UP, Slot},
 };
 use lb_ebpf::{
     fake::{
@@ -296,15 +296,28 @@ fn entries_of_another_time_are_replaced() {
 }
 
 #[test]
-fn datagrams_of_a_service_with_lists_take_the_closer_look_and_come_out_the_same() {
+fn lists_and_rates_hold_for_steered_services() {
     for net in Net::both() {
         let net = net.steered();
-        let mut setup = setup(&net, Slot::of(2));
-        for (_, service) in &mut setup.services {
-            service.flags |= FILTERED;
-        }
-        let host = Host { net, tables: FakeTables::new(&setup) };
+        let whole = if net.vip.is_ipv4() { 32 } else { 128 };
+        let client = net.client.ip();
+
+        let allowed = setup(&net, Slot::of(2)).filtered(&[(client, whole, true)]);
+        let host = Host { net, tables: FakeTables::new(&allowed) };
         assert_eq!(host.steered(&host.datagram()), 2);
+        assert_eq!(host.steered(&host.of_client(SYN)), 2);
+
+        let denied = setup(&net, Slot::of(2)).filtered(&[(client, whole, false)]);
+        let host = Host { net, tables: FakeTables::new(&denied) };
+        host.assert_refused(&host.datagram(), Reason::Denied);
+        host.assert_refused(&host.of_client(SYN), Reason::Denied);
+        // Which connections are open, nobody knows here.
+        assert_eq!(host.steered(&host.of_client(ACK)), 2);
+
+        let limited = setup(&net, Slot::of(2)).limited(1, 1);
+        let host = Host { net, tables: FakeTables::new(&limited) };
+        assert_eq!(host.steered(&host.of_client(SYN)), 2);
+        host.assert_refused(&host.of_client(SYN), Reason::RateLimited);
         assert_eq!(host.steered(&host.of_client(ACK)), 2);
     }
 }

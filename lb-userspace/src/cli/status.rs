@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::output::{age, bytes, columns};
 use crate::{
     control::{
-        status::{Backend, Service, Status},
+        status::{Backend, Service, Slots, Status},
         verdict::Admin,
     },
     dataplane::AttachMode,
@@ -101,8 +101,18 @@ fn head(service: &Service) -> String {
     if !service.backends.iter().any(|backend| backend.serving) {
         flags.push_str("  DOWN: no backend serves");
     }
+    let forward = match &service.encapsulation {
+        Some(encapsulation) => format!("{} ({encapsulation})", service.forward),
+        None => service.forward.clone(),
+    };
+    let slots = match service.slots {
+        Some(Slots { total, disturbed }) if disturbed > 0 => {
+            format!("  {disturbed} of {total} slots remember an earlier table")
+        }
+        _ => String::new(),
+    };
     format!(
-        "SERVICE {}  {} {}  {}  {} connections ({:.1}/s), {} refused{flags}\n",
+        "SERVICE {}  {} {}  {forward}  {}  {} connections ({:.1}/s), {} refused{slots}{flags}\n",
         service.name,
         service.protocol,
         service.listen,

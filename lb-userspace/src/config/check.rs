@@ -14,6 +14,7 @@ use super::{
     value::{AbsolutePath, Whole},
 };
 
+mod forward;
 mod guard;
 mod health;
 mod later;

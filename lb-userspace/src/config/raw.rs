@@ -9,7 +9,7 @@ use std::time::Duration;
 use lb_common::service::Balance;
 
 use super::{
-    OnDown, Protocol,
+    Encapsulation, OnDown, Protocol,
     read::{List, section},
     value::{
         AbsolutePath, Argument, Bytes, Host, Interface, Name, Secret, Text, Url, UrlPath, Whole,
@@ -77,6 +77,7 @@ section! {
         protocol: Protocol;
         path: Route;
         forward: Forward;
+        encapsulation: Encapsulation;
         balance: Balance;
         on_down: OnDown;
         drain_timeout: Duration;

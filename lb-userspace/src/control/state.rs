@@ -173,6 +173,7 @@ impl State {
         let services = self.services.iter().map(|service| DesiredService {
             key: service_key(service.config.listen, service.config.protocol),
             balance: service.config.balance,
+            forward: service.config.forward,
             drain_timeout: service.config.drain_timeout,
             guard: service.config.guard.clone(),
             backends: service
@@ -187,7 +188,12 @@ impl State {
                 })
                 .collect(),
         });
-        Desired { floating, services: services.collect(), next_hops: self.next_hops.clone() }
+        Desired {
+            floating,
+            services: services.collect(),
+            next_hops: self.next_hops.clone(),
+            ..Desired::default()
+        }
     }
 
     /// When a verdict changes by time alone: a drain ends, or a slow start takes its next step.

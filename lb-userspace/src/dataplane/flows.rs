@@ -16,7 +16,10 @@ use aya::{
     Pod,
     maps::{HashMap, MapData, MapError},
 };
-use lb_common::flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, state};
+use lb_common::{
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, state},
+    hash,
+};
 
 use super::{Flow, Sweep, Timeouts, batch};
 
@@ -33,6 +36,9 @@ const CLOSED_NS: u64 = 5_000_000_000;
 
 const TCP: u8 = 6;
 
+/// The phase of an entry that stands alone.
+pub(super) const STEERED: &str = "steered";
+
 /// A key of either family.
 pub(super) trait Key: Pod + Eq + Hash + Copy {
     /// The value that goes with it.
@@ -41,6 +47,8 @@ pub(super) trait Key: Pod + Eq + Hash + Copy {
     fn partner(&self, entry: &Self::Entry) -> Self;
     /// What the two families share.
     fn view(&self, entry: &Self::Entry) -> View;
+    /// The hash of the tuple, by which the kernel program chooses a slot.
+    fn tuple_hash(&self) -> u32;
 }
 
 /// An entry, read.
@@ -59,7 +67,7 @@ pub(super) struct View {
 }
 
 macro_rules! key {
-    ($key:ident, $entry:ty, $address:ty) => {
+    ($key:ident, $entry:ty, $address:ty, $words:ident) => {
         impl Key for $key {
             type Entry = $entry;
 
@@ -72,6 +80,12 @@ macro_rules! key {
                     protocol: self.protocol,
                     reserved: [0; 3],
                 }
+            }
+
+            fn tuple_hash(&self) -> u32 {
+                let ([a, b], [c, d]) = (self.src_port, self.dst_port);
+                let ports = u32::from_ne_bytes([a, b, c, d]);
+                hash::tuple($words(self.src), $words(self.dst), ports)
             }
 
             fn view(&self, entry: &$entry) -> View {
@@ -98,12 +112,46 @@ macro_rules! key {
     };
 }
 
-key!(FlowKey4, FlowEntry4, Ipv4Addr);
-key!(FlowKey6, FlowEntry6, Ipv6Addr);
+key!(FlowKey4, FlowEntry4, Ipv4Addr, words4);
+key!(FlowKey6, FlowEntry6, Ipv6Addr, words6);
+
+/// An address as [`hash::tuple`] takes it.
+fn words4(address: [u8; 4]) -> (u64, u64) {
+    (u64::from(u32::from_ne_bytes(address)), 0)
+}
+
+/// The same for IPv6.
+fn words6(address: [u8; 16]) -> (u64, u64) {
+    let word = |at: usize| u64::from_ne_bytes(std::array::from_fn(|byte| address[at + byte]));
+    (word(0), word(8))
+}
 
 impl View {
     fn is_return(&self) -> bool {
         self.state & state::RETURN != 0
+    }
+
+    /// Whether it stands alone: no other half, and not among the open connections that are counted.
+    fn is_steered(&self) -> bool {
+        self.state & state::STEERED != 0
+    }
+
+    /// The connection of an entry that stands alone. It does not hold the backend's address.
+    fn steered(&self, now_ns: u64) -> Flow {
+        Flow {
+            protocol: self.protocol,
+            client: self.src,
+            listen: self.dst,
+            nat: self.src,
+            backend: self.dst,
+            backend_id: self.backend,
+            phase: self.phase(false).to_owned(),
+            idle_ms: now_ns.saturating_sub(self.last_seen_ns) / 1_000_000,
+            forward_packets: self.packets,
+            forward_bytes: self.bytes,
+            return_packets: 0,
+            return_bytes: 0,
+        }
     }
 
     /// Age at which it is forgotten, in an established (`false`) or half-open table.
@@ -118,6 +166,9 @@ impl View {
     }
 
     fn phase(&self, half_open: bool) -> &'static str {
+        if self.is_steered() {
+            return STEERED;
+        }
         match (self.protocol, half_open) {
             (TCP, true) => "half_open",
             (TCP, false) if state::closed(self.state) => "closed",
@@ -168,6 +219,10 @@ impl<K: Key> Table<K> {
         .context("read the flow table")?;
         for (key, entry) in found {
             let client = key.view(&entry);
+            if client.is_steered() {
+                flows.push(client.steered(now_ns));
+                continue;
+            }
             let partner = key.partner(&entry);
             let server = self.get(&partner)?.map(|entry| partner.view(&entry));
             let last_seen_ns =
@@ -207,13 +262,16 @@ impl<K: Key> Table<K> {
         batch::for_each::<K, K::Entry>(self.raw.fd().as_fd(), |key, entry| {
             let view = key.view(entry);
             *sweep.by_backend.entry(view.backend).or_default() += 1;
-            if !view.is_return() {
+            if view.is_steered() {
+                let place = (key.tuple_hash() >> 16) as u16;
+                sweep.steered.entry(view.backend).or_default().insert(place);
+            } else if !view.is_return() {
                 sweep.flows += 1;
                 if !state::closed(view.state) {
                     *open.entry(view.backend).or_default() += 1;
                 }
             }
-            if let Some(keys) = &mut pass.keys {
+            if let Some(keys) = pass.keys.as_mut().filter(|_| !view.is_steered()) {
                 keys.insert(*key);
             }
             let age_ns = now_ns.saturating_sub(view.last_seen_ns);
@@ -243,6 +301,13 @@ impl<K: Key> Table<K> {
         for key in pass.old {
             let Some(entry) = self.get(&key)? else { continue };
             let client = key.view(&entry);
+            if client.is_steered() {
+                let age_ns = now_ns.saturating_sub(client.last_seen_ns);
+                if age_ns >= client.timeout_ns(self.half_open, timeouts) && self.remove(&key)? {
+                    sweep.expired += 1;
+                }
+                continue;
+            }
             let partner = key.partner(&entry);
             let server = self.get(&partner)?.map(|entry| partner.view(&entry));
             let last_seen_ns = client.last_seen_ns.max(server.map_or(0, |s| s.last_seen_ns));

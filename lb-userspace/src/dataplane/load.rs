@@ -32,7 +32,14 @@ pub(super) fn load(options: &Options) -> anyhow::Result<Ebpf> {
         }
     }
     let mut ebpf = loader.load(OBJECT).map_err(explain).context("create the BPF maps")?;
-    program(&mut ebpf)?.load().map_err(|error| {
+    verified(&mut ebpf, names::PROGRAM)?;
+    Ok(ebpf)
+}
+
+/// The XDP program of this name in a loaded object, once the verifier has accepted it.
+pub(super) fn verified<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Xdp> {
+    let program = find(ebpf, name)?;
+    program.load().map_err(|error| {
         let error = anyhow!(error);
         match error.downcast_ref::<ProgramError>() {
             Some(ProgramError::LoadError { io_error, verifier_log }) => anyhow!(
@@ -44,10 +51,10 @@ pub(super) fn load(options: &Options) -> anyhow::Result<Ebpf> {
             _ => error.context("load the XDP program"),
         }
     })?;
-    Ok(ebpf)
+    Ok(program)
 }
 
-fn explain(error: aya::EbpfError) -> anyhow::Error {
+pub(super) fn explain(error: aya::EbpfError) -> anyhow::Error {
     let denied = std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source())
         .filter_map(|e| e.downcast_ref::<std::io::Error>())
         .any(|e| matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES)));
@@ -71,9 +78,12 @@ fn tail(log: &str) -> String {
 
 /// The XDP program of a loaded object.
 pub(super) fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
-    let program: &mut Program = ebpf
-        .program_mut(names::PROGRAM)
-        .with_context(|| format!("the object has no program `{}`", names::PROGRAM))?;
+    find(ebpf, names::PROGRAM)
+}
+
+fn find<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Xdp> {
+    let program: &mut Program =
+        ebpf.program_mut(name).with_context(|| format!("the object has no program `{name}`"))?;
     Ok(program.try_into()?)
 }
 

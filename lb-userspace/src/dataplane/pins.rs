@@ -166,7 +166,7 @@ fn pinned_version(pins: &Path) -> anyhow::Result<u32> {
 }
 
 /// Fails unless the directory lies, or would lie, on a BPF file system.
-fn require_bpffs(pins: &Path) -> anyhow::Result<()> {
+pub(super) fn require_bpffs(pins: &Path) -> anyhow::Result<()> {
     let existing = pins.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let kind = nix::sys::statfs::statfs(existing)
         .with_context(|| format!("look at {}", existing.display()))?
@@ -189,6 +189,16 @@ pub(super) fn link(pins: &Path, ifindex: u32, mode: AttachMode) -> PathBuf {
         AttachMode::Generic => "generic",
     };
     pins.join(format!("link_{ifindex}_{mode}"))
+}
+
+/// How the program of a pinned link is attached; `None` if the path is no link's.
+pub(super) fn link_mode(path: &Path) -> Option<AttachMode> {
+    let name = path.file_name()?.to_str()?.strip_prefix("link_")?;
+    match name.split_once('_')?.1 {
+        "driver" => Some(AttachMode::Driver),
+        "generic" => Some(AttachMode::Generic),
+        _ => None,
+    }
 }
 
 /// Takes the program of a pinned link off its interface, and removes the pin.

@@ -11,18 +11,23 @@ use lb_common::reason::Reason;
 use super::{Rates, Task};
 use crate::{
     clock,
+    config::{Forwarding, tunnel_bytes},
     control::{
         kernel::Kernel,
         plan::service_key,
         state::{Record, ServiceState},
         status::{
-            Backend, Floating, NamedFlow, Retiring, Service, Status, balance_word, protocol_word,
+            Backend, Floating, NamedFlow, Retiring, Service, Slots, Status, balance_word,
+            forward_words, protocol_word,
         },
         verdict::{Admin, WEIGHT_SCALE},
     },
     dataplane::{AttachMode, Counters, Flow, Info},
     net::Mac,
 };
+
+/// Bytes of the longest IP packets that most clients send.
+const ETHERNET_MTU: u32 = 1500;
 
 /// What the task knows. The counters are zeros still, and the kernel's side is empty.
 #[derive(Debug)]
@@ -110,11 +115,33 @@ impl Task {
         warnings.extend(panics.map(|service| {
             format!("{}: no backend is fit, so all that are enabled serve", service.config.name)
         }));
+        warnings.extend(self.state.services().iter().filter_map(|it| self.short_tunnel(it)));
         warnings.extend(self.warnings.iter().cloned());
         if !*self.settled.borrow() {
             warnings.push("ballast has just started: not all backends have been probed".into());
         }
         warnings
+    }
+
+    /// Says so if a client's packets of the usual size do not go through a service's tunnels.
+    fn short_tunnel(&self, service: &ServiceState) -> Option<String> {
+        let Forwarding::Tunnel(encapsulation) = service.config.forward else { return None };
+        let tunnels = service.records.iter().filter_map(|record| {
+            let address = record.config.address.ip();
+            let mtu = self.state.next_hops().get(&address).map(|hop| hop.mtu)?;
+            Some((mtu.saturating_sub(tunnel_bytes(address.is_ipv4(), encapsulation)), record))
+        });
+        let (most, record) = tunnels.min_by_key(|(most, _)| *most)?;
+        (most < ETHERNET_MTU).then(|| {
+            format!(
+                "{}: packets to {} may have {most} bytes at most; clients are told to send shorter \
+                 ones. Raise the MTU of the way there by {}, or let the backends ask for less (`ip \
+                 route ... advmss`)",
+                service.config.name,
+                record.config.name,
+                ETHERNET_MTU - most,
+            )
+        })
     }
 
     fn floating(&self) -> Vec<Floating> {
@@ -141,10 +168,16 @@ impl Task {
     }
 
     fn service(&self, service: &ServiceState) -> Service {
+        let (forward, encapsulation) = forward_words(service.config.forward);
+        let key = service_key(service.config.listen, service.config.protocol);
+        let slots = self.planner.disturbed(&key);
         Service {
             name: service.config.name.clone(),
             listen: service.config.listen,
             protocol: protocol_word(service.config.protocol).into(),
+            forward: forward.into(),
+            encapsulation: encapsulation.map(Into::into),
+            slots: slots.map(|(disturbed, total)| Slots { total, disturbed }),
             balance: balance_word(service.config.balance).into(),
             panic: service.panic,
             on_backups: service.on_backups,

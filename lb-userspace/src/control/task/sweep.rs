@@ -107,6 +107,7 @@ impl Task {
             Ok(sweep) => {
                 self.flows = sweep.flows;
                 self.planner.swept(&sweep.by_backend, swept.began);
+                self.planner.swept_steered(&sweep.steered, swept.began);
                 None
             }
             Err(error) => Some(format!("{error:#}")),

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    config::Protocol,
+    config::{Forwarding, Protocol},
     control::plan::{DesiredService, service_key},
     dataplane::Adopted,
 };
@@ -53,6 +53,7 @@ impl Maps {
             services: self.services.iter().map(|(key, service)| (*key, *service)).collect(),
             backends: Vec::new(),
             sources: self.sources.iter().map(|(key, verdict)| (*key, *verdict)).collect(),
+            ..Adopted::default()
         }
     }
 }
@@ -76,6 +77,7 @@ fn desired(guards: &[Guard]) -> Desired {
     let services = (80..).zip(guards).map(|(port, guard)| DesiredService {
         key: key(port),
         balance: Balance::Maglev,
+        forward: Forwarding::Nat,
         drain_timeout: Duration::ZERO,
         backends: Vec::new(),
         guard: guard.clone(),

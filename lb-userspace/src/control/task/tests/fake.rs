@@ -67,6 +67,7 @@ impl Kernel for FakeKernel {
             sources: maps.sources.iter().map(|(key, verdict)| (*key, *verdict)).collect(),
             services: maps.services.iter().map(|(key, service)| (*key, *service)).collect(),
             backends: maps.backends.iter().map(|(id, backend)| (*id, *backend)).collect(),
+            ..Adopted::default()
         })
     }
 
@@ -87,7 +88,7 @@ impl Kernel for FakeKernel {
                     maps.sources.insert((source, bits), verdict);
                 }
                 Op::RemoveSource { bits, source } => drop(maps.sources.remove(&(source, bits))),
-                Op::SetVips { .. } => {}
+                Op::SetVips { .. } | Op::SetSteered { .. } => {}
             }
         }
         Ok(())
