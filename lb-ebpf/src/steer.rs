@@ -118,18 +118,19 @@ pub fn steer<F: Family, T: Tables + Flows<F>>(
         && let Err(reason) = admit::<F, T>(tables, &service, &segment.tuple, segment.protocol)
     {
         tables.count_refused(service.index);
+        if matches!(reason, Reason::RateLimited) {
+            tables.report(Event {
+                time_ns: tables.now_ns(),
+                reason: reason as u32,
+                service: service.index,
+                backend: u32::MAX,
+                reserved: 0,
+            });
+        }
         return Some(Err(reason));
     }
     let hash = segment.tuple.hash();
-    let admitted = if segment.starts() {
-        admit::<F, T>(tables, &service, &segment.tuple, segment.protocol)
-    } else {
-        Ok(())
-    };
-    let chosen = match admitted {
-        Ok(()) => choose::<F, T>(&packet, tables, &segment, &service, hash),
-        Err(reason) => Err(reason),
-    };
+    let chosen = choose::<F, T>(&packet, tables, &segment, &service, hash);
     let outcome = match chosen {
         Ok(id) => send::<F, T>(&packet, tables, l3, hash, id),
         Err(reason) => Err(reason),
@@ -138,15 +139,9 @@ pub fn steer<F: Family, T: Tables + Flows<F>>(
         Ok(_) if begins(&segment) => {
             tables.count_connection(service.index, chosen.unwrap_or(u32::MAX));
         }
-        Err(
-            reason @ (Reason::NoBackend
-            | Reason::NoNeighbour
-            | Reason::Spoofed
-            | Reason::Denied
-            | Reason::RateLimited),
-        ) if segment.starts() => {
+        Err(reason @ (Reason::NoBackend | Reason::NoNeighbour)) if segment.starts() => {
             tables.count_refused(service.index);
-            if matches!(reason, Reason::NoNeighbour | Reason::RateLimited) {
+            if matches!(reason, Reason::NoNeighbour) {
                 tables.report(Event {
                     time_ns: tables.now_ns(),
                     reason: reason as u32,
