@@ -262,8 +262,9 @@ fn step<F: Family, T: Tables + Flows<F>>(
     if state::given_up(before) {
         return Err(Reason::LateAnswer);
     }
-    let key = F::key(half.flow().rewritten().reversed(), segment.protocol);
-    if let Some(client) = tables.half_open(&key)
+    let scratch = tables.scratch().ok_or(Reason::Inconsistent)?;
+    scratch.client = F::key(half.flow().rewritten().reversed(), segment.protocol);
+    if let Some(client) = tables.half_open(&scratch.client)
         && client.flow().rewritten().reversed() == segment.tuple
     {
         // What the client is to acknowledge stands in its half.
@@ -289,6 +290,11 @@ fn promote<F: Family, T: Tables + Flows<F>>(
     let (now_ns, bytes) = (tables.now_ns(), packet.len() as u64);
     scratch.client = F::key(client, segment.protocol);
     scratch.server = F::key(server, segment.protocol);
+    let Some(half) = tables.half_open(&scratch.server) else {
+        // Another CPU was first, or it was pushed out of the table: then the connection is over.
+        let known = tables.flow(&scratch.client).is_some();
+        return if known { Ok(false) } else { Err(Reason::NoFlow) };
+    };
     let ends = if segment.has(tcp_flags::FIN) { state::CLIENT_FIN } else { 0 };
     scratch.entry = F::Entry::new(client, server.reversed(), entry.backend(), ends);
     scratch.entry.set_client_side(entry.client_side());
@@ -298,11 +304,10 @@ fn promote<F: Family, T: Tables + Flows<F>>(
     if !promoted && tables.flow(&scratch.client).is_none() {
         return Err(Reason::TableFull);
     }
-    scratch.entry = F::Entry::new(server, client.reversed(), entry.backend(), state::RETURN);
-    scratch.entry.set_client_side(entry.client_side());
-    // It has acknowledged all that came before this packet.
+    // The backend's half stays as it is. It has acknowledged all that came before this packet.
+    scratch.entry = *half.flow();
+    scratch.entry.set_state(state::RETURN);
     scratch.entry.set_ack(segment.seq);
-    scratch.entry.seen(now_ns, if forward { 0 } else { bytes });
     if tables.insert_flow(&scratch.server, &scratch.entry).is_err()
         && tables.flow(&scratch.server).is_none()
     {
@@ -372,8 +377,9 @@ fn end_half_open<F: Family, T: Tables + Flows<F>>(
     half: &mut F::HalfOpen,
 ) -> bool {
     let server = if half.flow().state() & state::RETURN == 0 {
-        let key = F::key(half.flow().rewritten().reversed(), segment.protocol);
-        match tables.half_open(&key) {
+        let Some(scratch) = tables.scratch() else { return true };
+        scratch.server = F::key(half.flow().rewritten().reversed(), segment.protocol);
+        match tables.half_open(&scratch.server) {
             Some(server) if server.flow().rewritten().reversed() == segment.tuple => server,
             // Without the backend's half, nobody gives it away.
             _ => return true,

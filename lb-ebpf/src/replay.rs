@@ -62,8 +62,9 @@ pub fn is_due<F: Family, T: Tables + Flows<F>>(
     if !segment.starts() {
         return false;
     }
-    let key = F::key(half.flow().rewritten().reversed(), protocol::TCP);
-    let Some(server) = tables.half_open(&key) else { return false };
+    let Some(scratch) = tables.scratch() else { return false };
+    scratch.server = F::key(half.flow().rewritten().reversed(), protocol::TCP);
+    let Some(server) = tables.half_open(&scratch.server) else { return false };
     if server.flow().rewritten().reversed() != segment.tuple {
         return false;
     }

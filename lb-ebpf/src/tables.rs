@@ -191,6 +191,8 @@ pub trait Entry<F: Family>: Copy {
     fn state(&self) -> u32;
     /// Sets the backend identifier.
     fn set_backend(&mut self, backend: u32);
+    /// Sets the state bits, of an entry that nobody else sees yet.
+    fn set_state(&mut self, state: u32);
     /// Backend identifier and state bits as one word of 64 bits, in place.
     fn backend_and_state(&mut self) -> *mut u64;
     /// Time of the last packet.

@@ -37,6 +37,7 @@ mod active;
 mod batch;
 pub mod decap;
 mod flows;
+mod half_open;
 pub mod kernel;
 mod link;
 pub mod load;
@@ -330,7 +331,7 @@ impl Dataplane {
             adopted: found.adopted,
             notes: found.notes,
             sweeps: 0,
-            half_open_room: room(pins, names::HALF_OPEN)?.min(room(pins, names::HALF_OPEN6)?),
+            half_open_room: half_open::room(pins)?,
             ebpf,
         })
     }
@@ -561,12 +562,11 @@ impl Dataplane {
         let flows6 = self.flows6.pass(now_ns, timeouts, match_halves, &mut sweep, &mut open)?;
         let established = sweep.by_backend.clone();
         let half = self.half_open.pass(now_ns, timeouts, match_halves, &mut sweep, &mut open)?;
-        let entries4: u64 = added(&established, &sweep.by_backend).values().sum();
+        let entries4 = half_open::added(&established, &sweep.by_backend);
         let half6 = self.half_open6.pass(now_ns, timeouts, match_halves, &mut sweep, &mut open)?;
-        sweep.half_open = added(&established, &sweep.by_backend);
-        let entries6 = sweep.half_open.values().sum::<u64>() - entries4;
+        sweep.half_open = half_open::added(&established, &sweep.by_backend);
         sweep.half_open_percent =
-            entries4.max(entries6) * 100 / u64::from(self.half_open_room.max(1));
+            half_open::percent(&entries4, &sweep.half_open, self.half_open_room);
         self.active.reconcile(&open);
 
         let active = &self.active;
@@ -625,21 +625,6 @@ impl Op {
             Self::SetSteered { .. } => "STEERED".to_owned(),
         }
     }
-}
-
-/// What was added to counts.
-fn added(before: &BTreeMap<u32, u64>, after: &BTreeMap<u32, u64>) -> BTreeMap<u32, u64> {
-    let more = |(id, count): (&u32, &u64)| {
-        let more = count - before.get(id).copied().unwrap_or(0);
-        (more > 0).then_some((*id, more))
-    };
-    after.iter().filter_map(more).collect()
-}
-
-/// Entries that fit into a map, by its pin.
-fn room(pins: &Path, name: &str) -> anyhow::Result<u32> {
-    let info = MapInfo::from_pin(pins.join(name));
-    Ok(info.with_context(|| format!("look at the pinned map {name}"))?.max_entries())
 }
 
 /// A map of the object as aya's typed view of it.

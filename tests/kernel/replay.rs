@@ -85,7 +85,7 @@ fn a_silent_backend_is_given_up_when_its_time_is_over() -> Result<()> {
 #[test]
 fn the_daemon_rebuilds_the_syn_that_the_client_sent() -> Result<()> {
     for net in Net::both() {
-        let syn = Frame::syn(net.client, net.vip).tos(0xb8).label(0);
+        let syn = Frame::syn(net.client, net.vip).traffic_class(0xb8).label(0);
         let mut kernel = Kernel::load(64)?;
         kernel.reset(&setup(&net))?;
         DataPath::run(&mut kernel, &syn.build())?;

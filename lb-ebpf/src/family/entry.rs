@@ -153,6 +153,11 @@ macro_rules! entry {
             }
 
             #[inline(always)]
+            fn set_state(&mut self, state: u32) {
+                self.state = state;
+            }
+
+            #[inline(always)]
             fn backend_and_state(&mut self) -> *mut u64 {
                 const {
                     assert!(core::mem::offset_of!($entry, backend) % 8 == 0);
