@@ -12,6 +12,17 @@ pub const fn mix(a: u64, b: u64) -> u32 {
     (h >> 32) as u32
 }
 
+/// Hash of who sends to whom, which chooses the slot of a table.
+///
+/// An address is two native words as they lie in the packet (IPv4: its one word, and 0); `ports` are the
+/// source and the destination port as they lie in the packet, read as one native word.
+#[must_use]
+#[inline(always)]
+pub const fn tuple(src: (u64, u64), dst: (u64, u64), ports: u32) -> u32 {
+    let ports = ports as u64;
+    mix(src.0 ^ (ports << 32), src.1 ^ dst.0.rotate_left(32) ^ dst.1.rotate_left(13) ^ ports)
+}
+
 /// Bit of an IPv4 address in `VIPS`.
 ///
 /// `address` is the four bytes as they lie in the packet, read as a native word.

@@ -33,6 +33,14 @@ pub const STEERED_BITS: u32 = 1 << 16;
 /// Elements of 64 bits in `STEERED`.
 pub const STEERED_WORDS: u32 = STEERED_BITS / 64;
 
+/// Most prefixes in `SOURCES`: the lists of all services, floating addresses, and while a reload is
+/// under way, the old lists beside the new. The kernel takes memory for those that are there.
+pub const MAX_SOURCES: u32 = 1 << 18;
+
+/// Most sources in `RATES`. With more than these at a time, the kernel forgets the one that has been
+/// idle longest, which may then begin a burst anew.
+pub const MAX_RATES: u32 = 1 << 16;
+
 /// Bytes of the `EVENTS` ring buffer. A power of two and a multiple of the page size.
 pub const EVENTS_BYTES: u32 = 1 << 18;
 
@@ -44,6 +52,20 @@ pub const LEAST_CONN_SCAN: u32 = 32;
 ///
 /// With 60,000 of 64,512 ports taken, one random try fails with 0.93, and 128 with 0.0001.
 pub const PORT_TRIES: u32 = 128;
+
+/// Slots, or members of a service, that are looked at for another backend than those tried.
+pub const REPLAY_SCAN: u32 = 32;
+
+/// Time that a backend has to answer a SYN while its own is not known, milliseconds. Linux sends a SYN
+/// again after 1 s (RFC 6298, section 2), so this is in time for a client that is closer than that.
+pub const DEFAULT_PATIENCE_MS: u16 = 200;
+
+/// What one replay takes of a service's budget; a new connection adds
+/// [`crate::service::Service::replay_per_mille`].
+pub const REPLAY_COST: u64 = 1000;
+
+/// Most that a service's budget holds on one CPU.
+pub const REPLAY_BUDGET: u64 = 1000 * REPLAY_COST;
 
 /// Lowest port that a translated connection may take as its source.
 pub const FIRST_NAT_PORT: u16 = 1024;

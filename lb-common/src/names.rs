@@ -33,6 +33,10 @@ pub const BACKEND_STATS: &str = "BACKEND_STATS";
 pub const BACKEND_SIGNALS: &str = "BACKEND_SIGNALS";
 /// Filter of services that are steered: a bitmap over a hash of address, port and protocol.
 pub const STEERED: &str = "STEERED";
+/// Who may begin connections: an LPM trie of `Source` behind a prefix length.
+pub const SOURCES: &str = "SOURCES";
+/// Token buckets: `RateKey` to `Bucket`.
+pub const RATES: &str = "RATES";
 /// Open connections by backend; mapped into the daemon's memory, so that both sides add atomically.
 pub const ACTIVE: &str = "ACTIVE";
 /// Round-robin position by service.
@@ -51,7 +55,7 @@ pub const TRACE_COUNTS: &str = "TRACE_COUNTS";
 pub const META: &str = "META";
 
 /// Every map that is pinned, in no particular order.
-pub const PINNED: [&str; 18] = [
+pub const PINNED: [&str; 20] = [
     VIPS,
     STEERED,
     SERVICES,
@@ -65,6 +69,8 @@ pub const PINNED: [&str; 18] = [
     SERVICE_STATS,
     BACKEND_STATS,
     BACKEND_SIGNALS,
+    SOURCES,
+    RATES,
     ACTIVE,
     CURSORS,
     EVENTS,

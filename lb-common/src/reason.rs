@@ -61,7 +61,7 @@ reasons! {
     IcmpUnrelated, "icmp_unrelated", Pass;
     /// Ends before the headers that it announces.
     Truncated, "truncated", Pass;
-    /// To a floating address, with a header that contradicts itself; the node's own stack drops it.
+    /// With a header that contradicts itself, or the frame; the node's own stack drops it.
     Malformed, "malformed", Pass;
     /// A fragment to a floating address: only the first would show its ports. The node's own stack
     /// puts the datagram together and, having no socket for it, says so to the sender.
@@ -76,7 +76,8 @@ reasons! {
     BackendGone, "backend_gone", Reset;
     /// An answer to a SYN from a backend that was given up for another.
     LateAnswer, "late_answer", Reset;
-    /// An RST whose sequence number is nowhere near what its receiver expects (RFC 5961, section 3).
+    /// An RST, or an ICMP error about a segment, whose sequence number is nowhere near what the
+    /// segment's receiver expects (RFC 5961, section 3; RFC 5927, section 4.1).
     OutOfWindow, "out_of_window", Drop;
     /// Its source is a floating address of ours, or no address that a host may have.
     Spoofed, "spoofed", Drop;

@@ -33,7 +33,7 @@ map_type! {
         pub members_start: u32,
         /// Length of that list.
         pub members_len: u32,
-        /// Bits: [`STEERED`], [`FILTERED`].
+        /// Bits: [`STEERED`], [`FILTERED`], [`SECOND_LIST`].
         pub flags: u32,
         /// New connections that one source may begin in a second; 0 for any number.
         pub source_rate: u32,
@@ -54,6 +54,9 @@ pub const STEERED: u32 = 1;
 /// `SOURCES` says who may connect.
 pub const FILTERED: u32 = 2;
 
+/// With [`FILTERED`]: by the second of the service's two lists, see [`crate::source::list`].
+pub const SECOND_LIST: u32 = 4;
+
 map_type! {
     /// Value of `MAGLEV`: a slot of a service's table.
     ///
@@ -71,6 +74,10 @@ map_type! {
 
 /// Bit of [`Slot::base`].
 pub const LOOK_UP: u32 = 1 << 31;
+
+/// No backend's identifier: in [`Slot::backend`], nobody takes new connections; in [`Slot::base`], no
+/// packet without an entry belongs to a connection.
+pub const NOBODY: u32 = LOOK_UP - 1;
 
 impl Slot {
     /// An undisturbed slot.

@@ -6,6 +6,7 @@
 pub mod fixtures;
 pub mod frame;
 pub mod outcome;
+pub mod outer;
 pub mod setup;
 pub mod tables;
 pub mod valid;
@@ -13,5 +14,5 @@ pub mod valid;
 pub use frame::{Error, Frame};
 pub use outcome::{Counter, Outcome, Xdp, run};
 pub use setup::{Net, Setup};
-pub use tables::FakeTables;
+pub use tables::{FakeTables, Step};
 pub use valid::assert_valid;

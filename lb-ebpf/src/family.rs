@@ -1,17 +1,21 @@
 //! What differs between IPv4 and IPv6, in one place. All else is written once, for both.
 
-use lb_common::flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6};
+use lb_common::{
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
+    reason::Reason,
+};
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use self::entry::{KeyWords, last_word};
 pub use self::{
     address::{Address, Ports, Tuple},
-    entry::ClientSide,
+    entry::{ClientSide, ServiceWords},
 };
 use crate::{
     checksum::{self, Sum, TTL_DECREMENT},
-    packet::{Header, Packet, Truncated, load16, load32, load128, store16, store32, store128},
-    tables::Entry,
+    packet::{Header, Packet, Quote, Words, load16, load32, load128, store16, store32, store128},
+    parse,
+    tables::{Entry, HalfOpen},
 };
 
 mod address;
@@ -21,10 +25,14 @@ mod entry;
 pub mod protocol {
     /// ICMP.
     pub const ICMP: u8 = 1;
+    /// IPv4 inside another IP packet (RFC 2003).
+    pub const IPIP: u8 = 4;
     /// TCP.
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// IPv6 inside another IP packet (RFC 2473).
+    pub const IPV6: u8 = 41;
     /// Fragment header of IPv6.
     pub const FRAGMENT: u8 = 44;
     /// `ICMPv6`.
@@ -58,21 +66,38 @@ pub trait Family: Sized {
     type Key: Copy;
     /// Value of its flow tables.
     type Entry: Entry<Self>;
+    /// Value of its half-open table.
+    type HalfOpen: HalfOpen<Self>;
     /// Its header, without options.
     type Hdr: Header;
     /// Its ICMP.
     const ICMP: u8;
     /// Whether its ICMP's checksum covers a pseudo-header (RFC 4443, section 2.3).
     const ICMP_PSEUDO_HEADER: bool;
+    /// Its Ethernet type, as it lies in the frame.
+    const ETHER_TYPE: u16;
+    /// Its own protocol number, inside another IP packet.
+    const INSIDE: u8;
+    /// Its ICMP error for a packet that is too long for the next link: type and code.
+    const TOO_BIG: [u8; 2];
+    /// What such an error quotes.
+    type Quote: Quote;
 
-    /// Reads the header at `l3`.
-    fn datagram(packet: &Packet, l3: usize) -> Result<Datagram<Self::Address>, Truncated>;
+    /// Reads the header at `l3`: [`Reason::Truncated`], or [`Reason::Malformed`] if it is of another
+    /// version or shorter than itself.
+    fn datagram(packet: &Packet, l3: usize) -> Result<Datagram<Self::Address>, Reason>;
     /// Whether the header has neither options nor fragments and its time to live is above 1.
     fn is_plain(header: &Self::Hdr) -> bool;
     /// Source and destination.
     fn addresses(header: &Self::Hdr) -> (Self::Address, Self::Address);
     /// What a plain header is followed by.
     fn carried(header: &Self::Hdr) -> u8;
+    /// Length of the packet by the header's own word, the header included.
+    fn packet_len(header: &Self::Hdr) -> usize;
+    /// Type of service, or traffic class: DSCP and ECN.
+    fn traffic_class(header: &Self::Hdr) -> u8;
+    /// Whether the checksum of a header without options is right; IPv6 has none.
+    fn is_intact(header: &Self::Hdr) -> bool;
     /// Key of a tuple.
     fn key(tuple: Tuple<Self::Address>, protocol: u8) -> Self::Key;
     /// Writes addresses, lowers the time to live, and mends the header's checksum.
@@ -84,8 +109,19 @@ pub trait Family: Sized {
     fn rewrite_quoted(header: &mut Self::Hdr, src: Self::Address, dst: Self::Address) -> Sum;
     /// Whether `ty` is an ICMP error, which quotes the packet that it is about.
     fn is_icmp_error(ty: u8) -> bool;
-    /// Writes a header for a TCP packet of `tcp_len` bytes.
-    fn compose(header: &mut Self::Hdr, src: Self::Address, dst: Self::Address, tcp_len: u16);
+    /// Whether an ICMP error says that its packet's destination cannot be reached.
+    fn is_unreachable(ty: u8, code: u8) -> bool;
+    /// Writes type of service and time to live into a header that [`Family::compose`] wrote, and mends
+    /// its checksum.
+    fn dress(header: &mut Self::Hdr, tos: u8, ttl: u8);
+    /// Writes a header for a packet that carries `len` bytes of a protocol.
+    fn compose(
+        header: &mut Self::Hdr,
+        src: Self::Address,
+        dst: Self::Address,
+        carried: u8,
+        len: u16,
+    );
 }
 
 /// IPv4.
@@ -103,16 +139,23 @@ impl Family for V4 {
     type Address = u32;
     type Key = FlowKey4;
     type Entry = FlowEntry4;
+    type HalfOpen = HalfOpen4;
     type Hdr = Ipv4Hdr;
     const ICMP: u8 = protocol::ICMP;
     const ICMP_PSEUDO_HEADER: bool = false;
+    const ETHER_TYPE: u16 = parse::IPV4;
+    const INSIDE: u8 = protocol::IPIP;
+    // Destination unreachable, fragmentation needed (RFC 1191, section 4).
+    const TOO_BIG: [u8; 2] = [3, 4];
+    // 576 bytes in all (RFC 1812, section 4.3.2.3).
+    type Quote = Words<137>;
 
     #[inline(always)]
-    fn datagram(packet: &Packet, l3: usize) -> Result<Datagram<u32>, Truncated> {
+    fn datagram(packet: &Packet, l3: usize) -> Result<Datagram<u32>, Reason> {
         let header = packet.header::<Ipv4Hdr>(l3)?;
         let header_len = usize::from(header.vihl & 0xf) * 4;
         if header.vihl >> 4 != 4 || header_len < size_of::<Ipv4Hdr>() {
-            return Err(Truncated);
+            return Err(Reason::Malformed);
         }
         Ok(Datagram {
             src: load32(&header.src_addr),
@@ -138,6 +181,30 @@ impl Family for V4 {
     #[inline(always)]
     fn carried(header: &Ipv4Hdr) -> u8 {
         header.proto
+    }
+
+    #[inline(always)]
+    fn packet_len(header: &Ipv4Hdr) -> usize {
+        usize::from(u16::from_be(load16(&header.tot_len)))
+    }
+
+    #[inline(always)]
+    fn traffic_class(header: &Ipv4Hdr) -> u8 {
+        header.tos
+    }
+
+    #[inline(always)]
+    fn is_intact(header: &Ipv4Hdr) -> bool {
+        let sum = Sum::ZERO
+            .add16(u16::from_ne_bytes([header.vihl, header.tos]))
+            .add16(load16(&header.tot_len))
+            .add16(load16(&header.id))
+            .add16(load16(&header.frags))
+            .add16(u16::from_ne_bytes([header.ttl, header.proto]))
+            .add16(load16(&header.check))
+            .add32(load32(&header.src_addr))
+            .add32(load32(&header.dst_addr));
+        sum.checksum() == 0
     }
 
     #[inline(always)]
@@ -181,22 +248,41 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn compose(header: &mut Ipv4Hdr, src: u32, dst: u32, tcp_len: u16) {
-        let length = tcp_len + size_of::<Ipv4Hdr>() as u16;
+    fn is_unreachable(ty: u8, code: u8) -> bool {
+        // Destination unreachable, but for "fragmentation needed" (RFC 792).
+        ty == 3 && code != 4
+    }
+
+    #[inline(always)]
+    fn dress(header: &mut Ipv4Hdr, tos: u8, ttl: u8) {
+        let delta = Sum::ZERO
+            .add16(u16::from_ne_bytes([0, tos]))
+            .add16(u16::from_ne_bytes([ttl, 0]))
+            .sub(Sum::ZERO.add16(u16::from_ne_bytes([0, header.tos])))
+            .sub(Sum::ZERO.add16(u16::from_ne_bytes([header.ttl, 0])));
+        header.tos = tos;
+        header.ttl = ttl;
+        let check = checksum::adjust(load16(&header.check), delta.fold());
+        store16(&mut header.check, check);
+    }
+
+    #[inline(always)]
+    fn compose(header: &mut Ipv4Hdr, src: u32, dst: u32, carried: u8, len: u16) {
+        let length = len + size_of::<Ipv4Hdr>() as u16;
         header.vihl = 0x45;
         header.tos = 0;
         store16(&mut header.tot_len, length.to_be());
         store16(&mut header.id, 0);
         header.frags = [0x40, 0];
         header.ttl = 64;
-        header.proto = protocol::TCP;
+        header.proto = carried;
         store32(&mut header.src_addr, src);
         store32(&mut header.dst_addr, dst);
         let sum = Sum::ZERO
             .add16(u16::from_ne_bytes([0x45, 0]))
             .add16(length.to_be())
             .add16(u16::from_ne_bytes([0x40, 0]))
-            .add16(u16::from_ne_bytes([64, protocol::TCP]))
+            .add16(u16::from_ne_bytes([64, carried]))
             .add32(src)
             .add32(dst);
         store16(&mut header.check, sum.checksum());
@@ -207,15 +293,22 @@ impl Family for V6 {
     type Address = [u64; 2];
     type Key = FlowKey6;
     type Entry = FlowEntry6;
+    type HalfOpen = HalfOpen6;
     type Hdr = Ipv6Hdr;
     const ICMP: u8 = protocol::ICMPV6;
     const ICMP_PSEUDO_HEADER: bool = true;
+    const ETHER_TYPE: u16 = parse::IPV6;
+    const INSIDE: u8 = protocol::IPV6;
+    // Packet too big (RFC 4443, section 3.2).
+    const TOO_BIG: [u8; 2] = [2, 0];
+    // 1280 bytes in all (RFC 4443, section 2.4 c).
+    type Quote = Words<308>;
 
     #[inline(always)]
-    fn datagram(packet: &Packet, l3: usize) -> Result<Datagram<[u64; 2]>, Truncated> {
+    fn datagram(packet: &Packet, l3: usize) -> Result<Datagram<[u64; 2]>, Reason> {
         let header = packet.header::<Ipv6Hdr>(l3)?;
         if header.vcf[0] >> 4 != 6 {
-            return Err(Truncated);
+            return Err(Reason::Malformed);
         }
         let l4 = l3 + size_of::<Ipv6Hdr>();
         Ok(Datagram {
@@ -242,6 +335,21 @@ impl Family for V6 {
     #[inline(always)]
     fn carried(header: &Ipv6Hdr) -> u8 {
         header.next_hdr
+    }
+
+    #[inline(always)]
+    fn packet_len(header: &Ipv6Hdr) -> usize {
+        size_of::<Ipv6Hdr>() + usize::from(u16::from_be(load16(&header.payload_len)))
+    }
+
+    #[inline(always)]
+    fn traffic_class(header: &Ipv6Hdr) -> u8 {
+        header.vcf[0] << 4 | header.vcf[1] >> 4
+    }
+
+    #[inline(always)]
+    fn is_intact(_: &Ipv6Hdr) -> bool {
+        true
     }
 
     #[inline(always)]
@@ -277,10 +385,23 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn compose(header: &mut Ipv6Hdr, src: [u64; 2], dst: [u64; 2], tcp_len: u16) {
+    fn is_unreachable(ty: u8, _code: u8) -> bool {
+        // Destination unreachable (RFC 4443, section 3.1).
+        ty == 1
+    }
+
+    #[inline(always)]
+    fn dress(header: &mut Ipv6Hdr, tos: u8, ttl: u8) {
+        header.vcf[0] = 0x60 | tos >> 4;
+        header.vcf[1] = header.vcf[1] & 0xf | tos << 4;
+        header.hop_limit = ttl;
+    }
+
+    #[inline(always)]
+    fn compose(header: &mut Ipv6Hdr, src: [u64; 2], dst: [u64; 2], carried: u8, len: u16) {
         header.vcf = [0x60, 0, 0, 0];
-        store16(&mut header.payload_len, tcp_len.to_be());
-        header.next_hdr = protocol::TCP;
+        store16(&mut header.payload_len, len.to_be());
+        header.next_hdr = carried;
         header.hop_limit = 64;
         store128(&mut header.src_addr, src);
         store128(&mut header.dst_addr, dst);

@@ -19,11 +19,14 @@ use crate::{
     checksum::{Sum, adjust, adjust_udp},
     family::{Datagram, Family, Ports, Tuple, protocol},
     packet::{EthernetHdr, Header, Packet, load16, load32, store16, store32},
+    replay,
     rewrite::Egress,
-    tables::{Entry, Flows, Tables},
+    tables::{Entry, Flows, HalfOpen, Signal, Tables},
+    window,
 };
 
-/// What an ICMP error quotes of TCP at least (RFC 792): the ports and four bytes more.
+/// What an ICMP error quotes at least (RFC 792): the ports and four bytes more, which are the sequence
+/// number of TCP.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 struct Quoted {
@@ -54,21 +57,30 @@ unsafe impl Header for QuotedTcp {}
 // SAFETY: as above.
 unsafe impl Header for QuotedUdp {}
 
-/// Translates an ICMP error, or says why the packet is none of ours.
+/// An ICMP error, and what it is about.
+pub(crate) struct About<'p, A> {
+    icmp: &'p mut Icmpv4Hdr,
+    /// Where the quoted packet begins.
+    quoted_l3: usize,
+    /// Its IP header.
+    pub(crate) inner: Datagram<A>,
+    quoted: &'p mut Quoted,
+    /// Its tuple.
+    pub(crate) tuple: Tuple<A>,
+}
+
+/// Reads an ICMP error about a packet of a floating address.
 #[inline(always)]
-pub fn translate<F: Family, T: Tables + Flows<F>>(
-    packet: Packet,
-    tables: &T,
-    l3: usize,
+pub(crate) fn about<'p, F: Family>(
+    packet: &'p Packet,
     outer: &Datagram<F::Address>,
-) -> Result<Action, Reason> {
-    tables.stage(Stage::Icmp);
+) -> Result<About<'p, F::Address>, Reason> {
     let icmp = packet.header::<Icmpv4Hdr>(outer.l4)?;
     if !F::is_icmp_error(icmp.type_) {
         return Err(Reason::OtherProtocol);
     }
     let quoted_l3 = outer.l4 + size_of::<Icmpv4Hdr>();
-    let inner = F::datagram(&packet, quoted_l3)?;
+    let inner = F::datagram(packet, quoted_l3)?;
     if inner.src != outer.dst || !matches!(inner.protocol, protocol::TCP | protocol::UDP) {
         return Err(Reason::IcmpUnrelated);
     }
@@ -79,11 +91,46 @@ pub fn translate<F: Family, T: Tables + Flows<F>>(
         return Err(Reason::Malformed);
     }
     let tuple = Tuple { src: inner.src, dst: inner.dst, ports: Ports(load32(&quoted.ports)) };
+    Ok(About { icmp, quoted_l3, inner, quoted, tuple })
+}
+
+/// Translates an ICMP error, or says why the packet is none of ours. With `may_replay`, one that says
+/// that a SYN could not be delivered is [`Action::Replay`].
+#[inline(always)]
+pub fn translate<F: Family, T: Tables + Flows<F>>(
+    packet: Packet,
+    tables: &T,
+    l3: usize,
+    outer: &Datagram<F::Address>,
+    may_replay: bool,
+) -> Result<Action, Reason> {
+    tables.stage(Stage::Icmp);
+    let About { icmp, quoted_l3, inner, quoted, tuple } = about::<F>(&packet, outer)?;
     let key = F::key(tuple.reversed(), inner.protocol);
-    let entry = match tables.flow(&key) {
-        Some(entry) => entry,
-        None => tables.half_open(&key).ok_or(Reason::IcmpUnrelated)?,
+    let entry = if let Some(entry) = tables.flow(&key) {
+        entry
+    } else {
+        let half = tables.half_open(&key).ok_or(Reason::IcmpUnrelated)?;
+        if state::given_up(half.flow().state()) {
+            return Err(Reason::LateAnswer);
+        }
+        // With the SYN's own sequence number, so that nobody makes it up (RFC 5927, section 4.1).
+        if may_replay
+            && half.flow().state() & state::RETURN != 0
+            && inner.protocol == protocol::TCP
+            && F::is_unreachable(icmp.type_, icmp.code)
+            && quoted.rest == half.syn().seq
+            && replay::replayable_after::<F, T>(tables, half, Signal::Unreachable)
+        {
+            return Ok(Action::Replay);
+        }
+        half.flow_mut()
     };
+    // The entry is of packets that come from where the quoted one went: its acknowledgements are about
+    // just such packets (RFC 5927, section 4.1).
+    if inner.protocol == protocol::TCP && !window::is_near(load32(&quoted.rest), entry.ack()) {
+        return Err(Reason::OutOfWindow);
+    }
     let backend = tables.backend(entry.backend()).ok_or(Reason::Inconsistent)?;
     if backend.flags & FORWARD == 0 {
         return Err(Reason::IcmpUnrelated);

@@ -13,61 +13,64 @@ use core::ptr::read_volatile;
 
 use aya_ebpf::{
     bindings::{xdp_action, xdp_md},
-    helpers::{bpf_redirect, bpf_xdp_adjust_tail},
+    helpers::{bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
     macros::xdp,
     programs::XdpContext,
 };
 use aya_log_ebpf::error;
-use lb_common::reason::{Disposition, Reason};
+use lb_common::{
+    backend::Backend,
+    reason::{Disposition, Reason},
+};
 use lb_ebpf::{
     Action,
     family::{Family, V4, V6},
+    known,
     packet::Packet,
     parse::{self, Link},
+    replay::Step,
+    tables::{Flows, Tables as _},
+    tunnel::Tunnel,
 };
 use program::{maps, tables::Maps, trace};
 
-/// Entry point.
+/// Entry point: the hot path, and a call for everything else.
 #[xdp]
 fn ballast(ctx: XdpContext) -> u32 {
-    decide::<false>(ctx.ctx)
+    let exit = HotExit::<false>(ctx.ctx);
+    match known::forward_by(packet(ctx.ctx), &Maps::<false>, &exit) {
+        Some(action) => action,
+        None => examine::<false>(ctx.ctx),
+    }
 }
 
-/// Entry point of the second variant, which shows what it does (`program/trace.rs`).
+/// Entry point of the second variant, which shows what it does (`program/trace.rs`). Its hot path is a
+/// subprogram, so that what it shares with the first has as much stack here as there.
 #[xdp]
 fn ballast_trace(ctx: XdpContext) -> u32 {
     trace::trace_begin(ctx.ctx);
-    let action = decide::<true>(ctx.ctx);
+    let mut action = trace_known(ctx.ctx);
+    if action == UNDECIDED {
+        action = examine::<true>(ctx.ctx);
+    }
     trace::trace_end(ctx.ctx, action);
     action
 }
 
-/// The hot path, and a call for everything else.
+/// The hot path of the second variant.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn trace_known(ctx: *mut xdp_md) -> u32 {
+    known::forward_by(packet(ctx), &Maps::<true>, &HotExit::<true>(ctx)).unwrap_or(UNDECIDED)
+}
+
+/// What the hot path leaves.
 #[inline(always)]
-fn decide<const TRACEABLE: bool>(ctx: *mut xdp_md) -> u32 {
-    let packet = packet(ctx);
-    match lb_ebpf::known::forward(packet, &Maps::<TRACEABLE>) {
-        Some(Ok(Action::Transmit)) => return xdp_action::XDP_TX,
-        // SAFETY: the helper takes plain numbers.
-        Some(Ok(Action::Redirect { ifindex })) => {
-            return unsafe { bpf_redirect(ifindex, 0) as u32 };
-        }
-        Some(Err(reason)) => {
-            count_reason::<TRACEABLE>(reason);
-            return xdp_action::XDP_PASS;
-        }
-        None => {}
-    }
+fn examine<const TRACEABLE: bool>(ctx: *mut xdp_md) -> u32 {
     // A packet of its own, so that the hot path keeps nothing in registers for this one.
-    match Link::parse(&self::packet(ctx)).map(|link| link.ether_type) {
-        Ok(parse::IPV4) => match follow4(ctx) {
-            UNDECIDED => begin4(ctx),
-            action => action,
-        },
-        Ok(parse::IPV6) => match follow6(ctx) {
-            UNDECIDED => begin6(ctx),
-            action => action,
-        },
+    match Link::parse(&packet(ctx)).map(|link| link.ether_type) {
+        Ok(parse::IPV4) => decide4(ctx),
+        Ok(parse::IPV6) => decide6(ctx),
         other => {
             count_reason::<TRACEABLE>(other.map_or_else(Reason::from, |_| Reason::NotIp));
             xdp_action::XDP_PASS
@@ -75,7 +78,7 @@ fn decide<const TRACEABLE: bool>(ctx: *mut xdp_md) -> u32 {
     }
 }
 
-/// Counts a packet that an entry point does not forward.
+/// Counts a packet that is not forwarded.
 #[inline(always)]
 fn count_reason<const TRACEABLE: bool>(reason: Reason) {
     if TRACEABLE {
@@ -85,35 +88,213 @@ fn count_reason<const TRACEABLE: bool>(reason: Reason) {
     }
 }
 
-/// No XDP action: the next subprogram decides.
-const UNDECIDED: u32 = u32::MAX;
+/// The end of the hot path.
+struct HotExit<const TRACEABLE: bool>(*mut xdp_md);
+
+impl<const TRACEABLE: bool> known::Exit for HotExit<TRACEABLE> {
+    type Out = u32;
+
+    #[inline(always)]
+    fn leave(&self, outcome: Result<Action, Reason>) -> u32 {
+        match outcome {
+            Ok(Action::Transmit) => xdp_action::XDP_TX,
+            // SAFETY: the helper takes plain numbers.
+            Ok(Action::Redirect { ifindex }) => unsafe { bpf_redirect(ifindex, 0) as u32 },
+            // Tunnels have their own exit, and the hot path knows no half-open connection.
+            Ok(Action::Encapsulate(_) | Action::Replay) => xdp_action::XDP_ABORTED,
+            Err(reason) => {
+                count_reason::<TRACEABLE>(reason);
+                xdp_action::XDP_PASS
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn encapsulate(&self, tunnel: Tunnel, backend: &Backend) -> u32 {
+        encapsulate_to::<TRACEABLE>(self.0, tunnel, backend)
+    }
+}
+
+// What a subprogram says besides an XDP action.
+
+/// The next subprogram decides.
+const UNDECIDED: u32 = 16;
+/// To be answered with a TCP reset.
+const RESET: u32 = 17;
+/// To be answered with an ICMP error.
+const TOO_BIG: u32 = 18;
+/// Something is wrong with the maps.
+const INCONSISTENT: u32 = 19;
+/// The packet's connection is to be tried at another backend.
+const REPLAY: u32 = 20;
+/// The packet is to become the SYN to another backend, of as many bytes as are added to this number.
+const COMPOSE: u32 = 1 << 16;
 
 // Subprograms, so that the hot path has the registers and the instruction cache to itself, and that
 // each has its own stack of 512 bytes less the hot path's. The signature is what the verifier needs
 // to see: LLVM would split a reference to the context.
 macro_rules! subprograms {
-    ($family:ty, $follow:ident, $begin:ident) => {
-        /// What the hot path leaves of known connections.
+    (
+        $family:ty,
+        $decide:ident,
+        $steer:ident,
+        $follow:ident,
+        $half_open:ident,
+        $error:ident,
+        $replay:ident,
+        $compose:ident,
+        $begin:ident,
+        $note:ident,
+        $reset:ident,
+        $too_big:ident
+    ) => {
+        /// Asks one subprogram after the other.
+        #[inline(always)]
+        fn $decide(ctx: *mut xdp_md) -> u32 {
+            let mut code = $steer(ctx);
+            if code == UNDECIDED {
+                code = $follow(ctx);
+            }
+            if code == UNDECIDED {
+                code = $half_open(ctx, 1);
+            }
+            if code == UNDECIDED {
+                code = $error(ctx, 1);
+            }
+            if code == REPLAY {
+                code = $replay(ctx);
+                if code >= COMPOSE {
+                    code = $compose(ctx, code - COMPOSE);
+                } else if code == UNDECIDED {
+                    code = $half_open(ctx, 0);
+                    if code == UNDECIDED {
+                        code = $error(ctx, 0);
+                    }
+                }
+            }
+            if code == UNDECIDED {
+                code = $begin(ctx);
+            }
+            match code {
+                RESET => $reset(ctx),
+                TOO_BIG => $too_big(ctx),
+                INCONSISTENT => complain(ctx),
+                action => action,
+            }
+        }
+
+        /// Packets of steered services that are not plain, or whose slot is disturbed.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $steer(ctx: *mut xdp_md) -> u32 {
+            match lb_ebpf::steer::steer::<$family, Maps>(packet(ctx), &Maps) {
+                Some(Ok(Action::Encapsulate(tunnel))) => encapsulate(ctx, tunnel),
+                Some(outcome) => finish(outcome),
+                None => UNDECIDED,
+            }
+        }
+
+        /// What the hot path leaves of established connections.
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $follow(ctx: *mut xdp_md) -> u32 {
             match lb_ebpf::follow::<$family, Maps>(packet(ctx), &Maps) {
-                Some(outcome) => finish::<$family>(ctx, outcome),
+                Some(outcome) => finish(outcome),
                 None => UNDECIDED,
             }
+        }
+
+        /// Half-open connections.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $half_open(ctx: *mut xdp_md, may_replay: u32) -> u32 {
+            match lb_ebpf::half_open::<$family, Maps>(packet(ctx), &Maps, may_replay != 0) {
+                Some(outcome) => finish(outcome),
+                None => UNDECIDED,
+            }
+        }
+
+        /// ICMP errors.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $error(ctx: *mut xdp_md, may_replay: u32) -> u32 {
+            match lb_ebpf::error::<$family, Maps>(packet(ctx), &Maps, may_replay != 0) {
+                Some(outcome) => finish(outcome),
+                None => UNDECIDED,
+            }
+        }
+
+        /// Connections whose backend has failed.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $replay(ctx: *mut xdp_md) -> u32 {
+            match lb_ebpf::replay::give::<$family, Maps>(packet(ctx), &Maps) {
+                Some(Ok(Step::Send(action))) => finish(Ok(action)),
+                Some(Ok(Step::Compose { len })) => COMPOSE + len as u32,
+                Some(Err(reason)) => finish(Err(reason)),
+                None => UNDECIDED,
+            }
+        }
+
+        /// The SYN to another backend.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $compose(ctx: *mut xdp_md, len: u32) -> u32 {
+            let has_len = reshape(ctx, len);
+            let composed = lb_ebpf::replay::compose::<$family, Maps>(packet(ctx), &Maps, has_len);
+            finish(composed)
         }
 
         /// New connections.
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $begin(ctx: *mut xdp_md) -> u32 {
-            finish::<$family>(ctx, lb_ebpf::begin::<$family, Maps>(packet(ctx), &Maps))
+            $note(ctx);
+            finish(lb_ebpf::begin::<$family, Maps>(packet(ctx), &Maps))
+        }
+
+        /// Answers with a TCP reset where the packet allows it.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $reset(ctx: *mut xdp_md) -> u32 {
+            reset::<$family>(ctx).unwrap_or(xdp_action::XDP_DROP)
+        }
+
+        /// Answers a packet that is too long for its tunnel.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $too_big(ctx: *mut xdp_md) -> u32 {
+            too_big::<$family>(ctx).unwrap_or(xdp_action::XDP_DROP)
+        }
+
+        /// What is kept of a new connection's first packet.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $note(ctx: *mut xdp_md) -> u32 {
+            lb_ebpf::connect::note::<$family, Maps>(packet(ctx), &Maps);
+            0
         }
     };
 }
 
-subprograms!(V4, follow4, begin4);
-subprograms!(V6, follow6, begin6);
+subprograms!(
+    V4, decide4, steer4, follow4, half_open4, error4, replay4, compose4, begin4, note4, reset4,
+    too_big4
+);
+subprograms!(
+    V6, decide6, steer6, follow6, half_open6, error6, replay6, compose6, begin6, note6, reset6,
+    too_big6
+);
+
+/// Says what should never be.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn complain(ctx: *mut xdp_md) -> u32 {
+    // The log's macro does not read the context; the verifier wants to see what an argument is for.
+    let packet = packet(ctx);
+    error!(&XdpContext::new(ctx), "a map entry is missing, for a packet of {} bytes", packet.len());
+    xdp_action::XDP_DROP
+}
 
 /// The frame that the kernel handed us.
 #[inline(always)]
@@ -127,45 +308,121 @@ fn packet(ctx: *mut xdp_md) -> Packet {
             read_volatile(&raw const (*ctx).data_end) as usize,
             (*ctx).ingress_ifindex,
         )
+        .within(ctx as usize)
     }
 }
 
-/// Turns an outcome into an XDP action.
+/// Turns an outcome into an XDP action, or into what has to be done for one.
 #[inline(always)]
-fn finish<F: Family>(ctx: *mut xdp_md, outcome: Result<Action, Reason>) -> u32 {
+fn finish(outcome: Result<Action, Reason>) -> u32 {
     match outcome {
         Ok(Action::Transmit) => xdp_action::XDP_TX,
         // SAFETY: the helper takes plain numbers.
         Ok(Action::Redirect { ifindex }) => unsafe { bpf_redirect(ifindex, 0) as u32 },
+        // Only steered services have tunnels: their subprogram knows what to do.
+        Ok(Action::Encapsulate(_)) => xdp_action::XDP_ABORTED,
+        Ok(Action::Replay) => REPLAY,
         Err(reason) => {
             maps::count_reason(reason);
             match reason.disposition() {
                 Disposition::Pass => xdp_action::XDP_PASS,
-                Disposition::Reset => reset::<F>(ctx),
-                Disposition::TooBig => xdp_action::XDP_DROP,
-                Disposition::Drop => {
-                    if matches!(reason, Reason::Inconsistent) {
-                        error!(&XdpContext::new(ctx), "a map entry is missing");
-                    }
-                    xdp_action::XDP_DROP
-                }
+                Disposition::Reset => RESET,
+                Disposition::TooBig => TOO_BIG,
+                Disposition::Drop if matches!(reason, Reason::Inconsistent) => INCONSISTENT,
+                Disposition::Drop => xdp_action::XDP_DROP,
             }
         }
     }
 }
 
+/// Sends a packet through its tunnel.
+#[inline(always)]
+fn encapsulate(ctx: *mut xdp_md, tunnel: Tunnel) -> u32 {
+    match Maps::<true>.backend(tunnel.backend) {
+        Some(backend) => encapsulate_to::<true>(ctx, tunnel, backend),
+        None => {
+            maps::count_reason(Reason::Inconsistent);
+            xdp_action::XDP_DROP
+        }
+    }
+}
+
+/// Grows the frame at its front, and sends it with what belongs there.
+#[inline(always)]
+fn encapsulate_to<const TRACEABLE: bool>(
+    ctx: *mut xdp_md,
+    tunnel: Tunnel,
+    backend: &Backend,
+) -> u32 {
+    // SAFETY: the context is the kernel's; after the call, no header of the packet is used.
+    let grown = unsafe { bpf_xdp_adjust_head(ctx, -(tunnel.grows as i32)) } == 0;
+    // Every driver leaves room enough (`XDP_PACKET_HEADROOM` is 256).
+    let outcome = if grown {
+        tunnel
+            .advance(&packet(ctx))
+            .and_then(|()| tunnel.write(&packet(ctx), &Maps::<TRACEABLE>, backend))
+    } else {
+        Err(Reason::Inconsistent)
+    };
+    match outcome {
+        // SAFETY: the helper takes plain numbers.
+        Ok(Action::Redirect { ifindex }) => unsafe { bpf_redirect(ifindex, 0) as u32 },
+        Ok(_) => xdp_action::XDP_TX,
+        Err(reason) => {
+            count_reason::<TRACEABLE>(reason);
+            xdp_action::XDP_DROP
+        }
+    }
+}
+
+/// Answers with an ICMP error where the packet allows it: in front of the packet, of which so much stays
+/// as the error quotes.
+#[inline(always)]
+fn too_big<F: Family>(ctx: *mut xdp_md) -> Option<u32>
+where
+    Maps: Flows<F>,
+{
+    let due = lb_ebpf::too_big::due::<F, Maps>(&packet(ctx), &Maps)?;
+    // SAFETY: the context is the kernel's; after the calls, no header of the packet is used.
+    unsafe {
+        if bpf_xdp_adjust_head(ctx, -(due.grows as i32)) != 0 {
+            return None;
+        }
+        let surplus = packet(ctx).len() as i32 - due.len as i32;
+        if bpf_xdp_adjust_tail(ctx, -surplus) != 0 {
+            return None;
+        }
+    }
+    due.advance(&packet(ctx)).ok()?;
+    due.write::<F>(&packet(ctx)).ok()?;
+    Some(xdp_action::XDP_TX)
+}
+
 /// Answers with a TCP reset where the packet allows it.
 #[inline(always)]
-fn reset<F: Family>(ctx: *mut xdp_md) -> u32 {
-    let Some(due) = lb_ebpf::reset::due::<F>(&packet(ctx)) else { return xdp_action::XDP_DROP };
-    let packet = packet(ctx);
-    let Some(len) = due.write::<F>(&packet) else { return xdp_action::XDP_DROP };
-    let surplus = packet.len() as i32 - len as i32;
-    // SAFETY: the context is the kernel's; after the call, no header of the packet is used.
-    if unsafe { bpf_xdp_adjust_tail(ctx, -surplus) } != 0 {
-        return xdp_action::XDP_DROP;
+fn reset<F: Family>(ctx: *mut xdp_md) -> Option<u32> {
+    let due = lb_ebpf::reset::due::<F>(&packet(ctx))?;
+    let len = due.write::<F>(&packet(ctx))?;
+    resize(ctx, len).then_some(xdp_action::XDP_TX)
+}
+
+/// Gives the frame another length: adds to its front, or takes from its end. False if it has no room.
+#[inline(always)]
+fn reshape(ctx: *mut xdp_md, len: u32) -> bool {
+    let growth = len as i32 - packet(ctx).len() as i32;
+    if growth <= 0 {
+        return resize(ctx, len as usize);
     }
-    xdp_action::XDP_TX
+    // SAFETY: as in `resize`.
+    unsafe { bpf_xdp_adjust_head(ctx, -growth) == 0 }
+}
+
+/// Gives the frame another length, by its end. False if it has no room for that.
+#[inline(always)]
+fn resize(ctx: *mut xdp_md, len: usize) -> bool {
+    let growth = len as i32 - packet(ctx).len() as i32;
+    // SAFETY: the context is the kernel's; after the call, no header of the packet is used.
+    growth == 0 || unsafe { bpf_xdp_adjust_tail(ctx, growth) } == 0
 }
 
 #[cfg(not(test))]

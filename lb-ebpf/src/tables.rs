@@ -3,13 +3,16 @@
 use lb_common::{
     backend::Backend,
     event::Event,
+    flow::Syn,
     service::{Service, ServiceKey, Slot},
-    trace::{Sample, Stage},
+    source::{Bucket, RateKey},
+    trace::Stage,
 };
 
 use crate::{
     family::{ClientSide, Family, Ports, Tuple, V4, V6},
-    packet::Macs,
+    packet::{Macs, Packet},
+    replay::Tags,
 };
 
 /// A table took no entry: the key is there already, or there is no room.
@@ -25,6 +28,8 @@ impl<T: Tables + Flows<V4> + Flows<V6>> State for T {}
 pub trait Tables {
     /// The clock that flows are stamped with, in nanoseconds.
     fn now_ns(&self) -> u64;
+    /// `CLOCK_MONOTONIC` to the nanosecond: dearer, and only for the first packets of a connection.
+    fn clock_ns(&self) -> u64;
     /// Any number.
     fn random(&self) -> u32;
     /// [`lb_common::hash::VIP`] and [`lb_common::hash::VIP_STEERED`] of an address, by its bit in `VIPS`.
@@ -37,6 +42,13 @@ pub trait Tables {
     fn backend(&self, id: u32) -> Option<&Backend>;
     /// A slot of `MAGLEV`.
     fn slot(&self, index: u32) -> Option<Slot>;
+    /// What `SOURCES` says of an address in a list: the longest prefix.
+    fn source(&self, list: u32, address: &[u8; 16]) -> Option<u32>;
+    /// An entry of `RATES`, shared as those of [`Flows`] are.
+    #[expect(clippy::mut_from_ref, reason = "shared memory, see `Flows`")]
+    fn bucket(&self, key: &RateKey) -> Option<&mut Bucket>;
+    /// Adds to `RATES`, if there is room.
+    fn add_bucket(&self, key: &RateKey, bucket: Bucket);
     /// The service's round-robin position, which each call moves on by one.
     fn next_cursor(&self, service: u32) -> u32;
     /// Open connections of a backend.
@@ -52,8 +64,9 @@ pub trait Tables {
     /// Counts a packet to a backend as [`Tables::count_forward`] does, and says whether it is one to
     /// sample.
     fn count_steered(&self, backend: u32, bytes: u64) -> bool;
-    /// Shows user space a packet of a steered service.
-    fn sample(&self, sample: Sample);
+    /// Shows user space a packet of a steered service, whose IP header is at `l3`
+    /// ([`crate::sample::sample`]).
+    fn sample(&self, packet: &Packet, l3: usize, backend: u32, bytes: u64);
     /// Counts a packet from a backend.
     fn count_return(&self, backend: u32, bytes: u64);
     /// Counts a new connection.
@@ -65,14 +78,44 @@ pub trait Tables {
     /// This step decides about the packet, unless a later one says so too. For traces; costs nothing
     /// where none is made.
     fn stage(&self, stage: Stage);
+    /// Counts what a connection shows of a backend.
+    fn signal(&self, backend: u32, signal: Signal);
+    /// Counts a connection that is tried at another backend, which is this one.
+    fn count_replayed(&self, service: u32, backend: u32);
+    /// Counts a connection that is not, although its backend has failed.
+    fn count_not_replayed(&self, service: u32);
+    /// Adds to the service's budget of replays.
+    fn earn_replays(&self, service: u32, amount: u64);
+    /// Takes one replay out of the service's budget. False if there is none.
+    fn spend_replay(&self, service: u32) -> bool;
     /// Tells user space.
     fn report(&self, event: Event);
+    /// Whether one more answer may be sent about a packet that was too long.
+    fn may_answer(&self) -> bool;
+}
+
+/// What a connection shows of a backend, see [`lb_common::stats::BackendSignals`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// A SYN is sent to it.
+    Attempt,
+    /// It has answered; after so many nanoseconds, if that is known.
+    Answered(Option<u64>),
+    /// It has refused.
+    Refused,
+    /// Somebody says that it cannot be reached.
+    Unreachable,
+    /// It has not answered in time.
+    Unanswered,
+    /// It has reset an established connection.
+    Reset,
 }
 
 /// Room for what a new connection writes into the flow tables: a BPF program's stack has 512 bytes,
 /// which two keys and an entry of IPv6 would nearly fill.
 ///
-/// It also is how the search for a port gets its arguments, see [`Flows::take_port`].
+/// It also is how the searches for a backend and for a port get their arguments, see
+/// [`Flows::consider`] and [`Flows::take_port`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Scratch<F: Family> {
@@ -80,8 +123,14 @@ pub struct Scratch<F: Family> {
     pub client: F::Key,
     /// Key of the backend's direction.
     pub server: F::Key,
-    /// Entry of either.
+    /// Entry of either in `FLOWS`.
     pub entry: F::Entry,
+    /// Entry of either in `HALF_OPEN`.
+    pub half: F::HalfOpen,
+    /// The service.
+    pub service: Service,
+    /// Of the packet that becomes a SYN to another backend.
+    pub tags: Tags,
     /// The client's tuple.
     pub tuple: Tuple<F::Address>,
     /// The tuple of the replies; the search fills in its destination port.
@@ -90,6 +139,10 @@ pub struct Scratch<F: Family> {
     pub side: ClientSide,
     /// Backend identifier.
     pub backend: u32,
+    /// Its open connections, while it is searched for.
+    pub load: u64,
+    /// Its weight, while it is searched for.
+    pub weight: u64,
     /// Where the search starts: any number.
     pub seed: u32,
     /// TCP or UDP.
@@ -111,17 +164,25 @@ pub trait Flows<F: Family> {
     fn remove_flow(&self, key: &F::Key) -> bool;
     /// An entry of `HALF_OPEN`.
     #[expect(clippy::mut_from_ref, reason = "shared memory, see the trait")]
-    fn half_open(&self, key: &F::Key) -> Option<&mut F::Entry>;
+    fn half_open(&self, key: &F::Key) -> Option<&mut F::HalfOpen>;
     /// Adds to `HALF_OPEN` a key that is not there.
-    fn insert_half_open(&self, key: &F::Key, entry: &F::Entry) -> Result<(), NotInserted>;
+    fn insert_half_open(&self, key: &F::Key, entry: &F::HalfOpen) -> Result<(), NotInserted>;
+    /// Puts another entry in `HALF_OPEN` in place of the one that is there, in one step.
+    fn replace_half_open(&self, key: &F::Key, entry: &F::HalfOpen) -> Result<(), NotInserted>;
     /// Removes from `HALF_OPEN`. Says whether it was there.
     fn remove_half_open(&self, key: &F::Key) -> bool;
     /// This CPU's scratch; what it holds means nothing. Taken once for a packet.
     #[expect(clippy::mut_from_ref, reason = "memory of this CPU alone")]
     fn scratch(&self) -> Option<&mut Scratch<F>>;
-    /// Runs [`crate::connect::take_port`]. The kernel's verifier looks at a subprogram of its own
-    /// once, and not anew for each of the paths and attempts that lead to it.
+    /// Runs [`crate::connect::find_port`]. The kernel's verifier looks at a subprogram of its own
+    /// once, and not anew for each of the paths that lead to it.
+    fn find_port(&self) -> bool;
+    /// Runs [`crate::connect::take_port`], for the same reason: once, and not for each attempt.
     fn take_port(&self, attempt: u32) -> bool;
+    /// Runs [`crate::admit::judge`], a subprogram for the same reason.
+    fn judge(&self, index: u32, flags: u32, rate: u32, burst: u32) -> u32;
+    /// Runs [`crate::select::consider`], likewise.
+    fn consider(&self, step: u32) -> bool;
 }
 
 /// Value of a flow table, of either family.
@@ -138,16 +199,36 @@ pub trait Entry<F: Family>: Copy {
     fn backend(&self) -> u32;
     /// State bits.
     fn state(&self) -> u32;
+    /// Sets the backend identifier.
+    fn set_backend(&mut self, backend: u32);
+    /// Sets the state bits, of an entry that nobody else sees yet.
+    fn set_state(&mut self, state: u32);
     /// Backend identifier and state bits as one word of 64 bits, in place.
     fn backend_and_state(&mut self) -> *mut u64;
     /// Time of the last packet.
     fn last_seen_ns(&self) -> u64;
     /// Stamps and counts a packet.
     fn seen(&mut self, now_ns: u64, bytes: u64);
+    /// The last acknowledgement number, network byte order; 0 if there is none.
+    fn ack(&self) -> u32;
+    /// Notes the last acknowledgement number.
+    fn set_ack(&mut self, ack: u32);
     /// The link on the client's side.
     fn client_side(&self) -> ClientSide;
     /// The MAC addresses of frames to the client.
     fn macs_to_client(&self) -> Macs;
     /// Notes the link on the client's side.
     fn set_client_side(&mut self, side: ClientSide);
+}
+
+/// Value of a half-open table, of either family.
+pub trait HalfOpen<F: Family>: Copy {
+    /// As it would stand in `FLOWS`.
+    fn flow(&self) -> &F::Entry;
+    /// As it would stand in `FLOWS`.
+    fn flow_mut(&mut self) -> &mut F::Entry;
+    /// The client's SYN: of the backend's half alone.
+    fn syn(&self) -> &Syn;
+    /// The client's SYN.
+    fn syn_mut(&mut self) -> &mut Syn;
 }

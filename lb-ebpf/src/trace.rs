@@ -37,6 +37,16 @@ impl Ends {
         }
     }
 
+    /// Reads the packet whose IP header is at `l3`, wherever it lies.
+    #[inline(always)]
+    pub fn at(packet: &Packet, l3: usize) -> Self {
+        match packet.header::<[u8; 2]>(l3) {
+            Ok([first, _]) if *first >> 4 == 4 => Self::of_family::<V4>(packet, l3),
+            Ok([first, _]) if *first >> 4 == 6 => Self::of_family::<V6>(packet, l3),
+            _ => Self::NONE,
+        }
+    }
+
     #[inline(always)]
     fn of_family<F: Family>(packet: &Packet, l3: usize) -> Self {
         let Ok(datagram) = F::datagram(packet, l3) else { return Self::NONE };

@@ -17,6 +17,7 @@ use toml::de::DeTable;
 
 use report::{Diagnostic, Findings};
 
+mod advice;
 mod check;
 mod raw;
 mod read;
@@ -26,6 +27,8 @@ mod syntax;
 mod tests;
 pub mod units;
 mod value;
+
+pub use advice::{advice, tunnel_bytes};
 
 /// A file that can be used.
 #[derive(Clone, Debug)]
@@ -200,6 +203,27 @@ pub enum Protocol {
     Udp,
 }
 
+/// How the packets of a service get to its backends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Forwarding {
+    /// With addresses and ports rewritten, in both directions.
+    #[default]
+    Nat,
+    /// As they are, but for the MAC addresses. The backends answer the client by themselves.
+    Direct,
+    /// Inside another packet. The backends answer the client by themselves.
+    Tunnel(Encapsulation),
+}
+
+/// What packets are wrapped in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encapsulation {
+    /// IP in IP (RFC 2003, RFC 2473, RFC 4213), of the family of the backend's address.
+    Ipip,
+    /// Generic UDP Encapsulation, variant 1 (draft-ietf-intarea-gue): IP in UDP, port 6080.
+    Gue,
+}
+
 /// What happens to the connections of a backend that is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnDown {
@@ -218,6 +242,8 @@ pub struct Service {
     pub listen: SocketAddr,
     /// `protocol`.
     pub protocol: Protocol,
+    /// `forward` and `encapsulation`.
+    pub forward: Forwarding,
     /// `balance`.
     pub balance: lb_common::service::Balance,
     /// `on_down`.
@@ -226,10 +252,43 @@ pub struct Service {
     pub drain_timeout: Duration,
     /// How long a backend that came up takes to reach its full share; zero: at once.
     pub slow_start: Duration,
+    /// `replay_tries` and `replay_budget`.
+    pub replay: Replay,
     /// Backends, at least one, in the order of the file.
     pub backends: Vec<Backend>,
     /// `[service.health]`.
     pub health: Health,
+    /// Who may connect, and how often.
+    pub guard: Guard,
+}
+
+/// Who may connect to a service, and how often.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Guard {
+    /// Networks of the service's own family, and whether they may connect. The longest prefix decides,
+    /// and each stands once.
+    pub sources: Vec<((IpAddr, u8), bool)>,
+    /// Whether all others may.
+    pub others: bool,
+    /// New connections that one source may begin in a second, and at once.
+    pub rate: Option<(u32, u32)>,
+}
+
+impl Guard {
+    /// Whether every source may connect.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.sources.is_empty()
+    }
+}
+
+/// When a connection whose backend fails is tried at another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replay {
+    /// At so many others, 0 to 4. 0: the client is told of the failure. UDP: 0.
+    pub tries: u32,
+    /// Share of new connections for which this may happen, in thousandths, 1 to 1000.
+    pub per_mille: u32,
 }
 
 /// `[[service.backend]]`.
@@ -237,7 +296,8 @@ pub struct Service {
 pub struct Backend {
     /// Name, unique within the service.
     pub name: String,
-    /// Address and port; of the same family as the service's.
+    /// Address and port; of the same family as the service's if that is translated, and with the same
+    /// port if it is not.
     pub address: SocketAddr,
     /// Relative share, 1 to 256.
     pub weight: u32,

@@ -1,39 +1,51 @@
 //! The kernel's side as the daemon sees it: the only user of aya.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
-    net::SocketAddr,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    net::{Ipv6Addr, SocketAddr},
+    os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
 };
 
 use anyhow::Context;
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray, PerCpuValues, RingBuf},
+    maps::{
+        Array, HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpuArray, PerCpuValues,
+        RingBuf,
+        lpm_trie::{Key as Prefixed, LpmTrie},
+    },
 };
 use aya_log::EbpfLogger;
 use lb_common::{
     backend::{self, Backend},
     event::Event,
-    flow::{FlowKey4, FlowKey6},
+    flow::{FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
     limits, names,
     reason::Reason,
-    service::{Service, ServiceKey, Slot},
-    stats::{BackendStats, Meta, ServiceStats},
+    service::{STEERED, Service, ServiceKey, Slot},
+    source::Source,
+    stats::{BackendSignals, BackendStats, Meta, ServiceStats},
 };
 
-pub use self::trace::{Traced, Tracer};
 use self::{active::Active, flows::Table, load::Variant};
+pub use self::{
+    flows::{Connection, Cut},
+    trace::{Traced, Tracer},
+};
 use crate::clock;
 
 mod active;
 mod batch;
+pub mod decap;
 mod flows;
+mod half_open;
+pub mod kernel;
 mod link;
 pub mod load;
 mod pins;
+pub mod replay;
 mod trace;
 
 /// What to open, and with which sizes.
@@ -83,9 +95,30 @@ pub enum Op {
         /// Key.
         key: ServiceKey,
     },
+    /// An entry of `SOURCES`.
+    SetSource {
+        /// Length of the prefix in bits.
+        bits: u32,
+        /// The prefix.
+        source: Source,
+        /// Value.
+        verdict: u32,
+    },
+    /// Removes an entry of `SOURCES`.
+    RemoveSource {
+        /// Length of the prefix in bits.
+        bits: u32,
+        /// The prefix.
+        source: Source,
+    },
     /// The whole filter of floating addresses.
     SetVips {
         /// `VIPS`, all [`lb_common::limits::VIP_WORDS`] words.
+        words: Vec<u64>,
+    },
+    /// The whole filter of steered services.
+    SetSteered {
+        /// `STEERED`, all [`lb_common::limits::STEERED_WORDS`] words.
         words: Vec<u64>,
     },
 }
@@ -97,6 +130,10 @@ pub struct Adopted {
     pub services: Vec<(ServiceKey, Service)>,
     /// Entries of `BACKENDS` that are in use.
     pub backends: Vec<(u32, Backend)>,
+    /// Entries of `SOURCES`: prefix, its length in bits, value.
+    pub sources: Vec<((Source, u32), u32)>,
+    /// The tables of steered services.
+    pub steered: BTreeMap<ServiceKey, Vec<Slot>>,
 }
 
 /// How the program runs on an interface.
@@ -124,7 +161,8 @@ pub struct Flow {
     pub backend: SocketAddr,
     /// Identifier of the backend in `BACKENDS`.
     pub backend_id: u32,
-    /// `half_open`, `established`, `closing`, `closed`, `udp`, or `sampled`.
+    /// `half_open`, `established`, `closing`, `closed`, `udp`, `sampled`, or `steered`: recorded,
+    /// because the present table would send its packets elsewhere.
     pub phase: String,
     /// Milliseconds since the last packet.
     pub idle_ms: u64,
@@ -161,6 +199,13 @@ pub struct Sweep {
     /// Entries in the tables by backend identifier, two for each connection, half-open and closed
     /// ones included: while there are any, the identifier is in use.
     pub by_backend: BTreeMap<u32, u64>,
+    /// Of these, the entries of half-open connections.
+    pub half_open: BTreeMap<u32, u64>,
+    /// How full the fuller of the half-open tables is.
+    pub half_open_percent: u64,
+    /// Where the entries of steered connections are, one for each: by backend identifier, the upper 16
+    /// bits of their hashes.
+    pub steered: BTreeMap<u32, BTreeSet<u16>>,
 }
 
 /// Counters, summed over the CPUs.
@@ -210,7 +255,7 @@ pub struct MapSize {
     pub name: String,
     /// Most entries.
     pub max_entries: u32,
-    /// Kernel memory.
+    /// Kernel memory. Before Linux 6.4 the kernel tells only what keys and values take.
     pub bytes: u64,
 }
 
@@ -225,23 +270,28 @@ pub struct Dataplane {
     tracer: Option<Tracer>,
     services: HashMap<MapData, ServiceKey, Service>,
     backends: Array<MapData, Backend>,
+    sources: LpmTrie<MapData, Source, u32>,
     slots: MapData,
     vips: MapData,
+    steered: MapData,
     reasons: PerCpuArray<MapData, u64>,
     service_stats: PerCpuArray<MapData, ServiceStats>,
     backend_stats: PerCpuArray<MapData, BackendStats>,
+    backend_signals: PerCpuArray<MapData, BackendSignals>,
     events: RingBuf<MapData>,
     samples: RingBuf<MapData>,
     log: Option<EbpfLogger<&'static dyn log::Log>>,
     active: Active,
     flows: Table<FlowKey4>,
     flows6: Table<FlowKey6>,
-    half_open: Table<FlowKey4>,
-    half_open6: Table<FlowKey6>,
+    half_open: Table<FlowKey4, HalfOpen4>,
+    half_open6: Table<FlowKey6, HalfOpen6>,
     attachments: Vec<Attachment>,
     adopted: bool,
     notes: Vec<String>,
     sweeps: u64,
+    /// Entries that fit into `HALF_OPEN` and `HALF_OPEN6` each.
+    half_open_room: u32,
 }
 
 impl fmt::Debug for Dataplane {
@@ -257,6 +307,7 @@ const MATCH_HALVES_EVERY: u64 = 10;
 impl Dataplane {
     /// Loads the program and creates its maps, or adopts those that a previous daemon pinned.
     pub fn open(options: &Options) -> anyhow::Result<Self> {
+        kernel::check()?;
         let found = pins::prepare(options)?;
         let mut ebpf = load::load(options, Variant::Plain)?;
         let mut meta: Array<_, Meta> = take(&mut ebpf, names::META)?;
@@ -272,11 +323,14 @@ impl Dataplane {
             tracer: None,
             services: take(&mut ebpf, names::SERVICES)?,
             backends: take(&mut ebpf, names::BACKENDS)?,
+            sources: take(&mut ebpf, names::SOURCES)?,
             slots: pinned(pins, names::MAGLEV)?,
             vips: pinned(pins, names::VIPS)?,
+            steered: pinned(pins, names::STEERED)?,
             reasons: take(&mut ebpf, names::REASONS)?,
             service_stats: take(&mut ebpf, names::SERVICE_STATS)?,
             backend_stats: take(&mut ebpf, names::BACKEND_STATS)?,
+            backend_signals: take(&mut ebpf, names::BACKEND_SIGNALS)?,
             events: take(&mut ebpf, names::EVENTS)?,
             samples: take(&mut ebpf, names::SAMPLES)?,
             log,
@@ -289,13 +343,15 @@ impl Dataplane {
             adopted: found.adopted,
             notes: found.notes,
             sweeps: 0,
+            half_open_room: half_open::room(pins)?,
             ebpf,
         })
     }
 
     /// What stands in the maps now.
     pub fn adopted(&self) -> anyhow::Result<Adopted> {
-        let services = self.services.iter().collect::<Result<_, _>>().context("read SERVICES")?;
+        let services: Vec<(ServiceKey, Service)> =
+            self.services.iter().collect::<Result<_, _>>().context("read SERVICES")?;
         let mut backends = Vec::new();
         for id in 0..limits::MAX_BACKENDS {
             let backend = self.backends.get(&id, 0).context("read BACKENDS")?;
@@ -303,7 +359,20 @@ impl Dataplane {
                 backends.push((id, backend));
             }
         }
-        Ok(Adopted { services, backends })
+        let sources = self.sources.iter().map(|entry| {
+            let (key, verdict) = entry?;
+            Ok(((key.data(), key.prefix_len()), verdict))
+        });
+        let sources = sources.collect::<Result<_, MapError>>().context("read SOURCES")?;
+        let map = Map::Array(pinned(&self.options.pins, names::MAGLEV)?);
+        let slots: Array<_, Slot> = map.try_into().context("open MAGLEV")?;
+        let mut steered = BTreeMap::new();
+        for (key, service) in services.iter().filter(|(_, it)| it.flags & STEERED != 0) {
+            let run = service.table_start..service.table_start.saturating_add(service.table_len);
+            let table = run.map(|slot| slots.get(&slot, 0)).collect::<Result<_, _>>();
+            steered.insert(*key, table.context("read MAGLEV")?);
+        }
+        Ok(Adopted { services, backends, sources, steered })
     }
 
     /// Writes to the maps, in order. Stops at the first error; applying again is harmless.
@@ -319,6 +388,7 @@ impl Dataplane {
             Op::ClearBackend { id } => {
                 self.backends.set(*id, Backend::ZERO, 0)?;
                 self.backend_stats.set(*id, every_cpu(BackendStats::ZERO)?, 0)?;
+                self.backend_signals.set(*id, every_cpu(BackendSignals::ZERO)?, 0)?;
                 self.active.clear(*id);
             }
             Op::SetTable { start, slots } => {
@@ -340,8 +410,22 @@ impl Dataplane {
                     self.services.remove(key)?;
                 }
             }
+            Op::SetSource { bits, source, verdict } => {
+                self.sources.insert(&Prefixed::new(*bits, *source), verdict, 0)?;
+            }
+            Op::RemoveSource { bits, source } => {
+                let key = Prefixed::new(*bits, *source);
+                match self.sources.remove(&key) {
+                    Err(MapError::SyscallError(error))
+                        if error.io_error.raw_os_error() == Some(libc::ENOENT) => {}
+                    removed => removed?,
+                }
+            }
             Op::SetVips { words } => {
                 batch::update_array(self.vips.fd().as_fd(), 0, words)?;
+            }
+            Op::SetSteered { words } => {
+                batch::update_array(self.steered.fd().as_fd(), 0, words)?;
             }
         }
         Ok(())
@@ -384,13 +468,11 @@ impl Dataplane {
         let program_id = self.program_id()?;
         let mut maps = Vec::new();
         for name in names::PINNED {
-            let info = MapInfo::from_pin(self.options.pins.join(name))
-                .with_context(|| format!("look at the pinned map {name}"))?;
-            maps.push(MapSize {
-                name: name.to_owned(),
-                max_entries: info.max_entries(),
-                bytes: memory(info.fd().context("open the map")?.as_fd()).unwrap_or(0),
-            });
+            // By its pin: to open a map by its number takes CAP_SYS_ADMIN.
+            let map = pinned(&self.options.pins, name)?;
+            let info = map.info().with_context(|| format!("look at the pinned map {name}"))?;
+            let (max_entries, bytes) = (info.max_entries(), memory(&map, &info));
+            maps.push(MapSize { name: name.to_owned(), max_entries, bytes });
         }
         Ok(Info {
             program_id,
@@ -445,6 +527,26 @@ impl Dataplane {
         Ok(Counters { reasons, services, backends })
     }
 
+    /// What connections have shown of the given backends, summed over the CPUs.
+    pub fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<(u32, BackendSignals)>> {
+        let sum = |&id: &u32| {
+            let mut sum = BackendSignals::ZERO;
+            for cpu in self.backend_signals.get(&id, 0)?.iter() {
+                sum.attempts += cpu.attempts;
+                sum.answered += cpu.answered;
+                sum.refused += cpu.refused;
+                sum.unreachable += cpu.unreachable;
+                sum.unanswered += cpu.unanswered;
+                sum.resets += cpu.resets;
+                for (sum, count) in sum.handshakes.iter_mut().zip(cpu.handshakes) {
+                    *sum = sum.wrapping_add(count);
+                }
+            }
+            Ok((id, sum))
+        };
+        backends.iter().map(sum).collect::<Result<_, MapError>>().context("read BACKEND_SIGNALS")
+    }
+
     /// All connections, up to `limit`; half-open ones too.
     pub fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>> {
         let now_ns = clock::monotonic_coarse_ns();
@@ -453,6 +555,11 @@ impl Dataplane {
         self.flows6.read(now_ns, limit, &mut flows)?;
         self.half_open.read(now_ns, limit, &mut flows)?;
         self.half_open6.read(now_ns, limit, &mut flows)?;
+        for flow in flows.iter_mut().filter(|flow| flow.phase == flows::STEERED) {
+            let backend = self.backends.get(&flow.backend_id, 0).context("read BACKENDS")?;
+            let address = Ipv6Addr::from(backend.address).to_canonical();
+            flow.backend = SocketAddr::new(address, backend.port);
+        }
         Ok(flows)
     }
 
@@ -466,8 +573,13 @@ impl Dataplane {
         // The counters are compared with the tables before anything is removed from either.
         let flows = self.flows.pass(now_ns, timeouts, match_halves, &mut sweep, &mut open)?;
         let flows6 = self.flows6.pass(now_ns, timeouts, match_halves, &mut sweep, &mut open)?;
+        let established = sweep.by_backend.clone();
         let half = self.half_open.pass(now_ns, timeouts, match_halves, &mut sweep, &mut open)?;
+        let entries4 = half_open::added(&established, &sweep.by_backend);
         let half6 = self.half_open6.pass(now_ns, timeouts, match_halves, &mut sweep, &mut open)?;
+        sweep.half_open = half_open::added(&established, &sweep.by_backend);
+        sweep.half_open_percent =
+            half_open::percent(&entries4, &sweep.half_open, self.half_open_room);
         self.active.reconcile(&open);
 
         let active = &self.active;
@@ -477,6 +589,18 @@ impl Dataplane {
         self.half_open.expire(half, now_ns, timeouts, &mut sweep, close)?;
         self.half_open6.expire(half6, now_ns, timeouts, &mut sweep, close)?;
         Ok(sweep)
+    }
+
+    /// What finds SYNs that have waited too long, with handles of its own.
+    pub fn replayer(&self) -> anyhow::Result<replay::Replayer> {
+        let program: &aya::programs::Xdp = self
+            .ebpf
+            .program(names::PROGRAM)
+            .context("find the program")?
+            .try_into()
+            .context("find the program")?;
+        let program = program.fd().context("hold the program")?.as_fd().try_clone_to_owned();
+        replay::Replayer::open(program.context("hold the program")?, &self.options.pins)
     }
 
     /// Takes the records that the kernel program left in `EVENTS` since the last call.
@@ -509,7 +633,9 @@ impl Op {
                 format!("MAGLEV[{start}..{}]", u64::from(*start) + slots.len() as u64)
             }
             Self::SetService { .. } | Self::RemoveService { .. } => "SERVICES".to_owned(),
+            Self::SetSource { .. } | Self::RemoveSource { .. } => "SOURCES".to_owned(),
             Self::SetVips { .. } => "VIPS".to_owned(),
+            Self::SetSteered { .. } => "STEERED".to_owned(),
         }
     }
 }
@@ -528,12 +654,12 @@ fn pinned(pins: &Path, name: &str) -> anyhow::Result<MapData> {
     MapData::from_pin(pins.join(name)).with_context(|| format!("open the pinned map {name}"))
 }
 
-fn table<K: flows::Key>(
+fn table<K: flows::Key, V: flows::Value<K>>(
     ebpf: &mut Ebpf,
     pins: &Path,
     name: &str,
     half_open: bool,
-) -> anyhow::Result<Table<K>> {
+) -> anyhow::Result<Table<K, V>> {
     Ok(Table::new(take(ebpf, name)?, pinned(pins, name)?, half_open))
 }
 
@@ -543,10 +669,13 @@ fn every_cpu<T: aya::Pod>(value: T) -> anyhow::Result<PerCpuValues<T>> {
     Ok(PerCpuValues::try_from(vec![value; cpus])?)
 }
 
-/// Kernel memory of a map, as `/proc` tells it.
-fn memory(map: BorrowedFd<'_>) -> Option<u64> {
-    let path = format!("/proc/self/fdinfo/{}", map.as_raw_fd());
-    let text = std::fs::read_to_string(path).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("memlock:"))?;
-    line.trim().parse().ok()
+/// Kernel memory of a map, as `/proc` tells it. Before Linux 6.4 that is 0 for a ring buffer, whose size
+/// in bytes is its number of entries.
+fn memory(map: &MapData, info: &MapInfo) -> u64 {
+    let path = format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("memlock:"));
+    let told = line.and_then(|line| line.trim().parse().ok()).unwrap_or(0);
+    let ring = matches!(info.map_type(), Ok(MapType::RingBuf));
+    if ring { told.max(info.max_entries().into()) } else { told }
 }

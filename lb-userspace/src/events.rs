@@ -51,6 +51,8 @@ pub enum Kind {
     Attach,
     /// A floating address was taken or given up.
     Address,
+    /// Connections to a backend are tried at others, or no longer.
+    Replay,
     /// The kernel program reports something.
     Kernel,
     /// Something went wrong, and a human may have to act.

@@ -156,3 +156,19 @@ fn counters_flows_and_sweeps_of_empty_tables_are_empty() {
         Op::SetTable { start: lb_common::limits::MAX_SLOTS - 1, slots: vec![Slot::ZERO; 2] };
     assert!(dataplane.apply(&[past_the_end]).is_err());
 }
+
+/// The kernel gives a process that wants it a release of the time before 3.0.
+#[test]
+fn an_old_kernel_is_refused_with_the_cure() {
+    const UNAME26: libc::c_ulong = 0x0002_0000;
+    let refused = std::thread::spawn(|| {
+        // SAFETY: changes this thread alone, which ends soon.
+        assert_ne!(unsafe { libc::personality(UNAME26) }, -1);
+        let pins = Pins::new();
+        format!("{:#}", Dataplane::open(&pins.options()).expect_err("refused"))
+    });
+    let error = refused.join().expect("join");
+    for part in ["Linux 2.6.", "needs Linux 6.1 or newer", "linux-image-amd64"] {
+        assert!(error.contains(part), "`{part}` is missing: {error}");
+    }
+}

@@ -7,6 +7,7 @@ use aya::{
     Ebpf, EbpfLoader, Pod, TestRun,
     maps::{
         Array, HashMap as BpfHashMap, Map, MapData, MapInfo, PerCpuArray, PerCpuValues, RingBuf,
+        lpm_trie::{Key as Prefixed, LpmTrie},
     },
     programs::{ProgramInfo, TestRunOptions, Xdp},
     util::nr_cpus,
@@ -15,14 +16,15 @@ use ballast::dataplane::load::OBJECT;
 use lb_common::{
     backend::Backend,
     event::Event,
-    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
     hash, names,
     reason::Reason,
-    service::{Service, ServiceKey, Slot},
-    stats::{BackendStats, ServiceStats},
+    service::{STEERED, Service, ServiceKey, Slot},
+    source::{Bucket, RateKey, Source},
+    stats::{BackendSignals, BackendStats, ServiceStats},
     trace::{TRACES_BYTES, TraceCounts, TraceFilter, TraceRecord},
 };
-use lb_ebpf::fake::{Outcome, Setup, Xdp as Action};
+use lb_ebpf::fake::{Outcome, Setup, Xdp as Action, setup::steered_bits};
 
 /// Room for a packet that a test gets back.
 const PACKET_BYTES: usize = 4096;
@@ -46,6 +48,9 @@ pub struct Counters {
     pub backends: Vec<(u32, BackendStats)>,
     /// By index of the service.
     pub services: Vec<(u32, ServiceStats)>,
+    /// What connections showed of each backend. Of the handshakes the number alone: how long each took is
+    /// a matter of the clock.
+    pub signals: Vec<(u32, BackendSignals)>,
     /// Open connections by identifier of the backend.
     pub active: Vec<(u32, u64)>,
 }
@@ -112,6 +117,7 @@ impl Kernel {
         let data = match map {
             Map::Array(data)
             | Map::HashMap(data)
+            | Map::LpmTrie(data)
             | Map::LruHashMap(data)
             | Map::PerCpuArray(data)
             | Map::RingBuf(data) => data,
@@ -124,10 +130,19 @@ impl Kernel {
     pub fn reset(&mut self, setup: &Setup) -> Result<()> {
         let old = std::mem::replace(&mut self.setup, setup.clone());
         self.empty::<FlowKey4, FlowEntry4>(names::FLOWS)?;
-        self.empty::<FlowKey4, FlowEntry4>(names::HALF_OPEN)?;
+        self.empty::<FlowKey4, HalfOpen4>(names::HALF_OPEN)?;
         self.empty::<FlowKey6, FlowEntry6>(names::FLOWS6)?;
-        self.empty::<FlowKey6, FlowEntry6>(names::HALF_OPEN6)?;
+        self.empty::<FlowKey6, HalfOpen6>(names::HALF_OPEN6)?;
         self.empty::<ServiceKey, Service>(names::SERVICES)?;
+        self.empty::<RateKey, Bucket>(names::RATES)?;
+        let mut sources: LpmTrie<_, Source, u32> = self.map_mut(names::SOURCES)?.try_into()?;
+        for ((bits, source), _) in &old.sources {
+            // A list may name a prefix twice, so it may be gone already.
+            let _ = sources.remove(&Prefixed::new(*bits, *source));
+        }
+        for ((bits, source), verdict) in &setup.sources {
+            sources.insert(&Prefixed::new(*bits, *source), *verdict, 0)?;
+        }
         let mut words: HashMap<u32, u64> = HashMap::new();
         for bit in &old.vip_bits {
             words.insert(hash::vip_place(*bit).0, 0);
@@ -135,6 +150,19 @@ impl Kernel {
         for bit in &setup.vip_bits {
             let (element, shift) = hash::vip_place(*bit);
             *words.entry(element).or_default() |= u64::from(hash::VIP) << shift;
+        }
+        let mut steered_words: HashMap<u32, u64> = HashMap::new();
+        for (_, bit) in steered(&old) {
+            steered_words.insert(bit / 64, 0);
+        }
+        for (vip_bit, bit) in steered(setup) {
+            let (element, shift) = hash::vip_place(vip_bit);
+            *words.entry(element).or_default() |= u64::from(hash::VIP_STEERED) << shift;
+            *steered_words.entry(bit / 64).or_default() |= 1 << (bit % 64);
+        }
+        let mut steered: Array<_, u64> = self.array(names::STEERED)?;
+        for (word, bits) in steered_words {
+            steered.set(word, bits, 0)?;
         }
         let mut vips: Array<_, u64> = self.array(names::VIPS)?;
         for (word, bits) in words {
@@ -170,8 +198,11 @@ impl Kernel {
             old.backends.iter().chain(&setup.backends).map(|(id, _)| *id).collect();
         self.zero::<u64>(names::REASONS, &reasons(), 0)?;
         self.zero::<u64>("REPORTED", &reasons(), 0)?;
+        self.zero::<u64>("ANSWERED", &[0], 0)?;
         self.zero(names::SERVICE_STATS, &services, ServiceStats::ZERO)?;
         self.zero(names::BACKEND_STATS, &backends, BackendStats::ZERO)?;
+        self.zero(names::BACKEND_SIGNALS, &backends, BackendSignals::ZERO)?;
+        self.zero("SPENT", &services, 0_u64)?;
         self.take_events()?;
         Ok(())
     }
@@ -180,6 +211,12 @@ impl Kernel {
     pub fn set_backend(&mut self, id: u32, backend: Backend) -> Result<()> {
         let mut backends: Array<_, Backend> = self.array(names::BACKENDS)?;
         Ok(backends.set(id, backend, 0)?)
+    }
+
+    /// Changes a slot; `index` is that in `MAGLEV`.
+    pub fn set_slot(&mut self, index: u32, slot: Slot) -> Result<()> {
+        let mut slots: Array<_, Slot> = self.array(names::MAGLEV)?;
+        Ok(slots.set(index, slot, 0)?)
     }
 
     /// Runs a packet through the program.
@@ -215,6 +252,11 @@ impl Kernel {
                 .iter()
                 .map(|id| Ok((*id, active.get(id, 0)?)))
                 .collect::<Result<_>>()?,
+            signals: self
+                .summed(names::BACKEND_SIGNALS, &backends, add_signals)?
+                .into_iter()
+                .map(|(id, signals)| (id, untimed(signals)))
+                .collect(),
             backends: self.summed(names::BACKEND_STATS, &backends, add_backend)?,
             services: self.summed(names::SERVICE_STATS, &services, add_service)?,
         })
@@ -288,6 +330,20 @@ impl Kernel {
         Ok(())
     }
 
+    /// Removes entries of a flow table that are so.
+    pub fn remove<K: Pod + Eq + std::hash::Hash, V: Pod>(
+        &mut self,
+        name: &str,
+        is_so: impl Fn(&K, &V) -> bool,
+    ) -> Result<()> {
+        let entries = self.entries::<K, V>(name)?;
+        let mut map: BpfHashMap<_, K, V> = self.map_mut(name)?.try_into()?;
+        for (key, _) in entries.iter().filter(|(key, value)| is_so(key, value)) {
+            map.remove(key)?;
+        }
+        Ok(())
+    }
+
     fn xdp(&self) -> Result<&Xdp> {
         Ok(self.ebpf.program(self.program).context("find the program")?.try_into()?)
     }
@@ -341,6 +397,12 @@ impl Kernel {
     }
 }
 
+/// The bits of a configuration's steered services: those in `VIPS`, and those in `STEERED`.
+fn steered(setup: &Setup) -> impl Iterator<Item = (u32, u32)> {
+    let steered = setup.services.iter().filter(|(_, service)| service.flags & STEERED != 0);
+    steered.map(|(key, _)| steered_bits(key))
+}
+
 fn reasons() -> Vec<u32> {
     (0..Reason::COUNT).collect()
 }
@@ -359,4 +421,25 @@ fn add_service(sum: &mut ServiceStats, value: &ServiceStats) {
     sum.refused += value.refused;
     sum.replayed += value.replayed;
     sum.not_replayed += value.not_replayed;
+}
+
+fn add_signals(sum: &mut BackendSignals, value: &BackendSignals) {
+    sum.attempts += value.attempts;
+    sum.answered += value.answered;
+    sum.refused += value.refused;
+    sum.unreachable += value.unreachable;
+    sum.unanswered += value.unanswered;
+    sum.resets += value.resets;
+    for (sum, count) in sum.handshakes.iter_mut().zip(value.handshakes) {
+        *sum += count;
+    }
+}
+
+/// With all handshakes in the first class.
+#[must_use]
+pub fn untimed(mut signals: BackendSignals) -> BackendSignals {
+    let all = signals.handshakes.iter().sum();
+    signals.handshakes = BackendSignals::ZERO.handshakes;
+    signals.handshakes[0] = all;
+    signals
 }

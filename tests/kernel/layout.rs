@@ -1,16 +1,19 @@
 //! The maps of the loaded program are those that `lb_common` says.
 
 use anyhow::Context as _;
-use aya::maps::MapType;
+use aya::maps::{MapType, lpm_trie::Key as Prefixed};
 use aya_obj::{Map, Object};
 use ballast::dataplane::load::OBJECT;
 use lb_common::{
     backend::Backend,
-    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
-    limits::{MAX_BACKENDS, MAX_SERVICES, MAX_SLOTS, STEERED_WORDS, VIP_WORDS},
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
+    limits::{
+        MAX_BACKENDS, MAX_RATES, MAX_SERVICES, MAX_SLOTS, MAX_SOURCES, STEERED_WORDS, VIP_WORDS,
+    },
     names,
     reason::Reason,
     service::{Service, ServiceKey, Slot},
+    source::{Bucket, RateKey, Source},
     stats::{BackendSignals, BackendStats, Meta, ServiceStats},
     trace::SAMPLES_BYTES,
 };
@@ -33,7 +36,7 @@ fn expected<K, V>(name: &'static str, map_type: MapType, entries: u32) -> Expect
 }
 
 fn maps() -> Vec<Expected> {
-    use MapType::{Array, Hash, LruHash, PerCpuArray};
+    use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray};
     let events = Expected {
         key: 0,
         value: 0,
@@ -48,12 +51,14 @@ fn maps() -> Vec<Expected> {
         expected::<u32, Slot>(names::MAGLEV, Array, MAX_SLOTS),
         expected::<FlowKey4, FlowEntry4>(names::FLOWS, LruHash, FLOWS),
         expected::<FlowKey6, FlowEntry6>(names::FLOWS6, LruHash, FLOWS),
-        expected::<FlowKey4, FlowEntry4>(names::HALF_OPEN, LruHash, FLOWS),
-        expected::<FlowKey6, FlowEntry6>(names::HALF_OPEN6, LruHash, FLOWS),
+        expected::<FlowKey4, HalfOpen4>(names::HALF_OPEN, LruHash, FLOWS),
+        expected::<FlowKey6, HalfOpen6>(names::HALF_OPEN6, LruHash, FLOWS),
         expected::<u32, u64>(names::REASONS, PerCpuArray, Reason::COUNT),
         expected::<u32, ServiceStats>(names::SERVICE_STATS, PerCpuArray, MAX_SERVICES),
         expected::<u32, BackendStats>(names::BACKEND_STATS, PerCpuArray, MAX_BACKENDS),
         expected::<u32, BackendSignals>(names::BACKEND_SIGNALS, PerCpuArray, MAX_BACKENDS),
+        expected::<Prefixed<Source>, u32>(names::SOURCES, LpmTrie, MAX_SOURCES),
+        expected::<RateKey, Bucket>(names::RATES, LruHash, MAX_RATES),
         expected::<u32, u64>(names::ACTIVE, Array, MAX_BACKENDS),
         expected::<u32, u64>(names::CURSORS, Array, MAX_SERVICES),
         events,

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use lb_common::{
     backend::Backend,
     reason::Reason,
-    service::{Balance, mapped},
+    service::{Balance, Slot, mapped},
     trace::{
         FROM_BACKEND, NONE, NOT_FORWARDED, TO_BACKEND, TRACED_BYTES, TRACES_BYTES, TraceFilter,
         TraceRecord, filter,
@@ -79,6 +79,11 @@ impl DataPath for Traced {
     fn set_backend(&mut self, id: u32, backend: Backend) -> Result<()> {
         self.kernel.set_backend(id, backend)?;
         self.host.set_backend(id, backend)
+    }
+
+    fn set_slot(&mut self, index: u32, slot: Slot) -> Result<()> {
+        self.kernel.set_slot(index, slot)?;
+        self.host.set_slot(index, slot)
     }
 
     fn run(&mut self, packet: &[u8]) -> Result<Outcome> {

@@ -4,16 +4,21 @@
 
 mod config;
 mod failure;
+mod flood;
 mod http;
 mod labs;
 mod load;
 mod operator;
 mod ping;
 mod ports;
+mod protection;
 mod reload;
+mod replay;
+mod reset;
 mod routes;
 mod serving;
 mod site;
 mod start;
+mod steer;
 mod takeover;
 mod trace;

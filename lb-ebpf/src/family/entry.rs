@@ -1,12 +1,15 @@
 //! Keys and values of the flow tables, of either family.
 
-use lb_common::flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6};
+use lb_common::{
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6, Syn},
+    service::ServiceKey,
+};
 
 use super::{Address, Family, Ports, Tuple, V4, V6, address::Octets};
 use crate::{
     checksum::{Sum, TTL_DECREMENT},
     packet::{Mac, Macs},
-    tables::Entry,
+    tables::{Entry, HalfOpen},
 };
 
 /// The link that a client's packets come by, and replies go back by.
@@ -49,6 +52,37 @@ impl From<KeyWords<[u64; 2]>> for FlowKey6 {
     fn from(words: KeyWords<[u64; 2]>) -> Self {
         // SAFETY: as above.
         unsafe { core::mem::transmute(words) }
+    }
+}
+
+/// A service's key in words, for the same reason.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ServiceWords {
+    address: [u64; 2],
+    /// Port in host byte order, protocol, and zero.
+    last: u32,
+    /// No part of the key.
+    unused: u32,
+}
+
+impl ServiceWords {
+    /// The service that packets of the tuple are for.
+    #[inline(always)]
+    pub fn new<A: Address>(tuple: &Tuple<A>, protocol: u8) -> Self {
+        let port = u16::from_be_bytes(tuple.ports.dst());
+        let [a, b] = port.to_ne_bytes();
+        let last = u32::from_ne_bytes([a, b, protocol, 0]);
+        Self { address: tuple.dst.mapped_words(), last, unused: 0 }
+    }
+
+    /// The key itself.
+    #[inline(always)]
+    pub fn key(&self) -> &ServiceKey {
+        const { assert!(size_of::<ServiceKey>() == core::mem::offset_of!(Self, unused)) }
+        let start: *const Self = self;
+        // SAFETY: the first fields are those of the key in the same order, and any bytes are valid.
+        unsafe { &*start.cast() }
     }
 }
 
@@ -114,6 +148,16 @@ macro_rules! entry {
             }
 
             #[inline(always)]
+            fn set_backend(&mut self, backend: u32) {
+                self.backend = backend;
+            }
+
+            #[inline(always)]
+            fn set_state(&mut self, state: u32) {
+                self.state = state;
+            }
+
+            #[inline(always)]
             fn backend_and_state(&mut self) -> *mut u64 {
                 const {
                     assert!(core::mem::offset_of!($entry, backend) % 8 == 0);
@@ -136,6 +180,16 @@ macro_rules! entry {
                 self.last_seen_ns = now_ns;
                 self.packets = self.packets.wrapping_add(1);
                 self.bytes += bytes;
+            }
+
+            #[inline(always)]
+            fn ack(&self) -> u32 {
+                self.ack
+            }
+
+            #[inline(always)]
+            fn set_ack(&mut self, ack: u32) {
+                self.ack = ack;
             }
 
             #[inline(always)]
@@ -173,3 +227,32 @@ macro_rules! entry {
 
 entry!(FlowEntry4, V4, |addresses| addresses.add16(TTL_DECREMENT).fold());
 entry!(FlowEntry6, V6, |_| 0);
+
+macro_rules! half_open {
+    ($half_open:ty, $family:ty) => {
+        impl HalfOpen<$family> for $half_open {
+            #[inline(always)]
+            fn flow(&self) -> &<$family as Family>::Entry {
+                &self.flow
+            }
+
+            #[inline(always)]
+            fn flow_mut(&mut self) -> &mut <$family as Family>::Entry {
+                &mut self.flow
+            }
+
+            #[inline(always)]
+            fn syn(&self) -> &Syn {
+                &self.syn
+            }
+
+            #[inline(always)]
+            fn syn_mut(&mut self) -> &mut Syn {
+                &mut self.syn
+            }
+        }
+    };
+}
+
+half_open!(HalfOpen4, V4);
+half_open!(HalfOpen6, V6);

@@ -3,19 +3,20 @@
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use lb_common::{
     backend::Backend,
     event::Event,
-    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
     limits::{
-        DEFAULT_FLOWS, DEFAULT_HALF_OPEN, EVENTS_BYTES, MAX_BACKENDS, MAX_SERVICES, MAX_SLOTS,
-        STEERED_WORDS, VIP_WORDS,
+        DEFAULT_FLOWS, DEFAULT_HALF_OPEN, EVENTS_BYTES, MAX_BACKENDS, MAX_RATES, MAX_SERVICES,
+        MAX_SLOTS, MAX_SOURCES, STEERED_WORDS, VIP_WORDS,
     },
     reason::Reason,
     service::{Service, ServiceKey, Slot},
+    source::{Bucket, RateKey, Source},
     stats::{BackendSignals, BackendStats, Meta, ServiceStats},
     trace::{SAMPLES_BYTES, Sample},
 };
@@ -51,11 +52,11 @@ pub(crate) static FLOWS6: LruHashMap<FlowKey6, FlowEntry6, { DEFAULT_FLOWS as us
     LruHashMap::new();
 
 #[btf_map]
-pub(crate) static HALF_OPEN: LruHashMap<FlowKey4, FlowEntry4, { DEFAULT_HALF_OPEN as usize }> =
+pub(crate) static HALF_OPEN: LruHashMap<FlowKey4, HalfOpen4, { DEFAULT_HALF_OPEN as usize }> =
     LruHashMap::new();
 
 #[btf_map]
-pub(crate) static HALF_OPEN6: LruHashMap<FlowKey6, FlowEntry6, { DEFAULT_HALF_OPEN as usize }> =
+pub(crate) static HALF_OPEN6: LruHashMap<FlowKey6, HalfOpen6, { DEFAULT_HALF_OPEN as usize }> =
     LruHashMap::new();
 
 #[btf_map]
@@ -72,6 +73,12 @@ pub(crate) static BACKEND_STATS: PerCpuArray<BackendStats, { MAX_BACKENDS as usi
 #[btf_map]
 pub(crate) static BACKEND_SIGNALS: PerCpuArray<BackendSignals, { MAX_BACKENDS as usize }> =
     PerCpuArray::new();
+
+#[btf_map]
+pub(crate) static SOURCES: LpmTrie<Source, u32, { MAX_SOURCES as usize }> = LpmTrie::new();
+
+#[btf_map]
+pub(crate) static RATES: LruHashMap<RateKey, Bucket, { MAX_RATES as usize }> = LruHashMap::new();
 
 #[btf_map]
 pub(crate) static ACTIVE: Array<u64, { MAX_BACKENDS as usize }, { BPF_F_MMAPABLE as usize }> =
@@ -93,6 +100,15 @@ pub(crate) static META: Array<Meta, 1> = Array::new();
 /// When this CPU last told user space of a reason.
 #[btf_map]
 pub(crate) static REPORTED: PerCpuArray<u64, { Reason::COUNT as usize }> = PerCpuArray::new();
+
+/// Until when this CPU's answers about packets that were too long are paid for
+/// (`lb_ebpf::too_big::take_turn`).
+#[btf_map]
+pub(crate) static ANSWERED: PerCpuArray<u64, 1> = PerCpuArray::new();
+/// What this CPU's replays have taken out of each service's budget, and new connections have not put
+/// back. (Zero is a full budget, which is what the kernel makes the map of.)
+#[btf_map]
+pub(crate) static SPENT: PerCpuArray<u64, { MAX_SERVICES as usize }> = PerCpuArray::new();
 
 /// Scratch of IPv4.
 #[btf_map]

@@ -1,25 +1,36 @@
 //! The data path's state, in BPF maps.
 
-use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_get_prandom_u32};
+use aya_ebpf::{
+    bindings::{BPF_EXIST, BPF_NOEXIST, xdp_md},
+    btf_maps::lpm_trie::Key as Prefixed,
+    helpers::bpf_get_prandom_u32,
+};
 use lb_common::{
     backend::Backend,
     event::Event,
-    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
     hash,
+    limits::{REPLAY_BUDGET, REPLAY_COST},
     service::{Service, ServiceKey, Slot},
-    trace::{FROM_BACKEND, SAMPLE_EVERY, Sample, Stage, TO_BACKEND, TraceRecord},
+    source::{Bucket, RateKey, SOURCE_BITS, Source},
+    stats::handshake_class,
+    trace::{FROM_BACKEND, SAMPLE_EVERY, Stage, TO_BACKEND, TraceRecord},
 };
 use lb_ebpf::{
-    connect,
+    admit, connect,
     family::{V4, V6},
-    tables::{Flows, NotInserted, Scratch, Tables},
+    packet::Packet,
+    sample, select,
+    tables::{Flows, NotInserted, Scratch, Signal, Tables},
+    too_big,
 };
 
 use super::{
     atomic, clock,
     maps::{
-        ACTIVE, BACKEND_STATS, BACKENDS, CURSORS, EVENTS, FLOWS, FLOWS6, HALF_OPEN, HALF_OPEN6,
-        MAGLEV, REPORTED, SAMPLES, SCRATCH, SCRATCH6, SERVICE_STATS, SERVICES, STEERED, VIPS,
+        ACTIVE, ANSWERED, BACKEND_SIGNALS, BACKEND_STATS, BACKENDS, CURSORS, EVENTS, FLOWS, FLOWS6,
+        HALF_OPEN, HALF_OPEN6, MAGLEV, RATES, REPORTED, SAMPLES, SCRATCH, SCRATCH6, SERVICE_STATS,
+        SERVICES, SOURCES, SPENT, STEERED, VIPS,
     },
     trace,
 };
@@ -47,6 +58,11 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
     #[inline(always)]
     fn now_ns(&self) -> u64 {
         clock::now_ns()
+    }
+
+    #[inline(always)]
+    fn clock_ns(&self) -> u64 {
+        clock::exact_ns()
     }
 
     #[inline(always)]
@@ -80,6 +96,24 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
     #[inline(always)]
     fn slot(&self, index: u32) -> Option<Slot> {
         MAGLEV.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn source(&self, list: u32, address: &[u8; 16]) -> Option<u32> {
+        SOURCES.get(&Prefixed::new(SOURCE_BITS, Source { list, address: *address })).copied()
+    }
+
+    #[inline(always)]
+    fn bucket(&self, key: &RateKey) -> Option<&mut Bucket> {
+        // SAFETY: the kernel keeps an element's memory valid while the program runs. If it is given to
+        // another source meanwhile, that one pays.
+        RATES.get_ptr_mut(key).map(|bucket| unsafe { &mut *bucket })
+    }
+
+    #[inline(always)]
+    fn add_bucket(&self, key: &RateKey, bucket: Bucket) {
+        // It fails if another CPU was first, or if there is no memory: the source has a token more.
+        let _ = RATES.insert(key, bucket, u64::from(BPF_NOEXIST));
     }
 
     #[inline(always)]
@@ -135,9 +169,8 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
     }
 
     #[inline(always)]
-    fn sample(&self, sample: Sample) {
-        // A full buffer means that the daemon is gone or slow; it shows what it gets.
-        let _ = SAMPLES.output(sample, 0);
+    fn sample(&self, packet: &Packet, l3: usize, backend: u32, bytes: u64) {
+        show_sample(packet.context as *mut xdp_md, l3 as u32, backend, bytes as u32);
     }
 
     #[inline(always)]
@@ -186,6 +219,72 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
     }
 
     #[inline(always)]
+    fn signal(&self, backend: u32, signal: Signal) {
+        let Some(signals) = BACKEND_SIGNALS.get_ptr_mut(backend) else { return };
+        // SAFETY: this CPU's own element.
+        let signals = unsafe { &mut *signals };
+        match signal {
+            Signal::Attempt => signals.attempts += 1,
+            Signal::Answered(took_ns) => {
+                signals.answered += 1;
+                if let Some(took_ns) = took_ns {
+                    // The compiler knows that the class is small, and the verifier does not: so the
+                    // check must stay.
+                    let class = core::hint::black_box(handshake_class(took_ns));
+                    if let Some(count) = signals.handshakes.get_mut(class) {
+                        *count += 1;
+                    }
+                }
+            }
+            Signal::Refused => signals.refused += 1,
+            Signal::Unreachable => signals.unreachable += 1,
+            Signal::Unanswered => signals.unanswered += 1,
+            Signal::Reset => signals.resets += 1,
+        }
+    }
+
+    #[inline(always)]
+    fn count_replayed(&self, service: u32, backend: u32) {
+        if let Some(stats) = SERVICE_STATS.get_ptr_mut(service) {
+            // SAFETY: this CPU's own element.
+            unsafe { (*stats).replayed += 1 };
+        }
+        if let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) {
+            // SAFETY: as above.
+            unsafe { (*stats).connections += 1 };
+        }
+    }
+
+    #[inline(always)]
+    fn count_not_replayed(&self, service: u32) {
+        if let Some(stats) = SERVICE_STATS.get_ptr_mut(service) {
+            // SAFETY: this CPU's own element.
+            unsafe { (*stats).not_replayed += 1 };
+        }
+    }
+
+    #[inline(always)]
+    fn earn_replays(&self, service: u32, amount: u64) {
+        if let Some(spent) = SPENT.get_ptr_mut(service) {
+            // SAFETY: this CPU's own element.
+            unsafe { *spent = (*spent).saturating_sub(amount) };
+        }
+    }
+
+    #[inline(always)]
+    fn spend_replay(&self, service: u32) -> bool {
+        let Some(spent) = SPENT.get_ptr_mut(service) else { return false };
+        // SAFETY: this CPU's own element.
+        unsafe {
+            if *spent + REPLAY_COST > REPLAY_BUDGET {
+                return false;
+            }
+            *spent += REPLAY_COST;
+        }
+        true
+    }
+
+    #[inline(always)]
     fn report(&self, event: Event) {
         let Some(reported) = REPORTED.get_ptr_mut(event.reason) else { return };
         // SAFETY: this CPU's own element.
@@ -198,6 +297,13 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
         // A full buffer means that the daemon is gone or slow; the counters tell the same.
         let _ = EVENTS.output(event, 0);
     }
+
+    #[inline(always)]
+    fn may_answer(&self) -> bool {
+        let Some(paid_ns) = ANSWERED.get_ptr_mut(0) else { return false };
+        // SAFETY: this CPU's own element.
+        too_big::take_turn(unsafe { &mut *paid_ns }, self.now_ns())
+    }
 }
 
 #[inline(always)]
@@ -206,6 +312,32 @@ fn add(backend: u32, number: u64) {
         // SAFETY: a map element is valid and aligned.
         unsafe { atomic::fetch_add(active, number) };
     }
+}
+
+/// Shows a packet of a steered service. A subprogram, for its registers and its stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn show_sample(ctx: *mut xdp_md, l3: u32, backend: u32, bytes: u32) -> u32 {
+    let packet = crate::packet(ctx);
+    if let Some(sample) = sample::sample(&packet, l3 as usize, backend, bytes, clock::now_ns()) {
+        // A full buffer means that the daemon is gone or slow; it shows what it gets.
+        let _ = SAMPLES.output(sample, 0);
+    }
+    0
+}
+
+/// The search for a port, IPv4. A global subprogram: the verifier looks at it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn find_port4() -> u32 {
+    u32::from(connect::find_port::<V4, Maps>(&Maps))
+}
+
+/// The search for a port, IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn find_port6() -> u32 {
+    u32::from(connect::find_port::<V6, Maps>(&Maps))
 }
 
 /// One attempt at a port, IPv4. A global subprogram: the verifier looks at it once.
@@ -222,8 +354,48 @@ extern "C" fn take_port6(attempt: u32) -> u32 {
     u32::from(connect::take_port::<V6, Maps>(&Maps, attempt))
 }
 
+/// Judges who begins a connection, IPv4.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge4(index: u32, flags: u32, rate: u32, burst: u32) -> u32 {
+    admit::judge::<V4, Maps>(&Maps, index, flags, rate, burst)
+}
+
+/// Judges who begins a connection, IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge6(index: u32, flags: u32, rate: u32, burst: u32) -> u32 {
+    admit::judge::<V6, Maps>(&Maps, index, flags, rate, burst)
+}
+
+/// One step of the search for another backend, IPv4. A global subprogram, as above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn consider4(step: u32) -> u32 {
+    u32::from(select::consider::<V4, Maps>(&Maps, step))
+}
+
+/// One step of the search for another backend, IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn consider6(step: u32) -> u32 {
+    u32::from(select::consider::<V6, Maps>(&Maps, step))
+}
+
 macro_rules! flows {
-    ($family:ty, $key:ty, $entry:ty, $flows:ident, $half_open:ident, $scratch:ident, $take_port:ident) => {
+    (
+        $family:ty,
+        $key:ty,
+        $entry:ty,
+        $half:ty,
+        $flows:ident,
+        $half_open:ident,
+        $scratch:ident,
+        $find_port:ident,
+        $take_port:ident,
+        $judge:ident,
+        $consider:ident
+    ) => {
         impl<const TRACEABLE: bool> Flows<$family> for Maps<TRACEABLE> {
             #[inline(always)]
             fn flow(&self, key: &$key) -> Option<&mut $entry> {
@@ -244,14 +416,19 @@ macro_rules! flows {
             }
 
             #[inline(always)]
-            fn half_open(&self, key: &$key) -> Option<&mut $entry> {
+            fn half_open(&self, key: &$key) -> Option<&mut $half> {
                 // SAFETY: as above.
                 $half_open.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
             }
 
             #[inline(always)]
-            fn insert_half_open(&self, key: &$key, entry: &$entry) -> Result<(), NotInserted> {
+            fn insert_half_open(&self, key: &$key, entry: &$half) -> Result<(), NotInserted> {
                 $half_open.insert(key, entry, u64::from(BPF_NOEXIST)).map_err(|_| NotInserted)
+            }
+
+            #[inline(always)]
+            fn replace_half_open(&self, key: &$key, entry: &$half) -> Result<(), NotInserted> {
+                $half_open.insert(key, entry, u64::from(BPF_EXIST)).map_err(|_| NotInserted)
             }
 
             #[inline(always)]
@@ -266,12 +443,33 @@ macro_rules! flows {
             }
 
             #[inline(always)]
+            fn find_port(&self) -> bool {
+                $find_port() != 0
+            }
+
+            #[inline(always)]
             fn take_port(&self, attempt: u32) -> bool {
                 $take_port(attempt) != 0
+            }
+
+            #[inline(always)]
+            fn judge(&self, index: u32, flags: u32, rate: u32, burst: u32) -> u32 {
+                $judge(index, flags, rate, burst)
+            }
+
+            #[inline(always)]
+            fn consider(&self, step: u32) -> bool {
+                $consider(step) != 0
             }
         }
     };
 }
 
-flows!(V4, FlowKey4, FlowEntry4, FLOWS, HALF_OPEN, SCRATCH, take_port4);
-flows!(V6, FlowKey6, FlowEntry6, FLOWS6, HALF_OPEN6, SCRATCH6, take_port6);
+flows!(
+    V4, FlowKey4, FlowEntry4, HalfOpen4, FLOWS, HALF_OPEN, SCRATCH, find_port4, take_port4, judge4,
+    consider4
+);
+flows!(
+    V6, FlowKey6, FlowEntry6, HalfOpen6, FLOWS6, HALF_OPEN6, SCRATCH6, find_port6, take_port6,
+    judge6, consider6
+);

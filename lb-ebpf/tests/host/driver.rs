@@ -99,6 +99,7 @@ impl Host {
     pub(crate) fn connect(&self, client: SocketAddr) -> Connection {
         let connection = self.begin(client);
         self.forwarded(&self.answer(&connection));
+        self.forwarded(&self.up(&connection, ACK));
         connection
     }
 

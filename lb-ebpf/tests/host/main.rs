@@ -3,6 +3,7 @@
 mod agree;
 mod balance;
 mod bounds;
+mod churn;
 mod conversation;
 mod counts;
 mod driver;
@@ -11,5 +12,8 @@ mod icmp;
 mod lifecycle;
 mod ports;
 mod races;
+mod replay;
 mod resets;
+mod steering;
 mod trace;
+mod tunnels;

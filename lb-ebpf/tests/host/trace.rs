@@ -1,14 +1,19 @@
 //! What a trace and a sample show of a packet.
 
-use lb_common::trace::{SAMPLE_EVERY, Stage};
+use std::net::{IpAddr, SocketAddr};
+
+use lb_common::{
+    backend::{DIRECT, GUE, TUNNEL},
+    service::Slot,
+    trace::{SAMPLE_EVERY, Stage},
+};
 use lb_ebpf::{
-    fake::{Frame, Net},
-    family::{Address, Ports, Tuple},
+    fake::{Error, FakeTables, Frame, Net, Setup, frame::VLAN, setup::steered_at},
+    family::protocol,
     packet::{
         Packet, load128,
         tcp_flags::{ACK, FIN, SYN},
     },
-    sample::count_steered,
     trace::Ends,
 };
 
@@ -27,11 +32,17 @@ fn each_step_says_that_it_decided() {
         assert_eq!(stage(&Frame::syn(net.client, net.vip)), Stage::HalfOpen, "again");
         let connection = host.begin(net.other_client(3, 40_001));
         assert_eq!(stage(&host.answer(&connection)), Stage::HalfOpen);
+        assert_eq!(stage(&host.up(&connection, ACK)), Stage::HalfOpen, "established by it");
         assert_eq!(stage(&host.up(&connection, ACK)), Stage::Known);
         assert_eq!(stage(&host.down(&connection, ACK)), Stage::Known);
         assert_eq!(stage(&host.up(&connection, ACK | FIN)), Stage::Follow);
         assert_eq!(stage(&host.up(&connection, ACK).ttl(1)), Stage::Follow, "refused there");
         assert_eq!(stage(&Frame::tcp(net.client, net.nat(9), ACK)), Stage::Connect, "no service");
+        let spoofed = SocketAddr::new(net.vip.ip(), 4000);
+        assert_eq!(stage(&Frame::tcp(spoofed, net.vip, SYN)), Stage::Admit);
+        let about = Frame::tcp(net.client, net.vip, ACK).between(net.nat(9), net.backends[0]);
+        let error = Frame::icmp_error(net.backends[0].ip(), Error::PortUnreachable, &about, 60);
+        assert_eq!(stage(&error), Stage::Icmp);
     }
 }
 
@@ -45,10 +56,7 @@ fn ends_of(mut bytes: Vec<u8>) -> Ends {
 #[test]
 fn ends_are_read_as_far_as_a_packet_goes() {
     for net in Net::both() {
-        let mapped = |socket: std::net::SocketAddr| match socket.ip() {
-            std::net::IpAddr::V4(v4) => load128(&v4.to_ipv6_mapped().octets()),
-            std::net::IpAddr::V6(v6) => load128(&v6.octets()),
-        };
+        let mapped = |socket| load128(&shown(socket));
         let tcp = Frame::tcp(net.client, net.vip, SYN | ACK).build();
         let ends = ends_of(tcp.clone());
         assert_eq!((ends.src, ends.dst), (mapped(net.client), mapped(net.vip)));
@@ -68,24 +76,46 @@ fn ends_are_read_as_far_as_a_packet_goes() {
     }
 }
 
+/// A client's socket as a sample shows it.
+fn shown(socket: SocketAddr) -> [u8; 16] {
+    match socket.ip() {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
 #[test]
 fn one_steered_packet_in_so_many_is_sampled() {
-    let net = Net::v4();
-    let host = Host::single(net);
-    let tuple = Tuple {
-        src: u32::from_ne_bytes([192, 0, 2, 9]),
-        dst: u32::from_ne_bytes([192, 0, 2, 100]),
-        ports: Ports::new([0x9c, 0x40], [0, 80]),
-    };
-    for _ in 0..2 * SAMPLE_EVERY + 5 {
-        count_steered(&host.tables, tuple, 6, 1, 60);
+    let steps = [("hot", ACK, false), ("SYN", SYN, false), ("with a tag", ACK, true)];
+    for net in Net::both() {
+        for kind in [DIRECT, TUNNEL, TUNNEL | GUE] {
+            for (step, flags, tagged) in steps {
+                let net = net.steered();
+                let setup = Setup::default()
+                    .vip(net.vip.ip())
+                    .backend(1, steered_at(net.backends[0], kind))
+                    .steered(net.vip, protocol::TCP, &[Slot::of(1)]);
+                let host = Host { net, tables: FakeTables::new(&setup) };
+                let mut frame = Frame::tcp(net.client, net.vip, flags);
+                if tagged {
+                    frame = frame.vlan(VLAN, 7);
+                }
+                let len = frame.build().len();
+                for _ in 0..2 * SAMPLE_EVERY + 5 {
+                    host.forwarded(&frame);
+                }
+                let samples = host.tables.take_samples();
+                assert_eq!(samples.len(), 2, "{kind} {step}");
+                for sample in samples {
+                    assert_eq!(sample.src, shown(net.client), "{kind} {step}");
+                    assert_eq!(sample.dst, shown(net.vip), "{kind} {step}");
+                    let [a, b, c, d] = sample.ports;
+                    let ports = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+                    assert_eq!(ports, (net.client.port(), net.vip.port()), "{kind} {step}");
+                    let rest = (sample.backend, sample.bytes as usize, sample.protocol);
+                    assert_eq!(rest, (1, len, protocol::TCP), "{kind} {step}");
+                }
+            }
+        }
     }
-    let stats = host.tables.backend_stats(1);
-    assert_eq!(stats.forward_packets, 2 * SAMPLE_EVERY + 5);
-    assert_eq!(stats.forward_bytes, 60 * stats.forward_packets);
-    let samples = host.tables.take_samples();
-    assert_eq!(samples.len(), 2);
-    assert_eq!((samples[0].src, samples[0].dst), (tuple.src.mapped(), tuple.dst.mapped()));
-    assert_eq!(samples[0].ports, [0x9c, 0x40, 0, 80]);
-    assert_eq!((samples[0].backend, samples[0].bytes, samples[0].protocol), (1, 60, 6));
 }

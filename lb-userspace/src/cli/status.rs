@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::output::{age, bytes, columns};
 use crate::{
     control::{
-        status::{Backend, Service, Status},
+        status::{Backend, Service, Slots, Status},
         verdict::Admin,
     },
     dataplane::AttachMode,
@@ -107,8 +107,25 @@ fn head(service: &Service) -> String {
     if !service.backends.iter().any(|backend| backend.serving) {
         flags.push_str("  DOWN: no backend serves");
     }
+    let forward = match &service.encapsulation {
+        Some(encapsulation) => format!("{} ({encapsulation})", service.forward),
+        None => service.forward.clone(),
+    };
+    let slots = match service.slots {
+        Some(Slots { total, disturbed }) if disturbed > 0 => {
+            format!("  {disturbed} of {total} slots remember an earlier table")
+        }
+        _ => String::new(),
+    };
+    let count = |count: u64, what: &str| match count {
+        0 => String::new(),
+        _ => format!(", {count} {what}"),
+    };
+    let replayed = count(service.replayed, "tried at another backend");
+    let not_replayed = count(service.not_replayed, "failed with no other to try");
     format!(
-        "SERVICE {}  {} {}  {}  {} connections ({:.1}/s), {} refused{flags}\n",
+        "SERVICE {}  {} {}  {forward}  {}  {} connections ({:.1}/s), {} refused{replayed}{not_replayed}\
+         {slots}{flags}\n",
         service.name,
         service.protocol,
         service.listen,

@@ -1,17 +1,20 @@
 //! The kernel's side as the control plane uses it: [`Dataplane`], or a model of it in tests.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use lb_common::{
     event::Event,
+    stats::BackendSignals,
     trace::{Sample, TraceFilter},
 };
 
 use crate::dataplane::{
-    Adopted, AttachMode, Counters, Dataplane, Flow, Info, Op, Sweep, Timeouts, Traced, Tracer,
+    Adopted, AttachMode, Connection, Counters, Cut, Dataplane, Flow, Info, Op, Sweep, Timeouts,
+    Traced, Tracer, replay::Replayer,
 };
 
 /// What the control plane asks of the kernel's side. The calls block; they are made from blocking
@@ -27,8 +30,14 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn info(&self) -> anyhow::Result<Info>;
     /// See [`Dataplane::counters`].
     fn counters(&self, services: &[u32], backends: &[u32]) -> anyhow::Result<Counters>;
+    /// See [`Dataplane::signals`].
+    fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<(u32, BackendSignals)>>;
     /// See [`Dataplane::flows`].
     fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>>;
+    /// See [`Dataplane::connections`].
+    fn connections(&self, backends: &BTreeSet<u32>) -> anyhow::Result<Vec<Connection>>;
+    /// See [`Dataplane::cut`].
+    fn cut(&self, connections: &[Connection]) -> anyhow::Result<Vec<Cut>>;
     /// See [`Dataplane::sweep`].
     fn sweep(&self, now_ns: u64, timeouts: &Timeouts) -> anyhow::Result<Sweep>;
     /// See [`Dataplane::take_events`].
@@ -39,6 +48,8 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn set_trace(&self, index: u32, filter: Option<&TraceFilter>) -> anyhow::Result<()>;
     /// See [`Dataplane::take_traces`].
     fn take_traces(&self) -> anyhow::Result<Traced>;
+    /// See [`Dataplane::replayer`]. `None`: there is nothing that could be replayed.
+    fn replayer(&self) -> anyhow::Result<Option<Replayer>>;
 }
 
 /// The data plane, shared by the reconcile task, the sweeps and the readers of `status`.
@@ -78,8 +89,20 @@ impl Kernel for Shared {
         self.lock().counters(services, backends)
     }
 
+    fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<(u32, BackendSignals)>> {
+        self.lock().signals(backends)
+    }
+
     fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>> {
         self.lock().flows(limit)
+    }
+
+    fn connections(&self, backends: &BTreeSet<u32>) -> anyhow::Result<Vec<Connection>> {
+        self.lock().connections(backends)
+    }
+
+    fn cut(&self, connections: &[Connection]) -> anyhow::Result<Vec<Cut>> {
+        self.lock().cut(connections)
     }
 
     fn sweep(&self, now_ns: u64, timeouts: &Timeouts) -> anyhow::Result<Sweep> {
@@ -109,5 +132,9 @@ impl Kernel for Shared {
 
     fn take_traces(&self) -> anyhow::Result<Traced> {
         self.lock().take_traces()
+    }
+
+    fn replayer(&self) -> anyhow::Result<Option<Replayer>> {
+        self.lock().replayer().map(Some)
     }
 }

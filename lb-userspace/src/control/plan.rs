@@ -10,6 +10,9 @@
 //! that began after it was cut off has found no flow that names it. A run of slots rests before it
 //! is used again ([`Ranges`]), and a table is never changed while a service points to it.
 //!
+//! A service that is removed goes when its last backend has drained. What is special about the tables
+//! of steered services is in [`steer`].
+//!
 //! A planned write counts only once [`Planner::applied`] has been told of it. So a plan that failed
 //! half-way is simply planned again.
 
@@ -22,22 +25,27 @@ use std::{
 use lb_common::{
     backend::{self, Backend},
     limits,
-    service::{Balance, Service, ServiceKey},
+    service::{Balance, STEERED, Service, ServiceKey},
 };
 
+use self::steer::{Base, Steering};
 use super::{ranges::Ranges, table::Member};
 use crate::{
+    config::{Forwarding, Guard, Replay},
     dataplane::{Adopted, Op},
     net::NextHops,
 };
 
 mod encode;
+mod guard;
 mod place;
+mod steer;
 #[cfg(test)]
 mod tests;
 mod write;
 
 pub use encode::service_key;
+pub use steer::Swept as SweptSteered;
 
 /// How long the connections of a backend that a previous daemon left behind may go on, when the
 /// configuration does not say so.
@@ -52,6 +60,12 @@ pub struct Desired {
     pub services: Vec<DesiredService>,
     /// Next hops, at least those of all backends.
     pub next_hops: NextHops,
+    /// How long a TCP connection may be silent and still lives.
+    pub tcp_idle: Duration,
+    /// The same for UDP.
+    pub udp_idle: Duration,
+    /// No packet can have come yet: what stands in the tables has decided nothing.
+    pub untouched: bool,
 }
 
 /// A service as it should be.
@@ -61,10 +75,16 @@ pub struct DesiredService {
     pub key: ServiceKey,
     /// How a backend is chosen.
     pub balance: Balance,
+    /// How packets get to the backends.
+    pub forward: Forwarding,
+    /// When a connection is tried at another backend.
+    pub replay: Replay,
     /// How long the connections of a backend that is removed may go on.
     pub drain_timeout: Duration,
     /// All configured backends, serving or not.
     pub backends: Vec<DesiredBackend>,
+    /// Who may connect, and how often.
+    pub guard: Guard,
 }
 
 /// A backend as it should be.
@@ -123,8 +143,11 @@ pub struct Retiring {
 #[derive(Clone, Debug)]
 pub struct Planner {
     vips: Option<Vec<u64>>,
+    /// `STEERED`.
+    filter: Option<Vec<u64>>,
     services: BTreeMap<ServiceKey, Placed>,
     backends: BTreeMap<u32, Entry>,
+    sources: guard::Sources,
     ranges: Ranges,
 }
 
@@ -138,14 +161,33 @@ struct Placed {
     runs: Vec<(u32, u32)>,
     /// What the table in `runs` was made of; unknown if a previous daemon made it.
     source: Option<Source>,
+    /// The table in `runs`, if the service is steered.
+    steering: Option<Steering>,
     /// A table that is planned, and that no service points to yet.
-    pending: Option<(Service, Source)>,
+    pending: Option<Pending>,
 }
 
-/// Everything that a table depends on.
+impl Placed {
+    /// Whether its packets are steered now.
+    fn is_steered(&self) -> bool {
+        self.written.is_some_and(|service| service.flags & STEERED != 0)
+    }
+}
+
+/// A table that no service points to yet.
+#[derive(Clone, Debug)]
+struct Pending {
+    service: Service,
+    source: Source,
+    steering: Option<Steering>,
+}
+
+/// Everything that a service and its table depend on.
 #[derive(Clone, Debug, PartialEq)]
 struct Source {
     balance: Balance,
+    steered: bool,
+    replay: Replay,
     members: Vec<Member>,
 }
 
@@ -161,6 +203,8 @@ struct Entry {
     service: u32,
     address: SocketAddr,
     written: Option<Backend>,
+    /// When its packets were last stopped; `None` while they are forwarded.
+    stopped: Option<Duration>,
     life: Life,
 }
 
@@ -183,6 +227,7 @@ impl Planner {
     pub fn adopt(adopted: Adopted) -> Self {
         let mut ranges = Ranges::new(limits::MAX_SLOTS);
         let mut services = BTreeMap::new();
+        let mut steered = adopted.steered;
         for (key, service) in adopted.services {
             let runs = [
                 (service.table_start, service.table_len),
@@ -194,6 +239,7 @@ impl Planner {
                 index: service.index,
                 runs: runs.collect(),
                 written: Some(service),
+                steering: steered.remove(&key).map(Steering::adopt),
                 ..Placed::default()
             };
             services.insert(key, placed);
@@ -201,9 +247,12 @@ impl Planner {
         let backends = adopted.backends.into_iter().map(|(id, backend)| {
             let address = encode::backend_address(&backend);
             let (service, written) = (backend.service, Some(backend));
-            (id, Entry { service, address, written, life: Life::Found })
+            let stopped = (backend.flags & backend::FORWARD == 0).then_some(Duration::ZERO);
+            (id, Entry { service, address, written, stopped, life: Life::Found })
         });
-        Self { vips: None, services, backends: backends.collect(), ranges }
+        let sources = adopted.sources.into_iter().collect();
+        let backends = backends.collect();
+        Self { vips: None, filter: None, services, backends, sources, ranges }
     }
 
     /// The writes that lead from what stands in the maps to `desired`.
@@ -211,18 +260,27 @@ impl Planner {
         let mut plan = Plan::default();
         let ids = self.place(desired, now, &mut plan);
         let (early, late) = self.backend_ops(desired, &ids, now);
-        let (tables, services) = self.service_ops(desired, &ids, now, &mut plan);
-        let vips = self.vip_words(desired);
-        let union = encode::union(self.vips.as_deref(), &vips);
-        if self.vips.as_ref() != Some(&union) {
-            plan.ops.push(Op::SetVips { words: union.clone() });
+        let (tables, services, steered) = self.service_ops(desired, &ids, now, &mut plan);
+        let vips = self.vip_words(desired, &steered);
+        let filter = encode::steered_words(&steered);
+        let all_vips = encode::union(self.vips.as_deref(), &vips);
+        let whole_filter = encode::union(self.filter.as_deref(), &filter);
+        if self.filter.as_ref() != Some(&whole_filter) {
+            plan.ops.push(Op::SetSteered { words: whole_filter.clone() });
+        }
+        if self.vips.as_ref() != Some(&all_vips) {
+            plan.ops.push(Op::SetVips { words: all_vips.clone() });
         }
         plan.ops.extend(early);
         plan.ops.extend(tables);
         plan.ops.extend(services);
         plan.ops.extend(late);
-        if union != vips {
+        if all_vips != vips {
             plan.ops.push(Op::SetVips { words: vips });
+        }
+        self.guard(desired, &mut plan.ops);
+        if whole_filter != filter {
+            plan.ops.push(Op::SetSteered { words: filter });
         }
         plan
     }
@@ -231,10 +289,13 @@ impl Planner {
     pub fn applied(&mut self, op: &Op, now: Duration) {
         match op {
             Op::SetVips { words } => self.vips = Some(words.clone()),
+            Op::SetSteered { words } => self.filter = Some(words.clone()),
             Op::SetTable { .. } => {}
             Op::SetBackend { id, backend } => {
                 if let Some(entry) = self.backends.get_mut(id) {
                     entry.written = Some(*backend);
+                    entry.stopped = (backend.flags & backend::FORWARD == 0)
+                        .then(|| entry.stopped.unwrap_or(now));
                     if matches!(entry.life, Life::Draining { .. })
                         && backend.flags & backend::FORWARD == 0
                     {
@@ -248,15 +309,33 @@ impl Planner {
             }
             Op::SetService { key, service } => {
                 let Some(placed) = self.services.get_mut(key) else { return };
+                if placed.pending.is_none() {
+                    // Its table is the same as before.
+                    placed.written = Some(*service);
+                    return;
+                }
                 let old = std::mem::replace(&mut placed.runs, vec![write::run(service)]);
                 placed.written = Some(*service);
-                placed.source = placed.pending.take().map(|(_, source)| source);
+                (placed.source, placed.steering) = match placed.pending.take() {
+                    Some(pending) => (Some(pending.source), pending.steering),
+                    None => (None, None),
+                };
+                if let Some(steering) = &mut placed.steering {
+                    steering.written(now);
+                }
                 self.give_back(old, now);
+            }
+            Op::SetSource { bits, source, verdict } => {
+                self.sources.insert((*source, *bits), *verdict);
+            }
+            Op::RemoveSource { bits, source } => {
+                self.sources.remove(&(*source, *bits));
             }
             Op::RemoveService { key } => {
                 let Some(placed) = self.services.get_mut(key) else { return };
                 placed.written = None;
                 placed.source = None;
+                placed.steering = None;
                 let old = std::mem::take(&mut placed.runs);
                 self.give_back(old, now);
                 self.forget_services();
@@ -278,6 +357,28 @@ impl Planner {
                 entry.life = Life::Unused;
             }
         }
+    }
+
+    /// Takes what the same sweep saw of the entries of steered connections.
+    pub fn swept_steered(&mut self, seen: &SweptSteered, began: Duration) {
+        for placed in self.services.values_mut() {
+            let Some(steering) = &mut placed.steering else { continue };
+            if steering.disturbed() == 0 {
+                continue;
+            }
+            let of_it =
+                |id: &u32| self.backends.get(id).is_some_and(|entry| entry.service == placed.index);
+            let seen = seen.iter().filter(|(id, _)| of_it(id));
+            let seen = seen.map(|(&id, hashes)| (id, hashes.clone())).collect();
+            steering.swept(&seen, began);
+        }
+    }
+
+    /// How many slots of a steered service are disturbed, of how many; `None` if it is not steered.
+    pub fn disturbed(&self, key: &ServiceKey) -> Option<(u32, u32)> {
+        let placed = self.services.get(key).filter(|placed| placed.is_steered())?;
+        let steering = placed.steering.as_ref()?;
+        Some((steering.disturbed(), steering.slots().len() as u32))
     }
 
     /// The index of a service.
@@ -319,8 +420,21 @@ impl Planner {
         }
     }
 
+    /// How a backend stands that packets without an entry are steered to; those of `forwarding` forward
+    /// when the table is written.
+    fn base(backends: &BTreeMap<u32, Entry>, forwarding: &BTreeSet<u32>, id: u32) -> Base {
+        match backends.get(&id) {
+            None => Base::Unknown,
+            Some(_) if forwarding.contains(&id) => Base::Lives,
+            Some(entry) => entry.stopped.map_or(Base::Lives, Base::Cut),
+        }
+    }
+
     /// Backends that the table behind a written service may name.
     fn named_by(&self, placed: &Placed) -> Vec<u32> {
+        if let Some(steering) = placed.steering.as_ref().filter(|_| placed.is_steered()) {
+            return steering.named().collect();
+        }
         match (&placed.written, &placed.source) {
             (None, _) => Vec::new(),
             (Some(_), Some(source)) => source.serving().collect(),

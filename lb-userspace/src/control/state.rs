@@ -173,7 +173,10 @@ impl State {
         let services = self.services.iter().map(|service| DesiredService {
             key: service_key(service.config.listen, service.config.protocol),
             balance: service.config.balance,
+            forward: service.config.forward,
+            replay: service.config.replay,
             drain_timeout: service.config.drain_timeout,
+            guard: service.config.guard.clone(),
             backends: service
                 .records
                 .iter()
@@ -186,7 +189,12 @@ impl State {
                 })
                 .collect(),
         });
-        Desired { floating, services: services.collect(), next_hops: self.next_hops.clone() }
+        Desired {
+            floating,
+            services: services.collect(),
+            next_hops: self.next_hops.clone(),
+            ..Desired::default()
+        }
     }
 
     /// When a verdict changes by time alone: a drain ends, or a slow start takes its next step.

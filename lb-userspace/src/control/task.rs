@@ -36,10 +36,12 @@ use crate::{
 mod addresses;
 mod attach;
 mod faults;
+mod flood;
 mod handle;
 mod probes;
 mod reconcile;
 mod reload;
+mod replay;
 mod snapshot;
 mod sweep;
 mod trace;
@@ -48,10 +50,12 @@ mod wish;
 use addresses::Addresses;
 use attach::Attachments;
 use faults::{Faults, KernelNews};
-pub use handle::{FlowsError, Handle, TraceError};
+use flood::Flood;
+pub use handle::{FlowsError, Handle, ResetError, TraceError};
 use probes::Probes;
 pub(crate) use reload::warnings;
 pub use reload::{Refused, Reloaded};
+use replay::news::ReplayNews;
 use sweep::{Rates, Swept};
 pub use wish::{Change, WishError, Wished};
 
@@ -124,6 +128,8 @@ pub struct Task {
     attachments: Attachments,
     faults: Faults,
     kernel_news: KernelNews,
+    flood: Flood,
+    replay_news: ReplayNews,
     /// When writes that failed are tried again, and how long the wait was.
     retry: Option<(Duration, Duration)>,
     sweeping: bool,
@@ -183,6 +189,8 @@ impl Task {
             attachments: Attachments::default(),
             faults: Faults::default(),
             kernel_news: KernelNews::default(),
+            flood: Flood::default(),
+            replay_news: ReplayNews::default(),
             retry: None,
             sweeping: false,
             swept: swept_sender,
@@ -200,6 +208,7 @@ impl Task {
             Arc::clone(&task.timeline),
         );
         let inputs = Inputs { commands, reports, next_hops: setup.next_hops, swept };
+        replay::spawn(Arc::clone(&task.kernel), Arc::clone(&task.timeline));
         tokio::spawn(task.run(inputs));
         Ok(handle)
     }

@@ -47,43 +47,51 @@ pub(super) fn for_each<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
     mut visit: impl FnMut(&K, &V),
 ) -> io::Result<()> {
-    let mut keys: Vec<K> = Vec::with_capacity(CHUNK);
-    let mut values: Vec<V> = Vec::with_capacity(CHUNK);
-    let mut cursor: u32 = 0;
-    let mut first = true;
+    let mut cursor = None;
     loop {
-        let mut next: u32 = 0;
-        let mut attributes = Attributes {
-            in_batch: if first { 0 } else { &raw const cursor as u64 },
-            out_batch: &raw mut next as u64,
-            keys: keys.as_mut_ptr() as u64,
-            values: values.as_mut_ptr() as u64,
-            count: CHUNK as u32,
-            map_fd: map.as_raw_fd() as u32,
-            ..Attributes::default()
-        };
-        let result = bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes);
-        let last = match result {
-            Ok(()) => false,
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
-            Err(error) => return Err(error),
-        };
-        let count = (attributes.count as usize).min(CHUNK);
-        // SAFETY: the kernel has written `count` keys and values, at most the capacity; all bit
-        // patterns are valid (`Pod`).
-        unsafe {
-            keys.set_len(count);
-            values.set_len(count);
-        }
-        for (key, value) in keys.iter().zip(&values) {
-            visit(key, value);
-        }
-        if last {
+        cursor = chunk(map, cursor, CHUNK, &mut visit)?;
+        if cursor.is_none() {
             return Ok(());
         }
-        cursor = next;
-        first = false;
     }
+}
+
+/// Calls `visit` with up to `most` entries of a hash map, from where an earlier call has stopped. Answers
+/// with where to go on, or `None` at the end.
+pub(super) fn chunk<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    from: Option<u32>,
+    most: usize,
+    mut visit: impl FnMut(&K, &V),
+) -> io::Result<Option<u32>> {
+    let mut keys: Vec<K> = Vec::with_capacity(most);
+    let mut values: Vec<V> = Vec::with_capacity(most);
+    let mut next: u32 = 0;
+    let mut attributes = Attributes {
+        in_batch: from.as_ref().map_or(0, |cursor| std::ptr::from_ref(cursor) as u64),
+        out_batch: &raw mut next as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: most as u32,
+        map_fd: map.as_raw_fd() as u32,
+        ..Attributes::default()
+    };
+    let ended = match bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes) {
+        Ok(()) => false,
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+        Err(error) => return Err(error),
+    };
+    let count = (attributes.count as usize).min(most);
+    // SAFETY: the kernel has written `count` keys and values, at most the capacity; all bit patterns
+    // are valid (`Pod`).
+    unsafe {
+        keys.set_len(count);
+        values.set_len(count);
+    }
+    for (key, value) in keys.iter().zip(&values) {
+        visit(key, value);
+    }
+    Ok((!ended).then_some(next))
 }
 
 /// Writes values to consecutive indexes of an array map, from `start` up.

@@ -16,27 +16,51 @@ use aya::{
     Pod,
     maps::{HashMap, MapData, MapError},
 };
-use lb_common::flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, state};
+use lb_common::{
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6, state},
+    hash,
+};
 
 use super::{Flow, Sweep, Timeouts, batch};
+
+mod cut;
+
+pub use cut::{Connection, Cut};
 
 /// A TCP connection that its backend has not answered is forgotten after so long: longer than the
 /// retransmissions of a client that still tries (RFC 5382, REQ-5, "transitory", allows 4 minutes).
 const HALF_OPEN_NS: u64 = 60_000_000_000;
+
+/// What is kept of a backend that was given up: as long as it may answer after all. A Linux server sends
+/// its answer again after 1 s and after 3 s.
+const GIVEN_UP_NS: u64 = 5_000_000_000;
 
 /// A closed connection is kept for so long, for what its sides may still send or repeat.
 const CLOSED_NS: u64 = 5_000_000_000;
 
 const TCP: u8 = 6;
 
+/// The phase of an entry that stands alone.
+pub(super) const STEERED: &str = "steered";
+
 /// A key of either family.
 pub(super) trait Key: Pod + Eq + Hash + Copy {
-    /// The value that goes with it.
-    type Entry: Pod;
+    /// The value that goes with it in `FLOWS`.
+    type Entry: Value<Self>;
+    /// The value that goes with it in `HALF_OPEN`.
+    type HalfOpen: Value<Self>;
     /// The key of the connection's other direction.
     fn partner(&self, entry: &Self::Entry) -> Self;
     /// What the two families share.
     fn view(&self, entry: &Self::Entry) -> View;
+    /// The hash of the tuple, by which the kernel program chooses a slot.
+    fn tuple_hash(&self) -> u32;
+}
+
+/// A value of a table, of either kind.
+pub(super) trait Value<K: Key>: Pod {
+    /// What it has in common with those of `FLOWS`.
+    fn flow(&self) -> &K::Entry;
 }
 
 /// An entry, read.
@@ -55,9 +79,22 @@ pub(super) struct View {
 }
 
 macro_rules! key {
-    ($key:ident, $entry:ty, $address:ty) => {
+    ($key:ident, $entry:ty, $half_open:ty, $address:ty, $words:ident) => {
+        impl Value<$key> for $entry {
+            fn flow(&self) -> &$entry {
+                self
+            }
+        }
+
+        impl Value<$key> for $half_open {
+            fn flow(&self) -> &$entry {
+                &self.flow
+            }
+        }
+
         impl Key for $key {
             type Entry = $entry;
+            type HalfOpen = $half_open;
 
             fn partner(&self, entry: &$entry) -> Self {
                 Self {
@@ -68,6 +105,12 @@ macro_rules! key {
                     protocol: self.protocol,
                     reserved: [0; 3],
                 }
+            }
+
+            fn tuple_hash(&self) -> u32 {
+                let ([a, b], [c, d]) = (self.src_port, self.dst_port);
+                let ports = u32::from_ne_bytes([a, b, c, d]);
+                hash::tuple($words(self.src), $words(self.dst), ports)
             }
 
             fn view(&self, entry: &$entry) -> View {
@@ -94,17 +137,57 @@ macro_rules! key {
     };
 }
 
-key!(FlowKey4, FlowEntry4, Ipv4Addr);
-key!(FlowKey6, FlowEntry6, Ipv6Addr);
+key!(FlowKey4, FlowEntry4, HalfOpen4, Ipv4Addr, words4);
+key!(FlowKey6, FlowEntry6, HalfOpen6, Ipv6Addr, words6);
+
+/// An address as [`hash::tuple`] takes it.
+fn words4(address: [u8; 4]) -> (u64, u64) {
+    (u64::from(u32::from_ne_bytes(address)), 0)
+}
+
+/// The same for IPv6.
+fn words6(address: [u8; 16]) -> (u64, u64) {
+    let word = |at: usize| u64::from_ne_bytes(std::array::from_fn(|byte| address[at + byte]));
+    (word(0), word(8))
+}
 
 impl View {
     fn is_return(&self) -> bool {
         self.state & state::RETURN != 0
     }
 
+    /// Whether it stands alone: no other half, and not among the open connections that are counted.
+    fn is_steered(&self) -> bool {
+        self.state & state::STEERED != 0
+    }
+
+    /// The connection of an entry that stands alone. It does not hold the backend's address.
+    fn steered(&self, now_ns: u64) -> Flow {
+        Flow {
+            protocol: self.protocol,
+            client: self.src,
+            listen: self.dst,
+            nat: self.src,
+            backend: self.dst,
+            backend_id: self.backend,
+            phase: self.phase(false).to_owned(),
+            idle_ms: now_ns.saturating_sub(self.last_seen_ns) / 1_000_000,
+            forward_packets: self.packets,
+            forward_bytes: self.bytes,
+            return_packets: 0,
+            return_bytes: 0,
+        }
+    }
+
+    /// Whether it stands alone: the connection has gone to another backend.
+    fn is_given_up(&self) -> bool {
+        state::given_up(self.state)
+    }
+
     /// Age at which it is forgotten, in an established (`false`) or half-open table.
     fn timeout_ns(&self, half_open: bool, timeouts: &Timeouts) -> u64 {
         match (self.protocol, half_open) {
+            (TCP, true) if self.is_given_up() => GIVEN_UP_NS,
             (TCP, true) => HALF_OPEN_NS,
             (TCP, false) if state::closed(self.state) => CLOSED_NS,
             (TCP, false) if state::closing(self.state) => timeouts.tcp_closing_ns,
@@ -114,6 +197,9 @@ impl View {
     }
 
     fn phase(&self, half_open: bool) -> &'static str {
+        if self.is_steered() {
+            return STEERED;
+        }
         match (self.protocol, half_open) {
             (TCP, true) => "half_open",
             (TCP, false) if state::closed(self.state) => "closed",
@@ -124,9 +210,9 @@ impl View {
     }
 }
 
-/// One flow table.
-pub(super) struct Table<K: Key> {
-    map: HashMap<MapData, K, K::Entry>,
+/// One flow table: of established connections, or of half-open ones.
+pub(super) struct Table<K: Key, V: Value<K> = <K as Key>::Entry> {
+    map: HashMap<MapData, K, V>,
     /// The same map, for batches.
     raw: MapData,
     half_open: bool,
@@ -142,8 +228,8 @@ pub(super) struct Pass<K> {
     keys: Option<HashSet<K>>,
 }
 
-impl<K: Key> Table<K> {
-    pub(super) fn new(map: HashMap<MapData, K, K::Entry>, raw: MapData, half_open: bool) -> Self {
+impl<K: Key, V: Value<K>> Table<K, V> {
+    pub(super) fn new(map: HashMap<MapData, K, V>, raw: MapData, half_open: bool) -> Self {
         Self { map, raw, half_open }
     }
 
@@ -156,7 +242,8 @@ impl<K: Key> Table<K> {
     ) -> anyhow::Result<()> {
         let mut found: Vec<(K, K::Entry)> = Vec::new();
         let room = limit.saturating_sub(flows.len());
-        batch::for_each::<K, K::Entry>(self.raw.fd().as_fd(), |key, entry| {
+        batch::for_each::<K, V>(self.raw.fd().as_fd(), |key, value| {
+            let entry = value.flow();
             if found.len() < room && !key.view(entry).is_return() {
                 found.push((*key, *entry));
             }
@@ -164,6 +251,10 @@ impl<K: Key> Table<K> {
         .context("read the flow table")?;
         for (key, entry) in found {
             let client = key.view(&entry);
+            if client.is_steered() {
+                flows.push(client.steered(now_ns));
+                continue;
+            }
             let partner = key.partner(&entry);
             let server = self.get(&partner)?.map(|entry| partner.view(&entry));
             let last_seen_ns =
@@ -200,16 +291,21 @@ impl<K: Key> Table<K> {
             old_returns: Vec::new(),
             keys: match_halves.then(HashSet::new),
         };
-        batch::for_each::<K, K::Entry>(self.raw.fd().as_fd(), |key, entry| {
-            let view = key.view(entry);
+        batch::for_each::<K, V>(self.raw.fd().as_fd(), |key, value| {
+            let view = key.view(value.flow());
             *sweep.by_backend.entry(view.backend).or_default() += 1;
-            if !view.is_return() {
+            if view.is_steered() {
+                let place = (key.tuple_hash() >> 16) as u16;
+                sweep.steered.entry(view.backend).or_default().insert(place);
+            } else if !view.is_return() {
                 sweep.flows += 1;
                 if !state::closed(view.state) {
                     *open.entry(view.backend).or_default() += 1;
                 }
             }
-            if let Some(keys) = &mut pass.keys {
+            if let Some(keys) =
+                pass.keys.as_mut().filter(|_| !view.is_steered() && !view.is_given_up())
+            {
                 keys.insert(*key);
             }
             let age_ns = now_ns.saturating_sub(view.last_seen_ns);
@@ -239,6 +335,13 @@ impl<K: Key> Table<K> {
         for key in pass.old {
             let Some(entry) = self.get(&key)? else { continue };
             let client = key.view(&entry);
+            if client.is_steered() {
+                let age_ns = now_ns.saturating_sub(client.last_seen_ns);
+                if age_ns >= client.timeout_ns(self.half_open, timeouts) && self.remove(&key)? {
+                    sweep.expired += 1;
+                }
+                continue;
+            }
             let partner = key.partner(&entry);
             let server = self.get(&partner)?.map(|entry| partner.view(&entry));
             let last_seen_ns = client.last_seen_ns.max(server.map_or(0, |s| s.last_seen_ns));
@@ -277,10 +380,10 @@ impl<K: Key> Table<K> {
         close: &mut impl FnMut(u32),
     ) -> anyhow::Result<()> {
         let Some(entry) = self.get(key)? else { return Ok(()) };
-        if self.get(&key.partner(&entry))?.is_some() {
+        let view = key.view(&entry);
+        if !view.is_given_up() && self.get(&key.partner(&entry))?.is_some() {
             return Ok(());
         }
-        let view = key.view(&entry);
         if self.remove(key)? {
             sweep.orphans += 1;
             if !view.is_return() && !state::closed(view.state) {
@@ -292,7 +395,7 @@ impl<K: Key> Table<K> {
 
     fn get(&self, key: &K) -> anyhow::Result<Option<K::Entry>> {
         match self.map.get(key, 0) {
-            Ok(entry) => Ok(Some(entry)),
+            Ok(value) => Ok(Some(*value.flow())),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(error).context("read the flow table"),
         }

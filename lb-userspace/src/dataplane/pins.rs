@@ -7,14 +7,15 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use aya::maps::{Array, Map, MapData, MapInfo, MapType};
+use aya::maps::{Array, Map, MapData, MapInfo, MapType, lpm_trie::Key as Prefixed};
 use lb_common::{
     backend::Backend,
     event::Event,
-    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
     limits, names,
     reason::Reason,
     service::{Service, ServiceKey, Slot},
+    source::{Bucket, RateKey, Source},
     stats::{BackendSignals, BackendStats, Meta, ServiceStats},
     trace::{SAMPLES_BYTES, Sample},
 };
@@ -51,8 +52,8 @@ pub(super) fn layouts(options: &Options) -> Vec<Layout> {
         map::<u32, Slot>(names::MAGLEV, MapType::Array, limits::MAX_SLOTS),
         flows::<FlowKey4, FlowEntry4>(names::FLOWS, flow_entries),
         flows::<FlowKey6, FlowEntry6>(names::FLOWS6, flow_entries),
-        flows::<FlowKey4, FlowEntry4>(names::HALF_OPEN, half_open),
-        flows::<FlowKey6, FlowEntry6>(names::HALF_OPEN6, half_open),
+        flows::<FlowKey4, HalfOpen4>(names::HALF_OPEN, half_open),
+        flows::<FlowKey6, HalfOpen6>(names::HALF_OPEN6, half_open),
         map::<u32, u64>(names::REASONS, MapType::PerCpuArray, Reason::COUNT),
         map::<u32, ServiceStats>(names::SERVICE_STATS, MapType::PerCpuArray, limits::MAX_SERVICES),
         map::<u32, BackendStats>(names::BACKEND_STATS, MapType::PerCpuArray, limits::MAX_BACKENDS),
@@ -61,6 +62,8 @@ pub(super) fn layouts(options: &Options) -> Vec<Layout> {
             MapType::PerCpuArray,
             limits::MAX_BACKENDS,
         ),
+        map::<Prefixed<Source>, u32>(names::SOURCES, MapType::LpmTrie, limits::MAX_SOURCES),
+        map::<RateKey, Bucket>(names::RATES, MapType::LruHash, limits::MAX_RATES),
         map::<u32, u64>(names::ACTIVE, MapType::Array, limits::MAX_BACKENDS),
         map::<u32, u64>(names::CURSORS, MapType::Array, limits::MAX_SERVICES),
         Layout {
@@ -169,7 +172,7 @@ fn pinned_version(pins: &Path) -> anyhow::Result<u32> {
 }
 
 /// Fails unless the directory lies, or would lie, on a BPF file system.
-fn require_bpffs(pins: &Path) -> anyhow::Result<()> {
+pub(super) fn require_bpffs(pins: &Path) -> anyhow::Result<()> {
     let existing = pins.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let kind = nix::sys::statfs::statfs(existing)
         .with_context(|| format!("look at {}", existing.display()))?
@@ -192,6 +195,16 @@ pub(super) fn link(pins: &Path, ifindex: u32, mode: AttachMode) -> PathBuf {
         AttachMode::Generic => "generic",
     };
     pins.join(format!("link_{ifindex}_{mode}"))
+}
+
+/// How the program of a pinned link is attached; `None` if the path is no link's.
+pub(super) fn link_mode(path: &Path) -> Option<AttachMode> {
+    let name = path.file_name()?.to_str()?.strip_prefix("link_")?;
+    match name.split_once('_')?.1 {
+        "driver" => Some(AttachMode::Driver),
+        "generic" => Some(AttachMode::Generic),
+        _ => None,
+    }
 }
 
 /// Takes the program of a pinned link off its interface, and removes the pin.

@@ -51,6 +51,7 @@ const ONLY: [Only; 9] = [
             "lb-ebpf/src/program/",
             "lb-ebpf/src/program.rs",
             // The benchmark's own BPF binary.
+            "lb-ebpf/src/decap_program.rs",
             "lb-ebpf/src/floors.rs",
             "lb-ebpf/src/floors/",
         ],
@@ -96,10 +97,9 @@ const ONLY: [Only; 9] = [
             "lb-userspace/src/net.rs",
             "lb-userspace/src/net/",
             "lb-userspace/src/vrrp/socket.rs",
-            "lb-userspace/src/vrrp/announce.rs",
         ],
         tests_may: true,
-        cure: "raw sockets are opened by `vrrp::socket`, `vrrp::announce` and `net` only",
+        cure: "raw sockets are opened by `vrrp::socket` and `net` only; `net::inject` sends whole frames",
     },
     Only {
         words: &[

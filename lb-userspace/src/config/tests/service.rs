@@ -1,6 +1,7 @@
 //! Services and their health.
 
 use super::*;
+use crate::config::Replay;
 
 #[test]
 fn health_keys_of_another_probe() {
@@ -171,4 +172,34 @@ fn too_many_services_and_backends() {
         );
     }
     mistake(&text, "more than 4096 backends in all services", "do not fit");
+}
+
+#[test]
+fn replays() {
+    let service = |lines: &str| GOOD.replace("listen =", &format!("{lines}\nlisten ="));
+    let config = parse("test.toml", GOOD).unwrap_or_else(|rejected| panic!("{rejected}")).config;
+    assert_eq!(config.services[0].replay, Replay { tries: 3, per_mille: 200 });
+    for (text, per_mille) in [("20%", 200), ("0.1%", 1), ("100%", 1000), (" 12.5 % ", 125)] {
+        let text = service(&format!("replay_tries = 0\nreplay_budget = \"{text}\""));
+        let config = parse("test.toml", &text).unwrap_or_else(|rejected| panic!("{rejected}"));
+        assert_eq!(config.config.services[0].replay, Replay { tries: 0, per_mille });
+    }
+    mistake(&service("replay_tries = ▶5"), "`replay_tries` is 5, which is out of range", "0 to 4");
+    for wrong in ["", "20", "%", "0%", "0.05%", "101%", "-1%", "1.%", "a%"] {
+        mistake(
+            &service(&format!("replay_budget = ▶\"{wrong}\"")),
+            "`replay_budget` is not a share",
+            "from \"0.1%\" to \"100%\"",
+        );
+    }
+    mistake(&service("replay_budget = ▶20"), "`replay_budget` has no `%`", "\"100%\"");
+    for key in ["replay_tries = ▶2", "replay_budget = ▶\"20%\""] {
+        let udp = service(&format!("protocol = \"udp\"\n{key}"));
+        let key = key.split(' ').next().unwrap_or_default();
+        mistake(
+            &format!("{udp}[service.health]\nprobe = \"none\"\n"),
+            &format!("`{key}` is of no use with `protocol = \"udp\"`"),
+            "does not tell whether it was refused",
+        );
+    }
 }

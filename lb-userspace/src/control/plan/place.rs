@@ -38,7 +38,8 @@ impl Planner {
                     plan.problems.push(Problem::Backends(backend.address));
                     continue;
                 };
-                let fresh = Entry { service: index, address: backend.address, written: None, life };
+                let address = backend.address;
+                let fresh = Entry { service: index, address, written: None, stopped: None, life };
                 self.backends.entry(id).or_insert(fresh).life = life;
                 ids.insert(id, (at, place));
             }

@@ -5,18 +5,27 @@ use std::{
     time::Duration,
 };
 
-use lb_common::service::{Service, Slot};
+use lb_common::{
+    backend,
+    service::{Balance, STEERED, Service, ServiceKey, Slot},
+};
 
 use super::{
-    Desired, DesiredBackend, Life, Placed, Plan, Planner, Problem, Source, encode, place::Places,
+    Desired, DesiredBackend, Life, Pending, Placed, Plan, Planner, Problem, Source, encode,
+    place::Places,
+    steer::{self, Base, Steering},
 };
 use crate::{
+    config::{Forwarding, Replay},
     control::{
         ranges::Ranges,
         table::{self, Member, Table},
     },
     dataplane::Op,
 };
+
+/// IP protocol number of TCP.
+const TCP: u8 = 6;
 
 impl Planner {
     /// Writes to `BACKENDS`: those that come before the tables, and those that come after.
@@ -33,8 +42,9 @@ impl Planner {
                 continue;
             }
             let backend = if let Some(&(at, place)) = ids.get(&id) {
-                let wanted = &desired.services[at].backends[place];
-                encode::backend(wanted, entry.service, &desired.next_hops)
+                let service = &desired.services[at];
+                let wanted = &service.backends[place];
+                encode::backend(wanted, entry.service, service.forward, &desired.next_hops)
             } else {
                 let Some(written) = entry.written else { continue };
                 let cut = !matches!(entry.life, Life::Draining { until } if now < until);
@@ -45,98 +55,226 @@ impl Planner {
             }
             let had = entry.written.map_or(0, |written| written.flags);
             let op = Op::SetBackend { id, backend };
-            if had & !backend.flags == 0 { early.push(op) } else { late.push(op) }
+            // The way of its packets (`DIRECT` and the like) may change at any point.
+            let lost = had & !backend.flags & (backend::FORWARD | backend::RESOLVED);
+            let begins = backend.flags & !had & backend::FORWARD != 0;
+            if lost == 0 || begins { early.push(op) } else { late.push(op) }
         }
         // Identifiers are cleared last, after everything that might have named them.
         late.sort_by_key(|op| matches!(op, Op::ClearBackend { .. }));
         (early, late)
     }
 
-    /// Writes to `MAGLEV`, and to `SERVICES`.
+    /// Writes to `MAGLEV`, and to `SERVICES`; and the steered services that there are afterwards.
     pub(super) fn service_ops(
         &mut self,
         desired: &Desired,
         ids: &Places,
         now: Duration,
         plan: &mut Plan,
-    ) -> (Vec<Op>, Vec<Op>) {
+    ) -> (Vec<Op>, Vec<Op>, BTreeSet<ServiceKey>) {
         let mut members: BTreeMap<usize, Vec<Member>> = BTreeMap::new();
+        let mut forwarding = BTreeSet::new();
         for (&id, &(at, place)) in ids {
-            let DesiredBackend { address, weight, full_weight, serving, .. } =
+            let DesiredBackend { address, weight, full_weight, serving, forward } =
                 desired.services[at].backends[place];
+            forwarding.extend(forward.then_some(id));
             let weight = if serving { weight } else { 0 };
             members.entry(at).or_default().push(Member { address, id, full_weight, weight });
         }
-        let (mut tables, mut services) = (Vec::new(), Vec::new());
+        let mut writes = Writes {
+            now,
+            untouched: desired.untouched,
+            tables: Vec::new(),
+            services: Vec::new(),
+            steered: BTreeSet::new(),
+            problems: &mut plan.problems,
+        };
+        let mut wanted = BTreeSet::new();
         for (at, service) in desired.services.iter().enumerate() {
-            let key = service.key;
-            let Some(placed) = self.services.get_mut(&key) else { continue };
+            wanted.insert(service.key);
+            let Some(placed) = self.services.get_mut(&service.key) else { continue };
             let mut members = members.remove(&at).unwrap_or_default();
             members.sort_unstable();
-            let source = Source { balance: service.balance, members };
-            if placed.written.is_some() && placed.source.as_ref() == Some(&source) {
-                drop_pending(placed, &mut self.ranges);
-                continue;
-            }
-            let Table { mut slots, members } = table::build(service.balance, &source.members);
-            let (table_len, members_len) = (slots.len() as u32, members.len() as u32);
-            // The members stand behind the table, in the same run of slots.
-            slots.extend(members);
-            let len = slots.len() as u32;
-            if placed.pending.as_ref().is_none_or(|(pending, _)| run(pending).1 != len) {
-                drop_pending(placed, &mut self.ranges);
-            }
-            let start = match &placed.pending {
-                Some((pending, _)) => Some(pending.table_start),
-                None if len == 0 => Some(0),
-                None => self.ranges.take(len, now),
-            };
-            let Some(start) = start else {
-                plan.problems.push(Problem::Slots(len));
-                continue;
-            };
-            let service = Service {
-                index: placed.index,
-                table_start: start,
-                table_len,
-                balance: service.balance as u32,
-                members_start: if members_len > 0 { start + table_len } else { 0 },
-                members_len,
-                ..Service::ZERO
-            };
-            placed.pending = Some((service, source));
-            if len > 0 {
-                let slots = slots.into_iter().map(Slot::of).collect();
-                tables.push(Op::SetTable { start, slots });
-            }
-            services.push(Op::SetService { key, service });
-        }
-        let wanted: BTreeSet<_> = desired.services.iter().map(|service| service.key).collect();
-        for (key, placed) in &mut self.services {
-            if !wanted.contains(key) {
-                drop_pending(placed, &mut self.ranges);
-                if placed.written.is_some() {
-                    services.push(Op::RemoveService { key: *key });
-                }
+            let steered = service.forward != Forwarding::Nat;
+            let replay = service.replay;
+            let source = Source { balance: service.balance, steered, replay, members };
+            if steered {
+                let idle = desired.idle(service.key);
+                writes.steered.insert(service.key);
+                let base = |id| Self::base(&self.backends, &forwarding, id);
+                writes.steer(service.key, placed, source, idle, base, &mut self.ranges);
+            } else {
+                writes.table(service.key, placed, source, &mut self.ranges);
             }
         }
-        (tables, services)
+        for (&key, placed) in &mut self.services {
+            if wanted.contains(&key) {
+                continue;
+            }
+            let mut backends = self.backends.values().filter(|it| it.service == placed.index);
+            let drains = backends.any(|it| {
+                let told = it.stopped.is_some_and(|stopped| now >= stopped + steer::RESETS_FOR);
+                it.life != Life::Unused && !told
+            });
+            if placed.is_steered() && drains {
+                writes.steered.insert(key);
+                let base = |id| Self::base(&self.backends, &forwarding, id);
+                let idle = desired.idle(key);
+                // Nobody takes new connections.
+                let source = Source {
+                    balance: Balance::Maglev,
+                    steered: true,
+                    replay: Replay { tries: 0, per_mille: 0 },
+                    members: Vec::new(),
+                };
+                writes.steer(key, placed, source, idle, base, &mut self.ranges);
+                continue;
+            }
+            drop_pending(placed, &mut self.ranges);
+            if placed.written.is_some() {
+                writes.services.push(Op::RemoveService { key });
+            }
+        }
+        (writes.tables, writes.services, writes.steered)
     }
 
     /// The filter: all floating addresses, and those that flows of removed services still use.
-    pub(super) fn vip_words(&self, desired: &Desired) -> Vec<u64> {
+    pub(super) fn vip_words(&self, desired: &Desired, steered: &BTreeSet<ServiceKey>) -> Vec<u64> {
         let in_use: BTreeSet<u32> = self.backends.values().map(|entry| entry.service).collect();
         let services = self.services.iter().filter(|(_, placed)| in_use.contains(&placed.index));
         let addresses = services.map(|(key, _)| encode::address(key.address));
         let desired_listens =
             desired.services.iter().map(|service| encode::address(service.key.address));
-        encode::vip_words(desired.floating.iter().copied().chain(addresses).chain(desired_listens))
+        let addresses = desired.floating.iter().copied().chain(addresses).chain(desired_listens);
+        encode::vip_words(addresses, steered)
+    }
+}
+
+impl Desired {
+    /// How long a connection of the service may be silent and still lives.
+    fn idle(&self, key: ServiceKey) -> Duration {
+        if key.protocol == TCP { self.tcp_idle } else { self.udp_idle }
+    }
+}
+
+/// Writes that are being collected.
+struct Writes<'a> {
+    now: Duration,
+    /// As in [`Desired`].
+    untouched: bool,
+    tables: Vec<Op>,
+    services: Vec<Op>,
+    steered: BTreeSet<ServiceKey>,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl Writes<'_> {
+    /// Writes the table of a service whose connections stand in `FLOWS`, if it has changed.
+    fn table(&mut self, key: ServiceKey, placed: &mut Placed, source: Source, ranges: &mut Ranges) {
+        if placed.written.is_some() && placed.source.as_ref() == Some(&source) {
+            drop_pending(placed, ranges);
+            return;
+        }
+        let Table { slots, members } = table::build(source.balance, &source.members);
+        let service = Service {
+            index: placed.index,
+            table_len: slots.len() as u32,
+            balance: source.balance as u32,
+            members_len: members.len() as u32,
+            replay_tries: source.replay.tries,
+            replay_per_mille: source.replay.per_mille,
+            ..Service::ZERO
+        };
+        // The members stand behind the table, in the same run of slots.
+        let slots = slots.into_iter().chain(members).map(Slot::of).collect();
+        let pending = Pending { service, source, steering: None };
+        self.place(key, placed, pending, slots, ranges);
+    }
+
+    /// Writes the table of a steered service, if something has changed or a time is over.
+    fn steer(
+        &mut self,
+        key: ServiceKey,
+        placed: &mut Placed,
+        source: Source,
+        idle: Duration,
+        base: impl Fn(u32) -> Base,
+        ranges: &mut Ranges,
+    ) {
+        let is_written = placed.is_steered();
+        let old = placed.steering.get_or_insert_default();
+        // Times that a previous daemon knew are counted from now on.
+        old.written(self.now);
+        if is_written
+            && placed.source.as_ref() == Some(&source)
+            && !old.is_due(idle, self.now, &base)
+        {
+            drop_pending(placed, ranges);
+            return;
+        }
+        let wanted = table::steered(&source.members);
+        let steering = if self.untouched {
+            Steering::default().turn(&wanted, idle, self.now, base)
+        } else {
+            old.turn(&wanted, idle, self.now, base)
+        };
+        if is_written && steering.slots() == old.slots() {
+            placed.source = Some(source);
+            drop_pending(placed, ranges);
+            return;
+        }
+        let service = Service {
+            index: placed.index,
+            table_len: steering.slots().len() as u32,
+            balance: Balance::Maglev as u32,
+            flags: STEERED,
+            ..Service::ZERO
+        };
+        let slots = steering.slots().to_vec();
+        let pending = Pending { service, source, steering: Some(steering) };
+        self.place(key, placed, pending, slots, ranges);
+    }
+
+    /// Finds a run for the slots, and writes them and the service that points to them.
+    fn place(
+        &mut self,
+        key: ServiceKey,
+        placed: &mut Placed,
+        mut pending: Pending,
+        slots: Vec<Slot>,
+        ranges: &mut Ranges,
+    ) {
+        let len = slots.len() as u32;
+        if placed.pending.as_ref().is_none_or(|pending| run(&pending.service).1 != len) {
+            drop_pending(placed, ranges);
+        }
+        let start = match &placed.pending {
+            Some(pending) => Some(pending.service.table_start),
+            None if len == 0 => Some(0),
+            None => ranges.take(len, self.now),
+        };
+        let Some(start) = start else {
+            self.problems.push(Problem::Slots(len));
+            return;
+        };
+        let service = &mut pending.service;
+        service.table_start = start;
+        if service.members_len > 0 {
+            service.members_start = start + service.table_len;
+        }
+        let service = *service;
+        placed.pending = Some(pending);
+        if len > 0 {
+            self.tables.push(Op::SetTable { start, slots });
+        }
+        self.services.push(Op::SetService { key, service });
     }
 }
 
 fn drop_pending(placed: &mut Placed, ranges: &mut Ranges) {
-    if let Some((service, _)) = placed.pending.take() {
-        let (start, len) = run(&service);
+    if let Some(pending) = placed.pending.take() {
+        let (start, len) = run(&pending.service);
         ranges.give_back_unused(start, len);
     }
 }

@@ -2,7 +2,7 @@ use lb_common::service::Balance;
 
 use super::*;
 use crate::{
-    config::{OnDown, Probe, Protocol},
+    config::{OnDown, Probe, Protocol, Replay},
     net::NextHop,
 };
 
@@ -11,10 +11,12 @@ pub(crate) fn service(name: &str, backends: &[&str]) -> config::Service {
         name: name.into(),
         listen: "192.0.2.100:80".parse().unwrap(),
         protocol: Protocol::Tcp,
+        forward: config::Forwarding::Nat,
         balance: Balance::Maglev,
         on_down: OnDown::Reset,
         drain_timeout: Duration::from_secs(30),
         slow_start: Duration::from_secs(10),
+        replay: Replay { tries: 3, per_mille: 200 },
         backends: (21..)
             .zip(backends)
             .map(|(host, name)| config::Backend {
@@ -31,6 +33,7 @@ pub(crate) fn service(name: &str, backends: &[&str]) -> config::Service {
             rise: 2,
             fall: 3,
         },
+        guard: config::Guard::default(),
     }
 }
 
@@ -47,7 +50,8 @@ fn seconds(seconds: u64) -> Duration {
 }
 
 fn next_hops() -> NextHops {
-    let hop = NextHop { ifindex: 2, source_mac: [2; 6], mac: Some([4; 6]) };
+    let hop =
+        NextHop { ifindex: 2, source_mac: [2; 6], mac: Some([4; 6]), mtu: 1500, source: None };
     (20..30).map(|host| (IpAddr::from([192, 0, 2, host]), hop)).collect()
 }
 

@@ -5,7 +5,12 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::{Task, addresses, instant};
-use crate::{clock, control::plan::Planner, dataplane::Op, events::Kind};
+use crate::{
+    clock, config,
+    control::plan::{Desired, Planner},
+    dataplane::Op,
+    events::Kind,
+};
 
 /// Wait after the first failure to write, and the longest one.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -76,7 +81,7 @@ impl Task {
     /// Plans, and applies the plan.
     async fn write(&mut self, now: Duration) {
         let floating = addresses::all(&self.config).into_iter().map(|(address, _)| address);
-        let plan = self.planner.plan(&self.state.desired(floating.collect()), now);
+        let plan = self.planner.plan(&self.desired(floating.collect()), now);
         let problems: Vec<_> = plan.problems.iter().map(ToString::to_string).collect();
         self.fault("tables", (!problems.is_empty()).then(|| problems.join("; ")));
         if plan.ops.is_empty() {
@@ -133,6 +138,19 @@ impl Task {
         }
     }
 
+    /// What the maps should say.
+    fn desired(&self, floating: BTreeSet<IpAddr>) -> Desired {
+        let config::Dataplane { tcp_idle_timeout, udp_idle_timeout, .. } = self.config.dataplane;
+        let desired = self.state.desired(floating);
+        Desired {
+            tcp_idle: tcp_idle_timeout,
+            udp_idle: udp_idle_timeout,
+            // Until then the floating addresses are not taken.
+            untouched: !self.adopted && !*self.settled.borrow(),
+            ..desired
+        }
+    }
+
     fn log(&self, op: &Op) {
         match op {
             Op::SetBackend { id, backend } => tracing::debug!(id, ?backend, "set backend"),
@@ -145,7 +163,11 @@ impl Task {
             }
             Op::SetService { key, service } => tracing::debug!(?key, ?service, "set service"),
             Op::RemoveService { key } => tracing::debug!(?key, "remove service"),
+            Op::SetSource { .. } | Op::RemoveSource { .. } => {
+                tracing::debug!(?op, "change who may connect");
+            }
             Op::SetVips { .. } => tracing::debug!("set the filter of floating addresses"),
+            Op::SetSteered { .. } => tracing::debug!("set the filter of steered services"),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `status`: what the task knows, and the counters that are read after it has gone on.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -12,18 +12,23 @@ use lb_common::reason::Reason;
 use super::{Rates, Task};
 use crate::{
     clock,
+    config::{Forwarding, tunnel_bytes},
     control::{
         kernel::Kernel,
         plan::service_key,
         state::{Record, ServiceState},
         status::{
-            Backend, Floating, NamedFlow, Retiring, Service, Status, balance_word, protocol_word,
+            Backend, Floating, NamedFlow, Retiring, Service, Slots, Status, balance_word,
+            forward_words, protocol_word,
         },
         verdict::{Admin, WEIGHT_SCALE},
     },
     dataplane::{AttachMode, Counters, Flow, Info},
     net::Mac,
 };
+
+/// Bytes of the longest IP packets that most clients send.
+const ETHERNET_MTU: u32 = 1500;
 
 /// What the task knows. The counters are zeros still, and the kernel's side is empty.
 #[derive(Debug)]
@@ -42,7 +47,9 @@ pub(super) struct Snapshot {
 pub(super) struct Names {
     pub(super) services: BTreeMap<u32, String>,
     pub(super) backends: BTreeMap<u32, String>,
-    service_of: BTreeMap<u32, String>,
+    pub(super) service_of: BTreeMap<u32, String>,
+    /// Index of a backend's service.
+    pub(super) index_of: BTreeMap<u32, u32>,
 }
 
 impl Names {
@@ -104,6 +111,7 @@ impl Task {
             for (record, id) in service.records.iter().zip(backends) {
                 names.backends.extend(id.map(|id| (id, record.config.name.clone())));
                 names.service_of.extend(id.map(|id| (id, name.clone())));
+                names.index_of.extend(id.zip(index));
             }
         }
         names
@@ -153,16 +161,39 @@ impl Task {
     fn current_warnings(&self) -> Vec<String> {
         let mut warnings: Vec<_> = self.faults.messages().collect();
         warnings.extend(self.kernel_news.messages(clock::monotonic()));
+        warnings.extend(self.flood.message().map(str::to_owned));
         warnings.extend(self.timeline.trouble());
         let panics = self.state.services().iter().filter(|service| service.panic);
         warnings.extend(panics.map(|service| {
             format!("{}: no backend is fit, so all that are enabled serve", service.config.name)
         }));
+        warnings.extend(self.state.services().iter().filter_map(|it| self.short_tunnel(it)));
         warnings.extend(self.warnings.iter().cloned());
         if !*self.settled.borrow() {
             warnings.push("ballast has just started: not all backends have been probed".into());
         }
         warnings
+    }
+
+    /// Says so if a client's packets of the usual size do not go through a service's tunnels.
+    fn short_tunnel(&self, service: &ServiceState) -> Option<String> {
+        let Forwarding::Tunnel(encapsulation) = service.config.forward else { return None };
+        let tunnels = service.records.iter().filter_map(|record| {
+            let address = record.config.address.ip();
+            let mtu = self.state.next_hops().get(&address).map(|hop| hop.mtu)?;
+            Some((mtu.saturating_sub(tunnel_bytes(address.is_ipv4(), encapsulation)), record))
+        });
+        let (most, record) = tunnels.min_by_key(|(most, _)| *most)?;
+        (most < ETHERNET_MTU).then(|| {
+            format!(
+                "{}: packets to {} may have {most} bytes at most; clients are told to send shorter \
+                 ones. Raise the MTU of the way there by {}, or let the backends ask for less (`ip \
+                 route ... advmss`)",
+                service.config.name,
+                record.config.name,
+                ETHERNET_MTU - most,
+            )
+        })
     }
 
     fn floating(&self) -> Vec<Floating> {
@@ -189,16 +220,23 @@ impl Task {
     }
 
     fn service(&self, service: &ServiceState) -> Service {
+        let (forward, encapsulation) = forward_words(service.config.forward);
+        let key = service_key(service.config.listen, service.config.protocol);
+        let slots = self.planner.disturbed(&key);
         Service {
             name: service.config.name.clone(),
             listen: service.config.listen,
             protocol: protocol_word(service.config.protocol).into(),
+            forward: forward.into(),
+            encapsulation: encapsulation.map(Into::into),
+            slots: slots.map(|(disturbed, total)| Slots { total, disturbed }),
             balance: balance_word(service.config.balance).into(),
             panic: service.panic,
             on_backups: service.on_backups,
             connections: 0,
             refused: 0,
             replayed: 0,
+            not_replayed: 0,
             connections_per_second: 0.0,
             backends: service.records.iter().map(|record| self.backend(record)).collect(),
         }
@@ -271,6 +309,7 @@ impl Snapshot {
                 service.connections = stats.connections;
                 service.refused = stats.refused;
                 service.replayed = stats.replayed;
+                service.not_replayed = stats.not_replayed;
             }
             let rate = index.and_then(|index| self.rates.services.get(&index));
             service.connections_per_second = rate.copied().unwrap_or(0.0);
@@ -308,6 +347,36 @@ impl Snapshot {
         let named = self.sampled.iter().cloned().chain(named);
         let of_service = |flow: &NamedFlow| service.is_none() || flow.service.as_deref() == service;
         Ok(named.filter(of_service).take(limit).collect())
+    }
+
+    /// The identifiers of the backends of this name, in one service if it is named. The error says
+    /// which there are.
+    pub(super) fn ids(
+        &self,
+        backend: &str,
+        service: Option<&str>,
+    ) -> Result<BTreeSet<u32>, String> {
+        let known = self.service_names();
+        if let Some(name) = service
+            && !known.iter().any(|known| known == name)
+        {
+            let known = known.join(", ");
+            return Err(format!("no service is called {name}; there are: {known}"));
+        }
+        let of_service = |id: &u32| {
+            let name = self.names.service_of.get(id).map(String::as_str);
+            service.is_none() || name == service
+        };
+        let in_scope = || self.names.backends.iter().filter(|(id, _)| of_service(id));
+        let ids: BTreeSet<u32> =
+            in_scope().filter(|(_, name)| *name == backend).map(|(id, _)| *id).collect();
+        if ids.is_empty() {
+            let known: BTreeSet<&str> = in_scope().map(|(_, name)| name.as_str()).collect();
+            let known = known.into_iter().collect::<Vec<_>>().join(", ");
+            let of = service.map(|name| format!(" of {name}")).unwrap_or_default();
+            return Err(format!("no backend{of} is called {backend}; there are: {known}"));
+        }
+        Ok(ids)
     }
 
     /// The names of the services.

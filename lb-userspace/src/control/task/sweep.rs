@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use lb_common::{event::Event, trace::Sample};
+use lb_common::{event::Event, stats::BackendSignals, trace::Sample};
 
 use super::Task;
 use crate::{
@@ -20,6 +20,7 @@ pub(super) struct Swept {
     samples: Vec<Sample>,
     sweep: anyhow::Result<Sweep>,
     counters: anyhow::Result<Counters>,
+    signals: anyhow::Result<Vec<(u32, BackendSignals)>>,
 }
 
 /// Counters at two points in time, and what follows from them.
@@ -82,6 +83,7 @@ impl Task {
                 samples: kernel.take_samples(),
                 sweep: kernel.sweep(clock::monotonic_coarse_ns(), &timeouts),
                 counters: kernel.counters(&services, &backends),
+                signals: kernel.signals(&backends),
             });
             let swept = work.await.unwrap_or_else(|panicked| Swept {
                 began,
@@ -89,6 +91,7 @@ impl Task {
                 samples: Vec::new(),
                 sweep: Err(panicked.into()),
                 counters: Ok(Counters::default()),
+                signals: Ok(Vec::new()),
             });
             // The task may have ended meanwhile.
             let _ = sender.send(swept).await;
@@ -107,10 +110,11 @@ impl Task {
         for note in self.kernel_news.take(&swept.events, &find, now) {
             self.timeline.add(note);
         }
-        let wrong = match swept.sweep {
+        let wrong = match &swept.sweep {
             Ok(sweep) => {
                 self.flows = sweep.flows;
                 self.planner.swept(&sweep.by_backend, swept.began);
+                self.planner.swept_steered(&sweep.steered, swept.began);
                 None
             }
             Err(error) => Some(format!("{error:#}")),
@@ -119,11 +123,18 @@ impl Task {
         let wrong = match swept.counters {
             Ok(counters) => {
                 self.rates.take(&counters, now);
-                None
+                let signals = swept.signals.as_deref().unwrap_or_default();
+                for note in self.replay_news.take(signals, &counters.services, &names, now) {
+                    self.timeline.add(note);
+                }
+                swept.signals.err().map(|error| format!("{error:#}"))
             }
             Err(error) => Some(format!("{error:#}")),
         };
         self.fault("counters", wrong);
+        if let Ok(sweep) = &swept.sweep {
+            self.watch_floods(sweep, &names, now);
+        }
     }
 
     /// The indexes of all services and the identifiers of all backends.

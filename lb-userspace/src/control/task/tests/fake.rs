@@ -11,14 +11,16 @@ use lb_common::{
     event::Event,
     reason::Reason,
     service::{Service, ServiceKey},
-    stats::{BackendStats, ServiceStats},
+    source::Source,
+    stats::{BackendSignals, BackendStats, ServiceStats},
     trace::{Sample, TraceFilter},
 };
 
 use crate::{
     control::{kernel::Kernel, plan::service_key},
     dataplane::{
-        Adopted, AttachMode, Attachment, Counters, Flow, Info, Op, Sweep, Timeouts, Traced,
+        Adopted, AttachMode, Attachment, Connection, Counters, Cut, Flow, Info, Op, Sweep,
+        Timeouts, Traced, replay::Replayer,
     },
 };
 
@@ -31,6 +33,7 @@ pub(super) struct Maps {
     pub(super) services: BTreeMap<ServiceKey, Service>,
     pub(super) backends: BTreeMap<u32, Backend>,
     pub(super) slots: BTreeMap<u32, u32>,
+    pub(super) sources: BTreeMap<(Source, u32), u32>,
     pub(super) attached: Vec<Attachment>,
     pub(super) writes: usize,
     pub(super) broken: bool,
@@ -38,6 +41,7 @@ pub(super) struct Maps {
     pub(super) samples: Vec<Sample>,
     pub(super) traces: BTreeMap<u32, TraceFilter>,
     pub(super) traced: Traced,
+    pub(super) connections: Vec<Connection>,
 }
 
 impl FakeKernel {
@@ -65,8 +69,10 @@ impl Kernel for FakeKernel {
     fn adopted(&self) -> anyhow::Result<Adopted> {
         let maps = self.maps();
         Ok(Adopted {
+            sources: maps.sources.iter().map(|(key, verdict)| (*key, *verdict)).collect(),
             services: maps.services.iter().map(|(key, service)| (*key, *service)).collect(),
             backends: maps.backends.iter().map(|(id, backend)| (*id, *backend)).collect(),
+            ..Adopted::default()
         })
     }
 
@@ -83,7 +89,11 @@ impl Kernel for FakeKernel {
                 }
                 Op::SetService { key, service } => drop(maps.services.insert(key, service)),
                 Op::RemoveService { key } => drop(maps.services.remove(&key)),
-                Op::SetVips { .. } => {}
+                Op::SetSource { bits, source, verdict } => {
+                    maps.sources.insert((source, bits), verdict);
+                }
+                Op::RemoveSource { bits, source } => drop(maps.sources.remove(&(source, bits))),
+                Op::SetVips { .. } | Op::SetSteered { .. } => {}
             }
         }
         Ok(())
@@ -113,6 +123,10 @@ impl Kernel for FakeKernel {
         })
     }
 
+    fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<(u32, BackendSignals)>> {
+        Ok(backends.iter().map(|&id| (id, BackendSignals::ZERO)).collect())
+    }
+
     fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>> {
         let maps = self.maps();
         let flow = |(&id, backend): (&u32, &Backend)| Flow {
@@ -130,6 +144,18 @@ impl Kernel for FakeKernel {
             return_bytes: 60,
         };
         Ok(maps.backends.iter().map(flow).take(limit).collect())
+    }
+
+    fn connections(&self, backends: &BTreeSet<u32>) -> anyhow::Result<Vec<Connection>> {
+        let connections = self.maps().connections.clone();
+        Ok(connections.into_iter().filter(|it| backends.contains(&it.backend)).collect())
+    }
+
+    fn cut(&self, connections: &[Connection]) -> anyhow::Result<Vec<Cut>> {
+        let mut maps = self.maps();
+        let open = maps.connections.len();
+        maps.connections.retain(|it| !connections.contains(it));
+        Ok(vec![Cut::default(); open - maps.connections.len()])
     }
 
     fn sweep(&self, _: u64, _: &Timeouts) -> anyhow::Result<Sweep> {
@@ -157,6 +183,10 @@ impl Kernel for FakeKernel {
         let mut maps = self.maps();
         let lost = maps.traced.lost;
         Ok(std::mem::replace(&mut maps.traced, Traced { records: Vec::new(), lost }))
+    }
+
+    fn replayer(&self) -> anyhow::Result<Option<Replayer>> {
+        Ok(None)
     }
 }
 
