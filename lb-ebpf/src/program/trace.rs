@@ -149,17 +149,16 @@ fn copy(ctx: *mut xdp_md, into: &mut [u8; TRACED_BYTES], len: u32) -> u32 {
     // since the target would call a function for the bytes.
     unsafe { *into.cast::<[u64; TRACED_BYTES / 8]>() = [0; TRACED_BYTES / 8] };
     let len = len.min(TRACED_BYTES as u32);
-    // SAFETY: a local. The compiler must forget what it knows of the length, and check the very number
-    // that the helper gets: the verifier does not see that two registers hold the same.
+    // SAFETY: a local. The compiler must forget what it knows of the length: the verifiers of all kernels
+    // see from the mask, and not from comparisons, that it is from 1 to the array's. (No frame has length 0.)
     let len = unsafe { (&raw const len).read_volatile() };
-    if len == 0 || len > TRACED_BYTES as u32 {
-        return 0;
-    }
+    let len = (len.wrapping_sub(1) & (TRACED_BYTES as u32 - 1)) + 1;
     // SAFETY: the context is the kernel's; `len` bytes lie within the array.
     unsafe { bpf_xdp_load_bytes(ctx, 0, into.cast(), len) as u32 }
 }
 
 const _: () = assert!(
-    core::mem::offset_of!(TraceRecord, before) % 8 == 0
+    TRACED_BYTES.is_power_of_two()
+        && core::mem::offset_of!(TraceRecord, before) % 8 == 0
         && core::mem::offset_of!(TraceRecord, after) % 8 == 0
 );
