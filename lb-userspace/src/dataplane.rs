@@ -21,11 +21,13 @@ use lb_common::{
     limits, names,
     reason::Reason,
     service::{Service, ServiceKey, Slot},
-    stats::{BackendStats, Meta, ServiceStats},
+    stats::{BackendSignals, BackendStats, Meta, ServiceStats},
 };
 
 use self::{active::Active, flows::Table};
 use crate::clock;
+
+pub use signals::Signals;
 
 mod active;
 mod batch;
@@ -33,6 +35,7 @@ mod flows;
 mod link;
 pub mod load;
 mod pins;
+mod signals;
 
 /// What to open, and with which sizes.
 #[derive(Clone, Debug)]
@@ -223,6 +226,7 @@ pub struct Dataplane {
     reasons: PerCpuArray<MapData, u64>,
     service_stats: PerCpuArray<MapData, ServiceStats>,
     backend_stats: PerCpuArray<MapData, BackendStats>,
+    backend_signals: PerCpuArray<MapData, BackendSignals>,
     events: RingBuf<MapData>,
     log: Option<EbpfLogger<&'static dyn log::Log>>,
     active: Active,
@@ -268,6 +272,7 @@ impl Dataplane {
             reasons: take(&mut ebpf, names::REASONS)?,
             service_stats: take(&mut ebpf, names::SERVICE_STATS)?,
             backend_stats: take(&mut ebpf, names::BACKEND_STATS)?,
+            backend_signals: take(&mut ebpf, names::BACKEND_SIGNALS)?,
             events: take(&mut ebpf, names::EVENTS)?,
             log,
             active: Active::map(&pinned(pins, names::ACTIVE)?)?,
@@ -309,6 +314,7 @@ impl Dataplane {
             Op::ClearBackend { id } => {
                 self.backends.set(*id, Backend::ZERO, 0)?;
                 self.backend_stats.set(*id, every_cpu(BackendStats::ZERO)?, 0)?;
+                self.backend_signals.set(*id, every_cpu(BackendSignals::ZERO)?, 0)?;
                 self.active.clear(*id);
             }
             Op::SetTable { start, slots } => {
@@ -432,6 +438,11 @@ impl Dataplane {
             .collect::<Result<_, MapError>>()
             .context("read BACKEND_STATS")?;
         Ok(Counters { reasons, services, backends })
+    }
+
+    /// A reader of what connections show of each backend.
+    pub fn signals(&self) -> anyhow::Result<Signals> {
+        Signals::new(pinned(&self.pins, names::BACKEND_SIGNALS)?)
     }
 
     /// All connections, up to `limit`; half-open ones too.

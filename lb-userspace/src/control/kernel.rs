@@ -5,9 +5,11 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use lb_common::event::Event;
+use lb_common::{event::Event, stats::BackendSignals};
 
-use crate::dataplane::{Adopted, AttachMode, Counters, Dataplane, Flow, Info, Op, Sweep, Timeouts};
+use crate::dataplane::{
+    Adopted, AttachMode, Counters, Dataplane, Flow, Info, Op, Signals, Sweep, Timeouts,
+};
 
 /// What the control plane asks of the kernel's side. The calls block; they are made from blocking
 /// threads. Their meaning is that of the methods of [`Dataplane`].
@@ -22,6 +24,8 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn info(&self) -> anyhow::Result<Info>;
     /// See [`Dataplane::counters`].
     fn counters(&self, services: &[u32], backends: &[u32]) -> anyhow::Result<Counters>;
+    /// See [`Signals::read`]. Waits for no other call.
+    fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<BackendSignals>>;
     /// See [`Dataplane::flows`].
     fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>>;
     /// See [`Dataplane::sweep`].
@@ -32,17 +36,21 @@ pub trait Kernel: fmt::Debug + Send + Sync {
 
 /// The data plane, shared by the reconcile task, the sweeps and the readers of `status`.
 #[derive(Debug)]
-pub struct Shared(Mutex<Dataplane>);
+pub struct Shared {
+    dataplane: Mutex<Dataplane>,
+    /// Outside the lock, which a sweep holds for long.
+    signals: Signals,
+}
 
 impl Shared {
     /// Shares an open data plane.
-    pub fn new(dataplane: Dataplane) -> Self {
-        Self(Mutex::new(dataplane))
+    pub fn new(dataplane: Dataplane) -> anyhow::Result<Self> {
+        Ok(Self { signals: dataplane.signals()?, dataplane: Mutex::new(dataplane) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Dataplane> {
         // Every call leaves the maps in a state that the next can go on from.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.dataplane.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -65,6 +73,10 @@ impl Kernel for Shared {
 
     fn counters(&self, services: &[u32], backends: &[u32]) -> anyhow::Result<Counters> {
         self.lock().counters(services, backends)
+    }
+
+    fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<BackendSignals>> {
+        self.signals.read(backends)
     }
 
     fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>> {

@@ -11,7 +11,7 @@ use lb_common::{
     event::Event,
     reason::Reason,
     service::{Service, ServiceKey},
-    stats::{BackendStats, ServiceStats},
+    stats::{BackendSignals, BackendStats, ServiceStats},
 };
 
 use crate::{
@@ -32,6 +32,7 @@ pub(super) struct Maps {
     pub(super) writes: usize,
     pub(super) broken: bool,
     pub(super) events: Vec<Event>,
+    pub(super) signals: BTreeMap<u32, BackendSignals>,
 }
 
 impl FakeKernel {
@@ -105,6 +106,12 @@ impl Kernel for FakeKernel {
                 .map(|&id| (id, BackendStats { connections: 20, ..BackendStats::ZERO }, 3))
                 .collect(),
         })
+    }
+
+    fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<BackendSignals>> {
+        let maps = self.maps();
+        let of = |id: &u32| maps.signals.get(id).copied().unwrap_or(BackendSignals::ZERO);
+        Ok(backends.iter().map(of).collect())
     }
 
     fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>> {
