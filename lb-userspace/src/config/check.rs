@@ -17,6 +17,7 @@ use super::{
 mod health;
 mod later;
 mod network;
+mod passive;
 pub(super) mod secret;
 mod service;
 

@@ -27,7 +27,7 @@ use crate::{
     clock,
     config::Config,
     events::{Kind, Note, Timeline},
-    health::Report,
+    health::{Report, passive::TICK as WATCH},
     net::NextHops,
 };
 
@@ -35,6 +35,7 @@ mod addresses;
 mod attach;
 mod faults;
 mod handle;
+mod passive;
 mod probes;
 mod reconcile;
 mod reload;
@@ -46,6 +47,7 @@ use addresses::Addresses;
 use attach::Attachments;
 use faults::{Faults, KernelNews};
 pub use handle::{FlowsError, Handle};
+use passive::Readings;
 use probes::Probes;
 pub(crate) use reload::warnings;
 pub use reload::{Refused, Reloaded};
@@ -116,6 +118,7 @@ pub struct Task {
     settle_by: Duration,
     wishes: Wishes,
     probes: Probes,
+    readings: Readings,
     addresses: Addresses,
     attachments: Attachments,
     faults: Faults,
@@ -174,6 +177,7 @@ impl Task {
             settled,
             wishes,
             probes,
+            readings: Readings::default(),
             addresses: Addresses::default(),
             attachments: Attachments::default(),
             faults: Faults::default(),
@@ -201,10 +205,16 @@ impl Task {
     async fn run(mut self, mut inputs: Inputs) {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut watch = interval(WATCH);
+        watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watchdog = watchdog();
         let mut followed = true;
+        let mut deadline = self.reconcile().await;
+        let mut changed = false;
         loop {
-            let deadline = self.reconcile().await;
+            if std::mem::replace(&mut changed, true) {
+                deadline = self.reconcile().await;
+            }
             tokio::select! {
                 Some(command) = inputs.commands.recv() => {
                     if let Command::Stop(done) = command {
@@ -227,6 +237,7 @@ impl Task {
                     self.fault("next hops", wrong);
                 }
                 Some(swept) = inputs.swept.recv() => self.take_sweep(swept),
+                _ = watch.tick() => changed = self.watch().await,
                 () = self.addresses.changed() => {}
                 _ = tick.tick() => {
                     self.start_sweep();

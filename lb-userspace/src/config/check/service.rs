@@ -8,7 +8,7 @@ use lb_common::{
 };
 use toml::Spanned;
 
-use super::{Listeners, Seen, health, network::Held, whole};
+use super::{Listeners, Seen, health, network::Held, passive, whole};
 use crate::config::{
     Backend, OnDown, Protocol, Service,
     raw::{self, File},
@@ -64,6 +64,7 @@ pub(super) fn services(
         check_way(service, findings);
         let checked = check_backends(raw, held, &mut backends, findings);
         let health = health::health(raw, protocol, findings);
+        let passive = passive::passive(raw, protocol, findings);
         if let (Some(name), Some(listen)) = (service.name.value(), service.listen.value()) {
             services.push(Service {
                 name: name.0.clone(),
@@ -75,6 +76,7 @@ pub(super) fn services(
                 slow_start: service.slow_start.or(Duration::ZERO),
                 backends: checked,
                 health,
+                passive,
             });
         }
     }

@@ -47,6 +47,7 @@ pub(super) fn backend(wanted: &DesiredBackend, service: u32, next_hops: &NextHop
         flags: backend::IN_USE | if wanted.forward { backend::FORWARD } else { 0 },
         weight: wanted.weight,
         service,
+        patience_ms: wanted.patience_ms,
         ..Backend::ZERO
     };
     with_next_hop(fresh, wanted.address.ip(), next_hops)

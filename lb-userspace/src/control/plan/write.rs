@@ -34,7 +34,12 @@ impl Planner {
             }
             let backend = if let Some(&(at, place)) = ids.get(&id) {
                 let wanted = &desired.services[at].backends[place];
-                encode::backend(wanted, entry.service, &desired.next_hops)
+                let mut backend = encode::backend(wanted, entry.service, &desired.next_hops);
+                if backend.patience_ms == 0 {
+                    // What a previous daemon has learned is better than nothing.
+                    backend.patience_ms = entry.written.map_or(0, |written| written.patience_ms);
+                }
+                backend
             } else {
                 let Some(written) = entry.written else { continue };
                 let cut = !matches!(entry.life, Life::Draining { until } if now < until);
