@@ -149,8 +149,9 @@ map_type! {
         pub tos: u8,
         /// Backends tried before this one: so many of `tried` are set.
         pub tries: u8,
-        /// Whether it may be sent to another backend: 0 or 1.
-        pub replayable: u8,
+        /// Bits, see [`syn`]; the upper half is that of its data offset's byte: the control bits that
+        /// are there (RFC 9768).
+        pub bits: u8,
         /// Index of the service, as in [`crate::service::Service::index`].
         pub service: u32,
         /// Identifiers of the backends tried before this one.
@@ -180,6 +181,19 @@ map_type! {
     }
 }
 
+/// Bits of [`Syn::bits`].
+pub mod syn {
+    /// It may be sent to another backend.
+    pub const REPLAYABLE: u8 = 1;
+    /// The client has sent it again, so that the answer does not tell how long the backend took (Karn
+    /// and Partridge, 1987).
+    pub const RESENT: u8 = 2;
+    /// The backend is counted as one that has not answered in time.
+    pub const OVERDUE: u8 = 4;
+    /// It came in a VLAN, which is not kept here.
+    pub const TAGGED: u8 = 8;
+}
+
 /// Bits of a flow entry's `state`.
 ///
 /// `RETURN` is set in one of the two entries of a connection. The others describe the connection;
@@ -198,6 +212,8 @@ pub mod state {
     pub const STEERED: u32 = 16;
     /// The half-open entry is for what a backend sends that was given up for another.
     pub const GIVEN_UP: u32 = 32;
+    /// The backend has answered: the half-open entry leads to no other backend any more.
+    pub const ANSWERED: u32 = 64;
 
     /// Whether the connection is over, so that it no longer counts as open and its tuple may be
     /// used anew.

@@ -15,7 +15,7 @@
 
 use lb_common::{
     backend::{Backend, FORWARD, RESOLVED},
-    flow::state,
+    flow::{state, syn},
     reason::Reason,
 };
 
@@ -24,8 +24,9 @@ use crate::{
     family::{ClientSide, Family, protocol},
     packet::{EthernetHdr, Mac, Packet, tcp_flags},
     parse::Segment,
+    replay,
     rewrite::{self, Egress},
-    tables::{Entry, Flows, Tables},
+    tables::{Entry, Flows, HalfOpen, Signal, Tables},
 };
 
 /// Handles a packet whose tuple is in `FLOWS`. `None`: it is not, or no longer.
@@ -52,6 +53,9 @@ pub fn in_flow<F: Family, T: Tables + Flows<F>>(
         0
     };
     let moved = if returns { None } else { moved::<F>(&packet, entry) };
+    if returns && ends == state::RESET && !gone {
+        tables.signal(entry.backend(), Signal::Reset);
+    }
     if ends != 0 || moved.is_some() {
         let other_key = F::key(entry.rewritten().reversed(), segment.protocol);
         let mut other = other_half::<F, T>(tables, segment, &other_key);
@@ -82,40 +86,66 @@ pub fn in_flow<F: Family, T: Tables + Flows<F>>(
 }
 
 /// Handles a packet whose tuple is in `HALF_OPEN`. `None`: it is not, or no longer.
+///
+/// With `may_replay`, a packet that shows that the backend has failed is [`Action::Replay`].
 #[inline(always)]
 pub fn in_half_open<F: Family, T: Tables + Flows<F>>(
     packet: Packet,
     tables: &T,
     segment: &Segment<F::Address>,
+    may_replay: bool,
 ) -> Option<Result<Action, Reason>> {
     let key = F::key(segment.tuple, segment.protocol);
-    let entry = tables.half_open(&key)?;
-    let id = entry.backend();
+    let half = tables.half_open(&key)?;
+    let state = half.flow().state();
+    let forward = state & state::RETURN == 0;
+    if state & state::GIVEN_UP != 0 {
+        replay::late::<F, T>(tables, segment, half);
+        return Some(Err(Reason::LateAnswer));
+    }
+    let id = half.flow().backend();
     let Some(backend) = tables.backend(id) else {
         return Some(Err(Reason::Inconsistent));
     };
-    let forward = entry.state() & state::RETURN == 0;
     if backend.flags & FORWARD == 0 {
-        forget::<F, T>(tables, segment, entry);
+        forget::<F, T>(tables, segment, half);
         // A client that tries again gets another backend.
         return if forward && segment.starts() { None } else { Some(Err(Reason::BackendGone)) };
+    }
+    if may_replay
+        && segment.protocol == protocol::TCP
+        && replay::is_due::<F, T>(&packet, tables, segment, half, backend)
+    {
+        return Some(Ok(Action::Replay));
     }
     let answers = !forward
         && (segment.protocol == protocol::UDP
             || segment.flags & (tcp_flags::SYN | tcp_flags::ACK | tcp_flags::RST)
                 == tcp_flags::SYN | tcp_flags::ACK);
     let promoted = if answers {
-        match promote::<F, T>(tables, segment, entry) {
+        match promote::<F, T>(tables, segment, half) {
             Ok(promoted) => promoted,
             Err(reason) => return Some(Err(reason)),
         }
     } else {
         false
     };
-    let outcome = relay::<F, T>(&packet, tables, segment, entry, backend);
-    if promoted || segment.has(tcp_flags::RST) {
-        let client = if forward { segment.tuple } else { entry.rewritten().reversed() };
-        let server = if forward { entry.rewritten().reversed() } else { segment.tuple };
+    let ends = promoted || segment.has(tcp_flags::RST);
+    if ends && !promoted && !end_half_open::<F, T>(tables, segment, half) {
+        // Another CPU has just given the connection to another backend. The client is told nothing
+        // of this one; a client that has given up will say so to the other.
+        if !forward {
+            return Some(Err(Reason::LateAnswer));
+        }
+        return Some(relay::<F, T>(&packet, tables, segment, half.flow_mut(), backend));
+    }
+    let sent_ns = half.syn().sent_ns;
+    let resent = half.syn().bits & syn::RESENT != 0;
+    let outcome = relay::<F, T>(&packet, tables, segment, half.flow_mut(), backend);
+    if ends {
+        let other = half.flow().rewritten().reversed();
+        let (client, server) =
+            if forward { (segment.tuple, other) } else { (other, segment.tuple) };
         let Some(scratch) = tables.scratch() else { return Some(Err(Reason::Inconsistent)) };
         scratch.client = F::key(client, segment.protocol);
         scratch.server = F::key(server, segment.protocol);
@@ -123,6 +153,10 @@ pub fn in_half_open<F: Family, T: Tables + Flows<F>>(
         tables.remove_half_open(&scratch.server);
         if promoted {
             tables.count_answered(id);
+            if segment.protocol == protocol::TCP {
+                let took_ns = tables.clock_ns().wrapping_sub(sent_ns);
+                tables.signal(id, Signal::Answered((!resent).then_some(took_ns)));
+            }
             if !was_there {
                 // Meanwhile a reset has ended the connection, and its end is counted.
                 tables.remove_flow(&scratch.client);
@@ -163,14 +197,19 @@ fn relay<F: Family, T: Tables>(
     Ok(action)
 }
 
-/// Makes a half-open connection, of which `entry` is the backend's half, an established one. Says
-/// whether this packet did: another CPU may be doing the same for a copy of it.
+/// Makes a half-open connection, of which `half` is the backend's, an established one. Says whether
+/// this packet did: another CPU may be doing the same for a copy of it.
 #[inline(always)]
 fn promote<F: Family, T: Tables + Flows<F>>(
     tables: &T,
     segment: &Segment<F::Address>,
-    entry: &F::Entry,
+    half: &mut F::HalfOpen,
 ) -> Result<bool, Reason> {
+    // From here on, nobody gives the connection to another backend.
+    if set_bits::<F, T>(tables, half.flow_mut(), state::ANSWERED) & state::GIVEN_UP != 0 {
+        return Err(Reason::LateAnswer);
+    }
+    let entry = half.flow();
     let client_tuple = entry.rewritten().reversed();
     let scratch = tables.scratch().ok_or(Reason::Inconsistent)?;
     scratch.client = F::key(client_tuple, segment.protocol);
@@ -184,6 +223,7 @@ fn promote<F: Family, T: Tables + Flows<F>>(
     }
     // The backend's half stays as it is.
     scratch.entry = *entry;
+    scratch.entry.set_state(state::RETURN);
     if tables.insert_flow(&scratch.server, &scratch.entry).is_err()
         && tables.flow(&scratch.server).is_none()
     {
@@ -230,7 +270,7 @@ fn end<F: Family, T: Tables>(
 /// BPF's atomic operations are of 64 bits, so the word taken is the backend's identifier and the
 /// state together; no bit is ever set in the identifier.
 #[inline(always)]
-fn set_bits<F: Family, T: Tables>(tables: &T, entry: &mut F::Entry, bits: u32) -> u32 {
+pub fn set_bits<F: Family, T: Tables>(tables: &T, entry: &mut F::Entry, bits: u32) -> u32 {
     let before = tables.set_bits(entry.backend_and_state(), join(0, bits));
     let [_, _, _, _, a, b, c, d] = before.to_ne_bytes();
     u32::from_ne_bytes([a, b, c, d])
@@ -244,16 +284,40 @@ const fn join(backend: u32, state: u32) -> u64 {
     u64::from_ne_bytes([a, b, c, d, e, f, g, h])
 }
 
+/// Marks a half-open connection, of which `half` is one half, as one that ends. False if it is being
+/// given to another backend, and lives on.
+#[inline(always)]
+fn end_half_open<F: Family, T: Tables + Flows<F>>(
+    tables: &T,
+    segment: &Segment<F::Address>,
+    half: &mut F::HalfOpen,
+) -> bool {
+    let server = if half.flow().state() & state::RETURN == 0 {
+        let key = F::key(half.flow().rewritten().reversed(), segment.protocol);
+        match tables.half_open(&key) {
+            Some(server) if server.flow().rewritten().reversed() == segment.tuple => server,
+            // Without the backend's half, nobody gives it away.
+            _ => return true,
+        }
+    } else {
+        half
+    };
+    set_bits::<F, T>(tables, server.flow_mut(), state::RESET) & state::GIVEN_UP == 0
+}
+
 /// Removes both halves of a half-open connection.
 #[inline(always)]
 fn forget<F: Family, T: Tables + Flows<F>>(
     tables: &T,
     segment: &Segment<F::Address>,
-    entry: &F::Entry,
+    half: &mut F::HalfOpen,
 ) {
-    let backend = entry.backend();
-    let other = entry.rewritten().reversed();
-    let (client, server) = if entry.state() & state::RETURN == 0 {
+    if !end_half_open::<F, T>(tables, segment, half) {
+        return;
+    }
+    let backend = half.flow().backend();
+    let other = half.flow().rewritten().reversed();
+    let (client, server) = if half.flow().state() & state::RETURN == 0 {
         (segment.tuple, other)
     } else {
         (other, segment.tuple)

@@ -18,8 +18,9 @@ use crate::{
     checksum::{Sum, adjust, adjust_udp},
     family::{Datagram, Family, Ports, Tuple, protocol},
     packet::{EthernetHdr, Header, Packet, load16, load32, store16, store32},
+    replay,
     rewrite::Egress,
-    tables::{Entry, Flows, Tables},
+    tables::{Entry, Flows, HalfOpen, Signal, Tables},
 };
 
 /// What an ICMP error quotes of TCP at least (RFC 792): the ports and four bytes more.
@@ -53,13 +54,27 @@ unsafe impl Header for QuotedTcp {}
 // SAFETY: as above.
 unsafe impl Header for QuotedUdp {}
 
-/// Translates an ICMP error, or says why the packet is none of ours.
+/// The tuple of the packets that answer the TCP segment that an ICMP error is about.
+#[inline(always)]
+pub fn about<F: Family>(
+    packet: &Packet,
+    outer: &Datagram<F::Address>,
+) -> Option<Tuple<F::Address>> {
+    let inner = F::datagram(packet, outer.l4 + size_of::<Icmpv4Hdr>()).ok()?;
+    let quoted = packet.header::<Quoted>(inner.l4).ok()?;
+    let tuple = Tuple { src: inner.src, dst: inner.dst, ports: Ports(load32(&quoted.ports)) };
+    Some(tuple.reversed())
+}
+
+/// Translates an ICMP error, or says why the packet is none of ours. With `may_replay`, one that says
+/// that a SYN could not be delivered is [`Action::Replay`].
 #[inline(always)]
 pub fn translate<F: Family, T: Tables + Flows<F>>(
     packet: Packet,
     tables: &T,
     l3: usize,
     outer: &Datagram<F::Address>,
+    may_replay: bool,
 ) -> Result<Action, Reason> {
     let icmp = packet.header::<Icmpv4Hdr>(outer.l4)?;
     if !F::is_icmp_error(icmp.type_) {
@@ -78,9 +93,24 @@ pub fn translate<F: Family, T: Tables + Flows<F>>(
     }
     let tuple = Tuple { src: inner.src, dst: inner.dst, ports: Ports(load32(&quoted.ports)) };
     let key = F::key(tuple.reversed(), inner.protocol);
-    let entry = match tables.flow(&key) {
-        Some(entry) => entry,
-        None => tables.half_open(&key).ok_or(Reason::IcmpUnrelated)?,
+    let entry = if let Some(entry) = tables.flow(&key) {
+        entry
+    } else {
+        let half = tables.half_open(&key).ok_or(Reason::IcmpUnrelated)?;
+        if half.flow().state() & state::GIVEN_UP != 0 {
+            return Err(Reason::LateAnswer);
+        }
+        // With the SYN's own sequence number, so that nobody makes it up (RFC 5927, section 4.1).
+        if may_replay
+            && half.flow().state() & state::RETURN != 0
+            && inner.protocol == protocol::TCP
+            && F::is_unreachable(icmp.type_, icmp.code)
+            && quoted.rest == half.syn().seq
+            && replay::replayable_after::<F, T>(tables, half, Signal::Unreachable)
+        {
+            return Ok(Action::Replay);
+        }
+        half.flow_mut()
     };
     let backend = tables.backend(entry.backend()).ok_or(Reason::Inconsistent)?;
     if backend.flags & FORWARD == 0 {

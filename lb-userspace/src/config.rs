@@ -226,12 +226,23 @@ pub struct Service {
     pub drain_timeout: Duration,
     /// How long a backend that came up takes to reach its full share; zero: at once.
     pub slow_start: Duration,
+    /// `replay_tries` and `replay_budget`.
+    pub replay: Replay,
     /// Backends, at least one, in the order of the file.
     pub backends: Vec<Backend>,
     /// `[service.health]`.
     pub health: Health,
     /// `[service.passive]`; none if its connections are not watched.
     pub passive: Option<Passive>,
+}
+
+/// When a connection whose backend fails is tried at another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replay {
+    /// At so many others, 0 to 4. 0: the client is told of the failure. UDP: 0.
+    pub tries: u32,
+    /// Share of new connections for which this may happen, in thousandths, 1 to 1000.
+    pub per_mille: u32,
 }
 
 /// `[[service.backend]]`.

@@ -17,7 +17,7 @@ use aya_log::EbpfLogger;
 use lb_common::{
     backend::{self, Backend},
     event::Event,
-    flow::{FlowKey4, FlowKey6},
+    flow::{FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
     limits, names,
     reason::Reason,
     service::{Service, ServiceKey, Slot},
@@ -232,8 +232,8 @@ pub struct Dataplane {
     active: Active,
     flows: Table<FlowKey4>,
     flows6: Table<FlowKey6>,
-    half_open: Table<FlowKey4>,
-    half_open6: Table<FlowKey6>,
+    half_open: Table<FlowKey4, HalfOpen4>,
+    half_open6: Table<FlowKey6, HalfOpen6>,
     attachments: Vec<Attachment>,
     adopted: bool,
     notes: Vec<String>,
@@ -528,12 +528,12 @@ fn pinned(pins: &Path, name: &str) -> anyhow::Result<MapData> {
     MapData::from_pin(pins.join(name)).with_context(|| format!("open the pinned map {name}"))
 }
 
-fn table<K: flows::Key>(
+fn table<K: flows::Key, V: flows::Value<K>>(
     ebpf: &mut Ebpf,
     pins: &Path,
     name: &str,
     half_open: bool,
-) -> anyhow::Result<Table<K>> {
+) -> anyhow::Result<Table<K, V>> {
     Ok(Table::new(take(ebpf, name)?, pinned(pins, name)?, half_open))
 }
 

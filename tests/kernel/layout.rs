@@ -6,7 +6,7 @@ use aya_obj::{Map, Object};
 use ballast::dataplane::load::OBJECT;
 use lb_common::{
     backend::Backend,
-    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
     limits::{MAX_BACKENDS, MAX_SERVICES, MAX_SLOTS, STEERED_WORDS, VIP_WORDS},
     names,
     reason::Reason,
@@ -45,8 +45,8 @@ fn maps() -> Vec<Expected> {
         expected::<u32, Slot>(names::MAGLEV, Array, MAX_SLOTS),
         expected::<FlowKey4, FlowEntry4>(names::FLOWS, LruHash, FLOWS),
         expected::<FlowKey6, FlowEntry6>(names::FLOWS6, LruHash, FLOWS),
-        expected::<FlowKey4, FlowEntry4>(names::HALF_OPEN, LruHash, FLOWS),
-        expected::<FlowKey6, FlowEntry6>(names::HALF_OPEN6, LruHash, FLOWS),
+        expected::<FlowKey4, HalfOpen4>(names::HALF_OPEN, LruHash, FLOWS),
+        expected::<FlowKey6, HalfOpen6>(names::HALF_OPEN6, LruHash, FLOWS),
         expected::<u32, u64>(names::REASONS, PerCpuArray, Reason::COUNT),
         expected::<u32, ServiceStats>(names::SERVICE_STATS, PerCpuArray, MAX_SERVICES),
         expected::<u32, BackendStats>(names::BACKEND_STATS, PerCpuArray, MAX_BACKENDS),

@@ -5,3 +5,4 @@ mod cases;
 mod differential;
 mod layout;
 mod ports;
+mod replay;

@@ -24,6 +24,8 @@ pub struct Frame {
     pub dst: SocketAddr,
     /// Time to live, or hop limit.
     pub ttl: u8,
+    /// Type of service, or traffic class.
+    pub tos: u8,
     /// Identification of the IPv4 header; the flow label of IPv6.
     pub label: u16,
     /// Options of the IPv4 header: a multiple of 4 bytes, at most 40.
@@ -107,6 +109,7 @@ impl Frame {
             src,
             dst,
             ttl: 64,
+            tos: 0,
             label: 0x1234,
             ip_options: Vec::new(),
             fragment: None,
@@ -193,6 +196,12 @@ impl Frame {
     #[must_use]
     pub fn ttl(self, ttl: u8) -> Self {
         Self { ttl, ..self }
+    }
+
+    /// With a type of service, or traffic class.
+    #[must_use]
+    pub fn tos(self, tos: u8) -> Self {
+        Self { tos, ..self }
     }
 
     /// With another identification, or flow label.

@@ -9,7 +9,7 @@ use aya_ebpf::{
 use lb_common::{
     backend::Backend,
     event::Event,
-    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
     limits::{
         DEFAULT_FLOWS, DEFAULT_HALF_OPEN, EVENTS_BYTES, MAX_BACKENDS, MAX_SERVICES, MAX_SLOTS,
         STEERED_WORDS, VIP_WORDS,
@@ -48,11 +48,11 @@ pub(crate) static FLOWS6: LruHashMap<FlowKey6, FlowEntry6, { DEFAULT_FLOWS as us
     LruHashMap::new();
 
 #[btf_map]
-pub(crate) static HALF_OPEN: LruHashMap<FlowKey4, FlowEntry4, { DEFAULT_HALF_OPEN as usize }> =
+pub(crate) static HALF_OPEN: LruHashMap<FlowKey4, HalfOpen4, { DEFAULT_HALF_OPEN as usize }> =
     LruHashMap::new();
 
 #[btf_map]
-pub(crate) static HALF_OPEN6: LruHashMap<FlowKey6, FlowEntry6, { DEFAULT_HALF_OPEN as usize }> =
+pub(crate) static HALF_OPEN6: LruHashMap<FlowKey6, HalfOpen6, { DEFAULT_HALF_OPEN as usize }> =
     LruHashMap::new();
 
 #[btf_map]
@@ -87,6 +87,11 @@ pub(crate) static META: Array<Meta, 1> = Array::new();
 /// When this CPU last told user space of a reason.
 #[btf_map]
 pub(crate) static REPORTED: PerCpuArray<u64, { Reason::COUNT as usize }> = PerCpuArray::new();
+
+/// What this CPU's replays have taken out of each service's budget, and new connections have not put
+/// back. (Zero is a full budget, which is what the kernel makes the map of.)
+#[btf_map]
+pub(crate) static SPENT: PerCpuArray<u64, { MAX_SERVICES as usize }> = PerCpuArray::new();
 
 /// Scratch of IPv4.
 #[btf_map]

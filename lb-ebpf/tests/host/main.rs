@@ -11,4 +11,5 @@ mod icmp;
 mod lifecycle;
 mod ports;
 mod races;
+mod replay;
 mod resets;

@@ -12,7 +12,8 @@ use super::{
     OnDown, Protocol,
     read::{List, section},
     value::{
-        AbsolutePath, Argument, Bytes, Host, Interface, Name, Secret, Text, Url, UrlPath, Whole,
+        AbsolutePath, Argument, Bytes, Host, Interface, Name, Secret, Share, Text, Url, UrlPath,
+        Whole,
         address::{Address, Endpoint, Prefix},
         expect::Expect,
         word::{AlertKind, Checksum, Forward, NextUpstream, Probe, Promotion, Route},
@@ -80,6 +81,8 @@ section! {
         on_down: OnDown;
         drain_timeout: Duration;
         slow_start: Duration;
+        replay_tries: Whole<0, 4>;
+        replay_budget: Share;
         backend: List<Backend>, required "[[service.backend]]` with `name` and `address";
         health: Health;
         passive: Passive;

@@ -27,6 +27,7 @@ use lb_common::{
 
 use super::{ranges::Ranges, table::Member};
 use crate::{
+    config::Replay,
     dataplane::{Adopted, Op},
     net::NextHops,
 };
@@ -61,6 +62,8 @@ pub struct DesiredService {
     pub key: ServiceKey,
     /// How a backend is chosen.
     pub balance: Balance,
+    /// When a connection is tried at another backend.
+    pub replay: Replay,
     /// How long the connections of a backend that is removed may go on.
     pub drain_timeout: Duration,
     /// All configured backends, serving or not.
@@ -144,10 +147,11 @@ struct Placed {
     pending: Option<(Service, Source)>,
 }
 
-/// Everything that a table depends on.
+/// Everything that a service and its table depend on.
 #[derive(Clone, Debug, PartialEq)]
 struct Source {
     balance: Balance,
+    replay: Replay,
     members: Vec<Member>,
 }
 

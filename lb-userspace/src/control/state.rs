@@ -184,6 +184,7 @@ impl State {
         let services = self.services.iter().map(|service| DesiredService {
             key: service_key(service.config.listen, service.config.protocol),
             balance: service.config.balance,
+            replay: service.config.replay,
             drain_timeout: service.config.drain_timeout,
             backends: service
                 .records

@@ -29,7 +29,8 @@ pub struct Member {
 pub struct Table {
     /// The table itself; empty if no backend serves.
     pub slots: Vec<u32>,
-    /// Each backend of the table once, for [`Balance::LeastConn`]; empty for the others.
+    /// Each backend of the table once, for [`Balance::LeastConn`] and for connections that are tried at
+    /// another.
     pub members: Vec<u32>,
 }
 
@@ -41,16 +42,11 @@ pub fn build(balance: Balance, members: &[Member]) -> Table {
     if serving.is_empty() {
         return Table::default();
     }
-    match balance {
-        Balance::Maglev => Table { slots: maglev(&members), members: Vec::new() },
-        Balance::RoundRobin | Balance::Random => {
-            Table { slots: schedule(&serving), members: Vec::new() }
-        }
-        Balance::LeastConn => Table {
-            slots: schedule(&serving),
-            members: serving.iter().map(|member| member.id).collect(),
-        },
-    }
+    let slots = match balance {
+        Balance::Maglev => maglev(&members),
+        Balance::RoundRobin | Balance::Random | Balance::LeastConn => schedule(&serving),
+    };
+    Table { slots, members: serving.iter().map(|member| member.id).collect() }
 }
 
 /// A Maglev table in two rounds.

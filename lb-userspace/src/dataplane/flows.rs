@@ -16,13 +16,17 @@ use aya::{
     Pod,
     maps::{HashMap, MapData, MapError},
 };
-use lb_common::flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, state};
+use lb_common::flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6, state};
 
 use super::{Flow, Sweep, Timeouts, batch};
 
 /// A TCP connection that its backend has not answered is forgotten after so long: longer than the
 /// retransmissions of a client that still tries (RFC 5382, REQ-5, "transitory", allows 4 minutes).
 const HALF_OPEN_NS: u64 = 60_000_000_000;
+
+/// What is kept of a backend that was given up: as long as it may answer after all. A Linux server sends
+/// its answer again after 1 s and after 3 s.
+const GIVEN_UP_NS: u64 = 5_000_000_000;
 
 /// A closed connection is kept for so long, for what its sides may still send or repeat.
 const CLOSED_NS: u64 = 5_000_000_000;
@@ -31,12 +35,20 @@ const TCP: u8 = 6;
 
 /// A key of either family.
 pub(super) trait Key: Pod + Eq + Hash + Copy {
-    /// The value that goes with it.
+    /// The value that goes with it in `FLOWS`.
     type Entry: Pod;
+    /// The value that goes with it in `HALF_OPEN`.
+    type HalfOpen: Value<Self>;
     /// The key of the connection's other direction.
     fn partner(&self, entry: &Self::Entry) -> Self;
     /// What the two families share.
     fn view(&self, entry: &Self::Entry) -> View;
+}
+
+/// A value of a table, of either kind.
+pub(super) trait Value<K: Key>: Pod {
+    /// What it has in common with those of `FLOWS`.
+    fn flow(&self) -> &K::Entry;
 }
 
 /// An entry, read.
@@ -55,9 +67,22 @@ pub(super) struct View {
 }
 
 macro_rules! key {
-    ($key:ident, $entry:ty, $address:ty) => {
+    ($key:ident, $entry:ty, $half_open:ty, $address:ty) => {
+        impl Value<$key> for $entry {
+            fn flow(&self) -> &$entry {
+                self
+            }
+        }
+
+        impl Value<$key> for $half_open {
+            fn flow(&self) -> &$entry {
+                &self.flow
+            }
+        }
+
         impl Key for $key {
             type Entry = $entry;
+            type HalfOpen = $half_open;
 
             fn partner(&self, entry: &$entry) -> Self {
                 Self {
@@ -94,17 +119,23 @@ macro_rules! key {
     };
 }
 
-key!(FlowKey4, FlowEntry4, Ipv4Addr);
-key!(FlowKey6, FlowEntry6, Ipv6Addr);
+key!(FlowKey4, FlowEntry4, HalfOpen4, Ipv4Addr);
+key!(FlowKey6, FlowEntry6, HalfOpen6, Ipv6Addr);
 
 impl View {
     fn is_return(&self) -> bool {
         self.state & state::RETURN != 0
     }
 
+    /// Whether it stands alone: the connection has gone to another backend.
+    fn is_given_up(&self) -> bool {
+        self.state & state::GIVEN_UP != 0
+    }
+
     /// Age at which it is forgotten, in an established (`false`) or half-open table.
     fn timeout_ns(&self, half_open: bool, timeouts: &Timeouts) -> u64 {
         match (self.protocol, half_open) {
+            (TCP, true) if self.is_given_up() => GIVEN_UP_NS,
             (TCP, true) => HALF_OPEN_NS,
             (TCP, false) if state::closed(self.state) => CLOSED_NS,
             (TCP, false) if state::closing(self.state) => timeouts.tcp_closing_ns,
@@ -124,9 +155,9 @@ impl View {
     }
 }
 
-/// One flow table.
-pub(super) struct Table<K: Key> {
-    map: HashMap<MapData, K, K::Entry>,
+/// One flow table: of established connections, or of half-open ones.
+pub(super) struct Table<K: Key, V: Value<K> = <K as Key>::Entry> {
+    map: HashMap<MapData, K, V>,
     /// The same map, for batches.
     raw: MapData,
     half_open: bool,
@@ -142,8 +173,8 @@ pub(super) struct Pass<K> {
     keys: Option<HashSet<K>>,
 }
 
-impl<K: Key> Table<K> {
-    pub(super) fn new(map: HashMap<MapData, K, K::Entry>, raw: MapData, half_open: bool) -> Self {
+impl<K: Key, V: Value<K>> Table<K, V> {
+    pub(super) fn new(map: HashMap<MapData, K, V>, raw: MapData, half_open: bool) -> Self {
         Self { map, raw, half_open }
     }
 
@@ -156,7 +187,8 @@ impl<K: Key> Table<K> {
     ) -> anyhow::Result<()> {
         let mut found: Vec<(K, K::Entry)> = Vec::new();
         let room = limit.saturating_sub(flows.len());
-        batch::for_each::<K, K::Entry>(self.raw.fd().as_fd(), |key, entry| {
+        batch::for_each::<K, V>(self.raw.fd().as_fd(), |key, value| {
+            let entry = value.flow();
             if found.len() < room && !key.view(entry).is_return() {
                 found.push((*key, *entry));
             }
@@ -200,8 +232,8 @@ impl<K: Key> Table<K> {
             old_returns: Vec::new(),
             keys: match_halves.then(HashSet::new),
         };
-        batch::for_each::<K, K::Entry>(self.raw.fd().as_fd(), |key, entry| {
-            let view = key.view(entry);
+        batch::for_each::<K, V>(self.raw.fd().as_fd(), |key, value| {
+            let view = key.view(value.flow());
             *sweep.by_backend.entry(view.backend).or_default() += 1;
             if !view.is_return() {
                 sweep.flows += 1;
@@ -209,7 +241,9 @@ impl<K: Key> Table<K> {
                     *open.entry(view.backend).or_default() += 1;
                 }
             }
-            if let Some(keys) = &mut pass.keys {
+            if let Some(keys) = &mut pass.keys
+                && !view.is_given_up()
+            {
                 keys.insert(*key);
             }
             let age_ns = now_ns.saturating_sub(view.last_seen_ns);
@@ -277,10 +311,10 @@ impl<K: Key> Table<K> {
         close: &mut impl FnMut(u32),
     ) -> anyhow::Result<()> {
         let Some(entry) = self.get(key)? else { return Ok(()) };
-        if self.get(&key.partner(&entry))?.is_some() {
+        let view = key.view(&entry);
+        if !view.is_given_up() && self.get(&key.partner(&entry))?.is_some() {
             return Ok(());
         }
-        let view = key.view(&entry);
         if self.remove(key)? {
             sweep.orphans += 1;
             if !view.is_return() && !state::closed(view.state) {
@@ -292,7 +326,7 @@ impl<K: Key> Table<K> {
 
     fn get(&self, key: &K) -> anyhow::Result<Option<K::Entry>> {
         match self.map.get(key, 0) {
-            Ok(entry) => Ok(Some(entry)),
+            Ok(value) => Ok(Some(*value.flow())),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(error).context("read the flow table"),
         }

@@ -21,6 +21,7 @@ use super::Case;
 
 mod icmp;
 mod odd;
+mod replay;
 
 /// All rows.
 #[must_use]
@@ -34,6 +35,7 @@ pub fn cases() -> Vec<Case> {
             icmp::rows(&talk),
             odd::others(&talk),
             odd::wrong(&talk),
+            replay::rows(&talk),
         ]);
         let family = if net.vip.is_ipv4() { "IPv4" } else { "IPv6" };
         cases.extend(

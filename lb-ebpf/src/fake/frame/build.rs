@@ -43,6 +43,8 @@ impl Frame {
                 header.options =
                     self.ip_options.as_slice().try_into().expect("options of whole words");
                 header.total_len += self.ip_options.len() as u16;
+                header.dscp = (self.tos >> 2).try_into().expect("6 bits");
+                header.ecn = (self.tos & 3).try_into().expect("2 bits");
                 header.identification = self.label;
                 if let Some((offset, more)) = self.fragment {
                     header.dont_fragment = false;
@@ -59,7 +61,7 @@ impl Frame {
                 });
                 let extension = if fragment.is_some() { Ipv6FragmentHeader::LEN } else { 0 };
                 let header = Ipv6Header {
-                    traffic_class: 0,
+                    traffic_class: self.tos,
                     flow_label: u32::from(self.label).try_into().expect("20 bits"),
                     payload_length: (body.len() + extension) as u16,
                     next_header: if fragment.is_some() {
@@ -116,6 +118,8 @@ impl Frame {
         header.syn = flags & tcp_flags::SYN != 0;
         header.rst = flags & tcp_flags::RST != 0;
         header.psh = flags & 8 != 0;
+        header.ece = flags & 0x40 != 0;
+        header.cwr = flags & 0x80 != 0;
         header.ack = flags & tcp_flags::ACK != 0;
         header.set_options_raw(options).expect("at most 40 bytes of options");
         header.checksum = match (self.src.ip(), self.dst.ip()) {

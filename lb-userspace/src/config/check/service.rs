@@ -10,7 +10,7 @@ use toml::Spanned;
 
 use super::{Listeners, Seen, health, network::Held, passive, whole};
 use crate::config::{
-    Backend, OnDown, Protocol, Service,
+    Backend, OnDown, Protocol, Replay, Service,
     raw::{self, File},
     read::{Field, List},
     report::Findings,
@@ -22,6 +22,10 @@ use crate::config::{
 };
 
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+const REPLAY_TRIES: u32 = 3;
+
+const REPLAY_PER_MILLE: u32 = 200;
 
 pub(super) fn services(
     file: &File,
@@ -74,6 +78,7 @@ pub(super) fn services(
                 on_down: service.on_down.or(OnDown::Reset),
                 drain_timeout: service.drain_timeout.or(DRAIN_TIMEOUT),
                 slow_start: service.slow_start.or(Duration::ZERO),
+                replay: replay(service, protocol, findings),
                 backends: checked,
                 health,
                 passive,
@@ -99,6 +104,24 @@ pub(super) fn note_listener(
         "give each its own port, address or protocol, or make them one service",
         findings,
     );
+}
+
+/// `replay_tries` and `replay_budget`.
+fn replay(service: &raw::Service, protocol: Protocol, findings: &mut Findings) -> Replay {
+    let budget = service.replay_budget.get().map(|share| (share.span(), "replay_budget"));
+    let tries = service.replay_tries.get().map(|tries| (tries.span(), "replay_tries"));
+    if protocol == Protocol::Udp
+        && !service.protocol.is_wrong()
+        && let Some((span, key)) = tries.or(budget)
+    {
+        findings
+            .error(span, format!("`{key}` is of no use with `protocol = \"udp\"`"))
+            .help(format!("remove `{key}`: a datagram does not tell whether it was refused"));
+    }
+    let tries =
+        if protocol == Protocol::Tcp { whole(&service.replay_tries, REPLAY_TRIES) } else { 0 };
+    let per_mille = service.replay_budget.value().map_or(REPLAY_PER_MILLE, |share| share.0);
+    Replay { tries, per_mille }
 }
 
 /// `path` and `forward`: what this version cannot do.

@@ -1,6 +1,7 @@
 //! Services and their health.
 
 use super::*;
+use crate::config::Replay;
 
 #[test]
 fn health_keys_of_another_probe() {
@@ -221,4 +222,32 @@ fn connections_of_tcp_services_are_watched() {
     assert_eq!(changed, Some(wanted));
     let udp = GOOD.replace("name = \"web\"", "name = \"web\"\nprotocol = \"udp\"");
     assert_eq!(passive(&udp), None);
+}
+
+#[test]
+fn replays() {
+    let service = |lines: &str| GOOD.replace("listen =", &format!("{lines}\nlisten ="));
+    let config = parse("test.toml", GOOD).unwrap_or_else(|rejected| panic!("{rejected}")).config;
+    assert_eq!(config.services[0].replay, Replay { tries: 3, per_mille: 200 });
+    for (text, per_mille) in [("20%", 200), ("0.1%", 1), ("100%", 1000), (" 12.5 % ", 125)] {
+        let text = service(&format!("replay_tries = 0\nreplay_budget = \"{text}\""));
+        let config = parse("test.toml", &text).unwrap_or_else(|rejected| panic!("{rejected}"));
+        assert_eq!(config.config.services[0].replay, Replay { tries: 0, per_mille });
+    }
+    mistake(&service("replay_tries = ▶5"), "`replay_tries` is 5, which is out of range", "0 to 4");
+    for wrong in ["", "20", "%", "0%", "0.05%", "101%", "-1%", "1.%", "a%"] {
+        mistake(
+            &service(&format!("replay_budget = ▶\"{wrong}\"")),
+            "`replay_budget` is not a share",
+            "from \"0.1%\" to \"100%\"",
+        );
+    }
+    mistake(&service("replay_budget = ▶20"), "`replay_budget` has no `%`", "\"100%\"");
+    for key in ["replay_tries = ▶2", "replay_budget = ▶\"20%\""] {
+        mistake(
+            &service(&format!("protocol = \"udp\"\n{key}")),
+            "is of no use with `protocol = \"udp\"`",
+            "does not tell whether it was refused",
+        );
+    }
 }

@@ -114,9 +114,25 @@ fn service(port: u16, hosts: &[u8]) -> DesiredService {
     DesiredService {
         key: key(port),
         balance: Balance::Maglev,
+        replay: Replay { tries: 3, per_mille: 200 },
         drain_timeout: Duration::from_secs(30),
         backends: hosts.iter().map(serving).collect(),
     }
+}
+
+#[test]
+fn a_service_says_when_connections_are_tried_elsewhere() {
+    let mut planner = Planner::adopt(Adopted::default());
+    let mut model = Model::default();
+    let mut wanted = desired(vec![service(80, &[21, 22])]);
+    apply(&mut planner, &mut model, &wanted, Duration::ZERO);
+    let written = model.services[&key(80)];
+    assert_eq!((written.replay_tries, written.replay_per_mille), (3, 200));
+    // Every member can be found, whatever the method.
+    assert_eq!(written.members_len, 2);
+    wanted.services[0].replay = Replay { tries: 0, per_mille: 200 };
+    apply(&mut planner, &mut model, &wanted, Duration::from_secs(1));
+    assert_eq!(model.services[&key(80)].replay_tries, 0);
 }
 
 fn desired(services: Vec<DesiredService>) -> Desired {

@@ -78,7 +78,7 @@ impl Planner {
             let Some(placed) = self.services.get_mut(&key) else { continue };
             let mut members = members.remove(&at).unwrap_or_default();
             members.sort_unstable();
-            let source = Source { balance: service.balance, members };
+            let source = Source { balance: service.balance, replay: service.replay, members };
             if placed.written.is_some() && placed.source.as_ref() == Some(&source) {
                 drop_pending(placed, &mut self.ranges);
                 continue;
@@ -107,6 +107,8 @@ impl Planner {
                 balance: service.balance as u32,
                 members_start: if members_len > 0 { start + table_len } else { 0 },
                 members_len,
+                replay_tries: service.replay.tries,
+                replay_per_mille: service.replay.per_mille,
                 ..Service::ZERO
             };
             placed.pending = Some((service, source));

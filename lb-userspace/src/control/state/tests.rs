@@ -2,7 +2,7 @@ use lb_common::{service::Balance, stats::BackendSignals};
 
 use super::*;
 use crate::{
-    config::{OnDown, Probe, Protocol},
+    config::{OnDown, Probe, Protocol, Replay},
     net::NextHop,
 };
 
@@ -15,6 +15,7 @@ pub(crate) fn service(name: &str, backends: &[&str]) -> config::Service {
         on_down: OnDown::Reset,
         drain_timeout: Duration::from_secs(30),
         slow_start: Duration::from_secs(10),
+        replay: Replay { tries: 3, per_mille: 200 },
         backends: (21..)
             .zip(backends)
             .map(|(host, name)| config::Backend {
