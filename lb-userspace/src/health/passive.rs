@@ -41,9 +41,10 @@ use window::{Counts, Window};
 /// Time between two readings of the kernel's counters.
 pub const TICK: Duration = Duration::from_millis(100);
 
-/// Failures since the last answer that may condemn: what lost packets alone do not do. A silent backend
-/// that `least_conn` avoids gets few connections more than these.
-const FAILURES: u64 = 3;
+/// Failures since the last answer that may condemn, if the siblings have answered so much meanwhile that
+/// it is no chance: about seventy connections, for two failures. So few because `least_conn` gives hardly
+/// more to a backend that lets connections hang.
+const FAILURES: u64 = 2;
 
 /// What the configuration says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -164,8 +164,10 @@ impl Window {
         let due = self.counts_at(now.saturating_sub(grace).max(from));
         let due = due.attempts.saturating_sub(base.attempts);
         let overdue = due.saturating_sub(answered + refused + unreachable);
-        // The kernel counts those that were tried elsewhere or that the client has begun anew.
-        let silent = overdue.max(last.unanswered.saturating_sub(base.unanswered));
+        // The kernel counts those that were tried elsewhere or that the client has begun anew; some
+        // were answered after all.
+        let open = last.attempts.saturating_sub(base.attempts + answered + refused + unreachable);
+        let silent = overdue.max(last.unanswered.saturating_sub(base.unanswered).min(open));
         let first = self.readings.get(self.first_after(from)).map_or(now, |(at, _)| *at);
         // It began between that reading and the one before.
         let within = (now.saturating_sub(first) + super::TICK).min(now.saturating_sub(from));
@@ -186,7 +188,8 @@ impl Window {
         let refused = ended.refused.saturating_sub(base.refused);
         let unreachable = ended.unreachable.saturating_sub(base.unreachable);
         let overdue = attempts.saturating_sub(answered + refused + unreachable);
-        let silent = overdue.max(ended.unanswered.saturating_sub(base.unanswered));
+        let open = ended.attempts.saturating_sub(base.attempts + answered + refused + unreachable);
+        let silent = overdue.max(ended.unanswered.saturating_sub(base.unanswered).min(open));
         let resets = ended.resets.saturating_sub(base.resets);
         let within = now.saturating_sub(from);
         Tally { answered, refused, unreachable, silent, resets, within }
