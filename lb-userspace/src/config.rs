@@ -258,6 +258,8 @@ pub struct Service {
     pub backends: Vec<Backend>,
     /// `[service.health]`.
     pub health: Health,
+    /// `[service.passive]`; none if its connections are not watched.
+    pub passive: Option<Passive>,
     /// Who may connect, and how often.
     pub guard: Guard,
 }
@@ -318,6 +320,15 @@ pub struct Health {
     pub rise: u32,
     /// Failures in a row until a backend is down.
     pub fall: u32,
+}
+
+/// `[service.passive]`: what the connections of clients show of the backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passive {
+    /// Most of the backends that are ejected at a time, 1 to 100 percent; one may always be.
+    pub eject_percent: u32,
+    /// How long the first ejection of a backend lasts that no probe lets back earlier.
+    pub eject_time: Duration,
 }
 
 /// How a backend is asked for its health.

@@ -33,6 +33,8 @@ pub use self::flows::{Connection, Cut};
 use self::{active::Active, flows::Table};
 use crate::clock;
 
+pub use signals::Signals;
+
 mod active;
 mod batch;
 pub mod decap;
@@ -43,6 +45,7 @@ mod link;
 pub mod load;
 mod pins;
 pub mod replay;
+mod signals;
 
 /// What to open, and with which sizes.
 #[derive(Clone, Debug)]
@@ -514,24 +517,9 @@ impl Dataplane {
         Ok(Counters { reasons, services, backends })
     }
 
-    /// What connections have shown of the given backends, summed over the CPUs.
-    pub fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<(u32, BackendSignals)>> {
-        let sum = |&id: &u32| {
-            let mut sum = BackendSignals::ZERO;
-            for cpu in self.backend_signals.get(&id, 0)?.iter() {
-                sum.attempts += cpu.attempts;
-                sum.answered += cpu.answered;
-                sum.refused += cpu.refused;
-                sum.unreachable += cpu.unreachable;
-                sum.unanswered += cpu.unanswered;
-                sum.resets += cpu.resets;
-                for (sum, count) in sum.handshakes.iter_mut().zip(cpu.handshakes) {
-                    *sum = sum.wrapping_add(count);
-                }
-            }
-            Ok((id, sum))
-        };
-        backends.iter().map(sum).collect::<Result<_, MapError>>().context("read BACKEND_SIGNALS")
+    /// A reader of what connections show of each backend.
+    pub fn signals(&self) -> anyhow::Result<Signals> {
+        Signals::new(pinned(&self.pins, names::BACKEND_SIGNALS)?)
     }
 
     /// All connections, up to `limit`; half-open ones too.

@@ -173,6 +173,7 @@ fn desired(weights: &BTreeMap<u8, u32>) -> Desired {
         full_weight: 64,
         serving: weight > 0,
         forward: true,
+        patience_ms: 0,
     });
     let service = DesiredService {
         key: service_key(VIP, Protocol::Tcp),

@@ -91,6 +91,7 @@ section! {
         replay_budget: Share;
         backend: List<Backend>, required "[[service.backend]]` with `name` and `address";
         health: Health;
+        passive: Passive;
         proxy: Proxy, later "no request is proxied or retried";
     }
 }
@@ -117,6 +118,15 @@ section! {
         rise: Whole<1, 1000>;
         fall: Whole<1, 1000>;
         command: List<Argument>;
+    }
+}
+
+section! {
+    /// `[service.passive]`.
+    Passive "[service.passive]" {
+        enabled: bool;
+        eject_percent: Whole<1, 100>;
+        eject_time: Duration;
     }
 }
 

@@ -9,8 +9,8 @@ use std::{
 use lb_common::{event::Event, stats::BackendSignals};
 
 use crate::dataplane::{
-    Adopted, AttachMode, Connection, Counters, Cut, Dataplane, Flow, Info, Op, Sweep, Timeouts,
-    replay::Replayer,
+    Adopted, AttachMode, Connection, Counters, Cut, Dataplane, Flow, Info, Op, Signals, Sweep,
+    Timeouts, replay::Replayer,
 };
 
 /// What the control plane asks of the kernel's side. The calls block; they are made from blocking
@@ -26,8 +26,8 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn info(&self) -> anyhow::Result<Info>;
     /// See [`Dataplane::counters`].
     fn counters(&self, services: &[u32], backends: &[u32]) -> anyhow::Result<Counters>;
-    /// See [`Dataplane::signals`].
-    fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<(u32, BackendSignals)>>;
+    /// See [`Signals::read`]. Waits for no other call.
+    fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<BackendSignals>>;
     /// See [`Dataplane::flows`].
     fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>>;
     /// See [`Dataplane::connections`].
@@ -44,17 +44,21 @@ pub trait Kernel: fmt::Debug + Send + Sync {
 
 /// The data plane, shared by the reconcile task, the sweeps and the readers of `status`.
 #[derive(Debug)]
-pub struct Shared(Mutex<Dataplane>);
+pub struct Shared {
+    dataplane: Mutex<Dataplane>,
+    /// Outside the lock, which a sweep holds for long.
+    signals: Signals,
+}
 
 impl Shared {
     /// Shares an open data plane.
-    pub fn new(dataplane: Dataplane) -> Self {
-        Self(Mutex::new(dataplane))
+    pub fn new(dataplane: Dataplane) -> anyhow::Result<Self> {
+        Ok(Self { signals: dataplane.signals()?, dataplane: Mutex::new(dataplane) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Dataplane> {
         // Every call leaves the maps in a state that the next can go on from.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.dataplane.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -79,8 +83,8 @@ impl Kernel for Shared {
         self.lock().counters(services, backends)
     }
 
-    fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<(u32, BackendSignals)>> {
-        self.lock().signals(backends)
+    fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<BackendSignals>> {
+        self.signals.read(backends)
     }
 
     fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>> {

@@ -100,6 +100,8 @@ pub struct DesiredBackend {
     pub serving: bool,
     /// Packets of its connections are forwarded.
     pub forward: bool,
+    /// Milliseconds that it may take to answer a SYN; 0: what stands in the map stays.
+    pub patience_ms: u16,
 }
 
 /// Something that cannot be done now; the next plan tries again.

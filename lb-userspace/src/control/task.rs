@@ -27,7 +27,7 @@ use crate::{
     clock,
     config::Config,
     events::{Kind, Note, Timeline},
-    health::Report,
+    health::{Report, passive::TICK as WATCH},
     net::NextHops,
 };
 
@@ -36,6 +36,7 @@ mod attach;
 mod faults;
 mod flood;
 mod handle;
+mod passive;
 mod probes;
 mod reconcile;
 mod reload;
@@ -49,6 +50,7 @@ use attach::Attachments;
 use faults::{Faults, KernelNews};
 use flood::Flood;
 pub use handle::{FlowsError, Handle, ResetError};
+use passive::Readings;
 use probes::Probes;
 pub(crate) use reload::warnings;
 pub use reload::{Refused, Reloaded};
@@ -120,6 +122,7 @@ pub struct Task {
     settle_by: Duration,
     wishes: Wishes,
     probes: Probes,
+    readings: Readings,
     addresses: Addresses,
     attachments: Attachments,
     faults: Faults,
@@ -180,6 +183,7 @@ impl Task {
             settled,
             wishes,
             probes,
+            readings: Readings::default(),
             addresses: Addresses::default(),
             attachments: Attachments::default(),
             faults: Faults::default(),
@@ -210,10 +214,16 @@ impl Task {
     async fn run(mut self, mut inputs: Inputs) {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut watch = interval(WATCH);
+        watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watchdog = watchdog();
         let mut followed = true;
+        let mut deadline = self.reconcile().await;
+        let mut changed = false;
         loop {
-            let deadline = self.reconcile().await;
+            if std::mem::replace(&mut changed, true) {
+                deadline = self.reconcile().await;
+            }
             tokio::select! {
                 Some(command) = inputs.commands.recv() => {
                     if let Command::Stop(done) = command {
@@ -236,6 +246,7 @@ impl Task {
                     self.fault("next hops", wrong);
                 }
                 Some(swept) = inputs.swept.recv() => self.take_sweep(swept),
+                _ = watch.tick() => changed = self.watch().await,
                 () = self.addresses.changed() => {}
                 _ = tick.tick() => {
                     self.start_sweep();

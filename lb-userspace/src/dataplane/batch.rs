@@ -94,6 +94,59 @@ pub(super) fn chunk<K: Pod, V: Pod>(
     Ok((!ended).then_some(next))
 }
 
+/// Calls `visit` with the index and the values of each CPU of `count` entries of a per-CPU array, from
+/// `start` up (Linux 5.13). Those past the array's end are left out.
+pub(super) fn read_per_cpu<V: Pod>(
+    map: BorrowedFd<'_>,
+    start: u32,
+    count: u32,
+    cpus: usize,
+    mut visit: impl FnMut(u32, &[V]),
+) -> io::Result<()> {
+    const {
+        // The kernel rounds the value of each CPU up to a multiple of 8 bytes.
+        assert!(size_of::<V>().is_multiple_of(8));
+    }
+    let chunk = count.min(CHUNK as u32);
+    let mut keys: Vec<u32> = Vec::with_capacity(chunk as usize);
+    let mut values: Vec<V> = Vec::with_capacity(chunk as usize * cpus);
+    let mut done = 0;
+    while done < count {
+        // The kernel goes on after the index that it is given.
+        let before = (start + done).wrapping_sub(1);
+        let mut next: u32 = 0;
+        let mut attributes = Attributes {
+            in_batch: if start + done == 0 { 0 } else { &raw const before as u64 },
+            out_batch: &raw mut next as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: chunk.min(count - done),
+            map_fd: map.as_raw_fd() as u32,
+            ..Attributes::default()
+        };
+        let last = match bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes) {
+            Ok(()) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) => return Err(error),
+        };
+        let read = attributes.count.min(chunk);
+        // SAFETY: the kernel has written `read` keys, at most the capacity, and as many values of all
+        // CPUs, each of the size of `V`; all bit patterns are valid (`Pod`).
+        unsafe {
+            keys.set_len(read as usize);
+            values.set_len(read as usize * cpus);
+        }
+        for (key, values) in keys.iter().zip(values.chunks_exact(cpus)) {
+            visit(*key, values);
+        }
+        if last || read == 0 {
+            return Ok(());
+        }
+        done += read;
+    }
+    Ok(())
+}
+
 /// Writes values to consecutive indexes of an array map, from `start` up.
 pub(super) fn update_array<V: Pod>(
     map: BorrowedFd<'_>,

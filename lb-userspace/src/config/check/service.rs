@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use lb_common::limits::{MAX_BACKENDS, MAX_SERVICES};
 use toml::Spanned;
 
-use super::{Listeners, Seen, forward, guard, health, network::Held, whole};
+use super::{Listeners, Seen, forward, guard, health, network::Held, passive, whole};
 use crate::config::{
     Backend, OnDown, Protocol, Replay, Service,
     raw::{self, File},
@@ -68,6 +68,7 @@ pub(super) fn services(
         let checked = check_backends(raw, held, &mut backends, findings);
         let health = health::health(raw, protocol, findings);
         let guard = guard::guard(service, &mut prefixes, findings);
+        let passive = passive::passive(raw, protocol, findings);
         if let (Some(name), Some(listen)) = (service.name.value(), service.listen.value()) {
             services.push(Service {
                 name: name.0.clone(),
@@ -82,6 +83,7 @@ pub(super) fn services(
                 backends: checked,
                 health,
                 guard,
+                passive,
             });
         }
     }

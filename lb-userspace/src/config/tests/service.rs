@@ -175,6 +175,56 @@ fn too_many_services_and_backends() {
 }
 
 #[test]
+fn passive_values() {
+    let passive = |lines: &str| good_and(&format!("[service.passive]\n{lines}\n"));
+    mistake(&passive("eject_time = ▶\"0s\""), "`eject_time` is zero", "leave `eject_time` out");
+    mistake(&passive("eject_time = ▶\"61m\""), "`eject_time` is above 1h", "`ballast disable`");
+    for wrong in ["0", "101", "-5"] {
+        mistake(
+            &passive(&format!("eject_percent = ▶{wrong}")),
+            &format!("`eject_percent` is {wrong}, which is out of range"),
+            "write 1 to 100",
+        );
+    }
+    mistake(
+        &passive("enabled = ▶\"no\""),
+        "`enabled` must be true or false, but is a string",
+        "true",
+    );
+    warning(
+        &passive("enabled = false\neject_time = ▶\"5s\""),
+        "`eject_time` has no effect with `enabled = false`",
+        "remove `eject_time`",
+    );
+    let udp = changed("name = \"web\"", "name = \"web\"\nprotocol = \"udp\"");
+    warning(
+        &(udp + "[service.health]\nprobe = \"none\"\n▶[service.passive]\neject_percent = 10\n"),
+        "`[service.passive]` has no effect on a udp service: only of tcp connections can be seen \
+         whether they are answered",
+        "remove the section",
+    );
+}
+
+#[test]
+fn connections_of_tcp_services_are_watched() {
+    let passive =
+        |text: &str| parse("test.toml", text).expect("no mistake").config.services[0].passive;
+    let usual = crate::config::Passive {
+        eject_percent: 50,
+        eject_time: std::time::Duration::from_secs(10),
+    };
+    assert_eq!(passive(GOOD), Some(usual));
+    assert_eq!(passive(&good_and("[service.passive]\nenabled = false\n")), None);
+    let changed =
+        passive(&good_and("[service.passive]\neject_percent = 10\neject_time = \"1m\"\n"));
+    let wanted =
+        crate::config::Passive { eject_percent: 10, eject_time: std::time::Duration::from_mins(1) };
+    assert_eq!(changed, Some(wanted));
+    let udp = GOOD.replace("name = \"web\"", "name = \"web\"\nprotocol = \"udp\"");
+    assert_eq!(passive(&udp), None);
+}
+
+#[test]
 fn replays() {
     let service = |lines: &str| GOOD.replace("listen =", &format!("{lines}\nlisten ="));
     let config = parse("test.toml", GOOD).unwrap_or_else(|rejected| panic!("{rejected}")).config;

@@ -186,6 +186,7 @@ fn service(port: u16, hosts: &[u8]) -> DesiredService {
         full_weight: 16,
         serving: true,
         forward: true,
+        patience_ms: 0,
     };
     DesiredService {
         key: key(port),
@@ -421,6 +422,7 @@ fn random_desired(services: &[AnyService]) -> Desired {
                 full_weight: 64,
                 serving,
                 forward: serving || forward,
+                patience_ms: 0,
             });
         }
         all.push(service);
@@ -481,4 +483,30 @@ proptest! {
         apply(&mut planner, &mut model, &nothing, now);
         prop_assert!(model.backends.is_empty() && model.services.is_empty());
     }
+}
+
+#[test]
+fn patience_is_written_once_known_and_outlives_the_daemon() {
+    let mut wanted = desired(vec![service(80, &[21])]);
+    let mut planner = Planner::adopt(Adopted::default());
+    let patience = |plan: &Plan| {
+        plan.ops.iter().find_map(|op| match op {
+            Op::SetBackend { backend, .. } => Some(backend.patience_ms),
+            _ => None,
+        })
+    };
+    let mut step = |wanted: &Desired| {
+        let plan = planner.plan(wanted, Duration::from_secs(1));
+        plan.ops.iter().for_each(|op| planner.applied(op, Duration::from_secs(1)));
+        patience(&plan)
+    };
+    assert_eq!(step(&wanted), Some(0));
+    wanted.services[0].backends[0].patience_ms = 50;
+    assert_eq!(step(&wanted), Some(50));
+    assert_eq!(step(&wanted), None);
+    // The next daemon does not know it yet, and writes the backend for another reason.
+    wanted.services[0].backends[0].patience_ms = 0;
+    assert_eq!(step(&wanted), None);
+    wanted.services[0].backends[0].weight = 8;
+    assert_eq!(step(&wanted), Some(50));
 }

@@ -44,7 +44,14 @@ impl Planner {
             let backend = if let Some(&(at, place)) = ids.get(&id) {
                 let service = &desired.services[at];
                 let wanted = &service.backends[place];
-                encode::backend(wanted, entry.service, service.forward, &desired.next_hops)
+                let forward = service.forward;
+                let mut backend =
+                    encode::backend(wanted, entry.service, forward, &desired.next_hops);
+                if backend.patience_ms == 0 {
+                    // What a previous daemon has learned is better than nothing.
+                    backend.patience_ms = entry.written.map_or(0, |written| written.patience_ms);
+                }
+                backend
             } else {
                 let Some(written) = entry.written else { continue };
                 let cut = !matches!(entry.life, Life::Draining { until } if now < until);
@@ -76,7 +83,7 @@ impl Planner {
         let mut members: BTreeMap<usize, Vec<Member>> = BTreeMap::new();
         let mut forwarding = BTreeSet::new();
         for (&id, &(at, place)) in ids {
-            let DesiredBackend { address, weight, full_weight, serving, forward } =
+            let DesiredBackend { address, weight, full_weight, serving, forward, .. } =
                 desired.services[at].backends[place];
             forwarding.extend(forward.then_some(id));
             let weight = if serving { weight } else { 0 };

@@ -54,7 +54,7 @@ fn least_conn_lists_each_once() {
     for balance in [Balance::LeastConn, Balance::RoundRobin, Balance::Random, Balance::Maglev] {
         assert_eq!(build(balance, &members).members, [1001, 1002]);
     }
-    assert_eq!(build(Balance::LeastConn, &members).slots, [1001, 1002, 1001]);
+    assert_eq!(slots_of(Balance::LeastConn, &members), [1001, 1002, 1001]);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use lb_common::reason::Reason;
@@ -17,12 +18,13 @@ use crate::{
         plan::service_key,
         state::{Record, ServiceState},
         status::{
-            Backend, Floating, NamedFlow, Retiring, Service, Slots, Status, balance_word,
-            forward_words, protocol_word,
+            Backend, Floating, NamedFlow, Passive, PassiveState, Retiring, Service, Slots, Status,
+            balance_word, forward_words, protocol_word,
         },
         verdict::{Admin, WEIGHT_SCALE},
     },
     dataplane::{AttachMode, Counters, Flow, Info},
+    health::passive::Stand,
     net::Mac,
 };
 
@@ -189,11 +191,11 @@ impl Task {
             replayed: 0,
             not_replayed: 0,
             connections_per_second: 0.0,
-            backends: service.records.iter().map(|record| self.backend(record)).collect(),
+            backends: service.records.iter().map(|record| self.backend(service, record)).collect(),
         }
     }
 
-    fn backend(&self, record: &Record) -> Backend {
+    fn backend(&self, service: &ServiceState, record: &Record) -> Backend {
         let hop = self.state.next_hops().get(&record.config.address.ip());
         let since = clock::monotonic().saturating_sub(record.since);
         let full = record.weight() * WEIGHT_SCALE;
@@ -207,6 +209,7 @@ impl Task {
             admin: record.wish.admin,
             reason: record.reason.clone(),
             verdict: record.verdict.reasons.iter().map(ToString::to_string).collect(),
+            passive: service.config.passive.map(|_| passive(record, clock::monotonic())),
             since: clock::wall() - since,
             weight: record.weight(),
             weight_percent: record.verdict.weight * 100 / full,
@@ -222,6 +225,29 @@ impl Task {
             forward_bytes_per_second: 0.0,
             return_bytes_per_second: 0.0,
         }
+    }
+}
+
+fn passive(record: &Record, now: Duration) -> Passive {
+    let track = &record.track;
+    let mut ejected_for = None;
+    let (state, reason) = match track.stand() {
+        Stand::Ejected(ejection) => {
+            ejected_for = Some(ejection.until.saturating_sub(now).as_secs());
+            (PassiveState::Ejected, Some(ejection.evidence.to_string()))
+        }
+        Stand::Failing(failing) => (PassiveState::Failing, Some(failing.to_string())),
+        Stand::Fit if track.share_percent() < 100 => (PassiveState::Slow, None),
+        Stand::Fit if track.is_busy(now) => (PassiveState::Fit, None),
+        Stand::Fit => (PassiveState::Quiet, None),
+    };
+    Passive {
+        state,
+        reason,
+        ejected_for,
+        handshake_p50_us: track.handshake_p50_us(),
+        handshake_p99_us: track.handshake_p99_us(),
+        patience_ms: Some(track.patience_ms()).filter(|millis| *millis > 0),
     }
 }
 

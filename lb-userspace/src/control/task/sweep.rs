@@ -81,7 +81,9 @@ impl Task {
                 events: kernel.take_events(),
                 sweep: kernel.sweep(clock::monotonic_coarse_ns(), &timeouts),
                 counters: kernel.counters(&services, &backends),
-                signals: kernel.signals(&backends),
+                signals: kernel
+                    .signals(&backends)
+                    .map(|signals| backends.iter().copied().zip(signals).collect()),
             });
             let swept = work.await.unwrap_or_else(|panicked| Swept {
                 began,

@@ -38,6 +38,7 @@ pub(super) struct Maps {
     pub(super) broken: bool,
     pub(super) events: Vec<Event>,
     pub(super) connections: Vec<Connection>,
+    pub(super) signals: BTreeMap<u32, BackendSignals>,
 }
 
 impl FakeKernel {
@@ -119,8 +120,10 @@ impl Kernel for FakeKernel {
         })
     }
 
-    fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<(u32, BackendSignals)>> {
-        Ok(backends.iter().map(|&id| (id, BackendSignals::ZERO)).collect())
+    fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<BackendSignals>> {
+        let maps = self.maps();
+        let of = |id: &u32| maps.signals.get(id).copied().unwrap_or(BackendSignals::ZERO);
+        Ok(backends.iter().map(of).collect())
     }
 
     fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>> {
