@@ -200,7 +200,7 @@ fn change(weights: &mut BTreeMap<u8, u32>, random: &mut fastrand::Rng) {
     if weights.len() > 2 && weights.contains_key(&host) && random.bool() {
         weights.remove(&host);
     } else {
-        let least = if weights.contains_key(&host) { 0 } else { 1 };
+        let least = u32::from(!weights.contains_key(&host));
         weights.insert(host, random.u32(least..=64));
     }
     if weights.values().all(|weight| *weight == 0) {
@@ -210,7 +210,7 @@ fn change(weights: &mut BTreeMap<u8, u32>, random: &mut fastrand::Rng) {
 
 #[test]
 fn no_connection_of_a_living_backend_is_moved_by_churn() -> Result<()> {
-    let seed = 0xba11_a57;
+    let seed = 0x0ba1_1a57;
     let mut random = fastrand::Rng::with_seed(seed);
     let mut site = Site::new()?;
     let mut weights: BTreeMap<u8, u32> = (20..26).map(|host| (host, 64)).collect();
