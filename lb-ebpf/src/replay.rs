@@ -196,48 +196,77 @@ impl Tags {
     }
 }
 
-/// Gives the connection of a packet that was [`Action::Replay`] to the next backend. `None`: it is not
-/// to be, and [`crate::half_open`] or [`crate::error`] has to look at the packet again, without replay.
+/// The tuple of the replies to the connection of a packet that was [`Action::Replay`], and its segment if
+/// that is the client's SYN.
 #[inline(always)]
-pub fn give<F: Family, T: Tables + Flows<F>>(
-    packet: Packet,
+fn in_hand<F: Family, T: Tables + Flows<F>>(
+    packet: &Packet,
     tables: &T,
-) -> Option<Result<Step, Reason>> {
-    let ours = crate::ours::<F, T>(&packet, tables).ok()?;
-    let (replies, syn_in_hand) = match ours {
+) -> Option<(Tuple<F::Address>, Option<Segment<F::Address>>)> {
+    Some(match crate::ours::<F, T>(packet, tables).ok()? {
         Ours::Segment(segment) if segment.starts() => {
             let client = tables.half_open(&F::key(segment.tuple, protocol::TCP))?;
             (client.flow().rewritten().reversed(), Some(segment))
         }
         Ours::Segment(segment) => (segment.tuple, None),
-        Ours::Icmp(_, outer) => (icmp::about::<F>(&packet, &outer).ok()?.tuple.reversed(), None),
-    };
-    let server = tables.half_open(&F::key(replies, protocol::TCP))?;
-    if server.flow().state() & state::RETURN == 0 || !noted_replayable::<F>(server) {
-        return None;
+        Ours::Icmp(_, outer) => (icmp::about::<F>(packet, &outer).ok()?.tuple.reversed(), None),
+    })
+}
+
+/// Chooses the next backend for the connection of a packet that was [`Action::Replay`], and enters its
+/// half. False if there is none: then [`crate::half_open`] or [`crate::error`] has to look at the packet
+/// again, without replay. [`give`] comes next.
+///
+/// Two steps that share nothing but the packet and the scratch: each is a subprogram in the kernel, with
+/// a stack of its own.
+#[inline(always)]
+pub fn choose<F: Family, T: Tables + Flows<F>>(packet: Packet, tables: &T) -> bool {
+    let Some((replies, syn_in_hand)) = in_hand::<F, T>(&packet, tables) else { return false };
+    if syn_in_hand.is_some_and(|segment| segment.ttl <= 1) {
+        return false;
     }
-    if syn_in_hand.as_ref().is_some_and(|segment| segment.ttl <= 1) {
-        return None;
+    let Some(server) = tables.half_open(&F::key(replies, protocol::TCP)) else { return false };
+    if server.flow().state() & state::RETURN == 0 || !noted_replayable::<F>(server) {
+        return false;
     }
     match next::<F, T>(tables, server) {
-        Next::Backend(id) => hand_over::<F, T>(packet, tables, replies, syn_in_hand.as_ref(), id),
+        Next::Backend => true,
         Next::Later => {
             // A silent backend has as much time again.
             server.syn_mut().sent_ns = tables.clock_ns();
             tables.count_not_replayed(server.syn().service);
-            None
+            false
         }
         Next::Never => {
             server.syn_mut().bits &= !syn::REPLAYABLE;
             tables.count_not_replayed(server.syn().service);
-            None
+            false
         }
     }
 }
 
+/// Gives the connection of a packet to the backend that [`choose`] has chosen. `None`: somebody else was
+/// faster, and it is as if none had been chosen.
+#[inline(always)]
+pub fn give<F: Family, T: Tables + Flows<F>>(
+    packet: Packet,
+    tables: &T,
+) -> Option<Result<Step, Reason>> {
+    let scratch = tables.scratch()?;
+    let given = match in_hand::<F, T>(&packet, tables) {
+        Some((replies, syn)) => hand_over::<F, T>(packet, tables, replies, syn.as_ref()),
+        None => None,
+    };
+    if given.is_none() {
+        tables.remove_half_open(&scratch.server);
+    }
+    given
+}
+
 /// Where a connection may go.
 enum Next {
-    Backend(u32),
+    /// To the backend in the scratch.
+    Backend,
     /// The budget is used up.
     Later,
     /// There is no other backend, or too many were tried.
@@ -284,7 +313,7 @@ fn next<F: Family, T: Tables + Flows<F>>(tables: &T, server: &F::HalfOpen) -> Ne
         dst: client.dst,
         ports: Ports::new(backend.port.to_be_bytes(), [0; 2]),
     };
-    if tables.find_port() { Next::Backend(id) } else { Next::Later }
+    if tables.find_port() { Next::Backend } else { Next::Later }
 }
 
 /// Takes the connection from the backend that sends `replies`, and gives it to the one in the scratch.
@@ -294,9 +323,9 @@ fn hand_over<F: Family, T: Tables + Flows<F>>(
     tables: &T,
     replies: Tuple<F::Address>,
     syn_in_hand: Option<&Segment<F::Address>>,
-    id: u32,
 ) -> Option<Result<Step, Reason>> {
     let scratch = tables.scratch()?;
+    let id = scratch.backend;
     let backend = tables.backend(id)?;
     let server = tables.half_open(&F::key(replies, protocol::TCP))?;
     let old = server.flow().backend();
@@ -306,7 +335,6 @@ fn hand_over<F: Family, T: Tables + Flows<F>>(
         if before & state::GIVEN_UP == 0 {
             set_bits::<F, T>(tables, server.flow_mut(), state::KEPT);
         }
-        tables.remove_half_open(&scratch.server);
         return None;
     }
     let service = scratch.service.index;
