@@ -196,20 +196,30 @@ impl Tags {
     }
 }
 
-/// The tuple of the replies to the connection of a packet that was [`Action::Replay`], and its segment if
-/// that is the client's SYN.
+/// What a packet that was [`Action::Replay`] says of its connection.
+struct InHand<A> {
+    /// The tuple of the replies.
+    replies: Tuple<A>,
+    /// Its segment, if it is the client's SYN.
+    syn: Option<Segment<A>>,
+}
+
 #[inline(always)]
 fn in_hand<F: Family, T: Tables + Flows<F>>(
     packet: &Packet,
     tables: &T,
-) -> Option<(Tuple<F::Address>, Option<Segment<F::Address>>)> {
+) -> Option<InHand<F::Address>> {
     Some(match crate::ours::<F, T>(packet, tables).ok()? {
         Ours::Segment(segment) if segment.starts() => {
             let client = tables.half_open(&F::key(segment.tuple, protocol::TCP))?;
-            (client.flow().rewritten().reversed(), Some(segment))
+            let replies = client.flow().rewritten().reversed();
+            InHand { replies, syn: Some(segment) }
         }
-        Ours::Segment(segment) => (segment.tuple, None),
-        Ours::Icmp(_, outer) => (icmp::about::<F>(packet, &outer).ok()?.tuple.reversed(), None),
+        Ours::Segment(segment) => InHand { replies: segment.tuple, syn: None },
+        Ours::Icmp(_, outer) => {
+            let replies = icmp::about::<F>(packet, &outer).ok()?.tuple.reversed();
+            InHand { replies, syn: None }
+        }
     })
 }
 
@@ -221,8 +231,8 @@ fn in_hand<F: Family, T: Tables + Flows<F>>(
 /// a stack of its own.
 #[inline(always)]
 pub fn choose<F: Family, T: Tables + Flows<F>>(packet: Packet, tables: &T) -> bool {
-    let Some((replies, syn_in_hand)) = in_hand::<F, T>(&packet, tables) else { return false };
-    if syn_in_hand.is_some_and(|segment| segment.ttl <= 1) {
+    let Some(InHand { replies, syn }) = in_hand::<F, T>(&packet, tables) else { return false };
+    if syn.is_some_and(|segment| segment.ttl <= 1) {
         return false;
     }
     let Some(server) = tables.half_open(&F::key(replies, protocol::TCP)) else { return false };
@@ -254,7 +264,7 @@ pub fn give<F: Family, T: Tables + Flows<F>>(
 ) -> Option<Result<Step, Reason>> {
     let scratch = tables.scratch()?;
     let given = match in_hand::<F, T>(&packet, tables) {
-        Some((replies, syn)) => hand_over::<F, T>(packet, tables, replies, syn.as_ref()),
+        Some(InHand { replies, syn }) => hand_over::<F, T>(packet, tables, replies, syn.as_ref()),
         None => None,
     };
     if given.is_none() {
