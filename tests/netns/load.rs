@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use xtask::lab::Host;
+use xtask::{lab::Host, wait};
 
 use crate::{http, site::eventually};
 
@@ -96,6 +96,14 @@ impl Load {
     pub(crate) fn more(&self, requests: u64) -> Result<()> {
         let goal = self.done.load(Ordering::Relaxed) + requests;
         eventually(&format!("{requests} more requests"), || {
+            Ok((self.done.load(Ordering::Relaxed) >= goal).then_some(()))
+        })
+    }
+
+    /// Waits until so many more requests are over, where that may take long.
+    pub(crate) fn more_within(&self, requests: u64, limit: Duration) -> Result<()> {
+        let goal = self.done.load(Ordering::Relaxed) + requests;
+        wait::until(limit, &format!("{requests} more requests"), || {
             Ok((self.done.load(Ordering::Relaxed) >= goal).then_some(()))
         })
     }
