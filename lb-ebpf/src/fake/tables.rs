@@ -251,20 +251,6 @@ impl FakeTables {
         self.signals.borrow().get(&id).copied().unwrap_or(BackendSignals::ZERO)
     }
 
-    /// Changes a service.
-    ///
-    /// # Panics
-    ///
-    /// When there is no such service.
-    pub fn change_service(
-        &mut self,
-        listen: SocketAddr,
-        protocol: u8,
-        change: impl FnOnce(&mut Service),
-    ) {
-        change(self.services.get_mut(&service_key(listen, protocol)).expect("a service there"));
-    }
-
     /// Packets in all counters that a packet may end in.
     #[must_use]
     pub fn counted(&self) -> u64 {
