@@ -13,7 +13,7 @@ use lb_common::{
     backend::Backend,
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
-    limits::{MAX_BACKENDS, MAX_SERVICES, MAX_SLOTS, VIP_WORDS},
+    limits::{DEFAULT_BACKENDS, DEFAULT_SERVICES, DEFAULT_SLOTS, VIP_WORDS},
     reason::Reason,
     service::{Service, ServiceKey},
     stats::{BackendStats, ServiceStats},
@@ -74,7 +74,7 @@ impl FakeTables {
             random: Cell::new(1),
             vips: vec![0; VIP_WORDS as usize],
             services: HashMap::new(),
-            backends: vec![Backend::ZERO; MAX_BACKENDS as usize],
+            backends: vec![Backend::ZERO; DEFAULT_BACKENDS as usize],
             slots: setup.slots.clone(),
             cursors: RefCell::default(),
             active: RefCell::default(),
@@ -242,11 +242,11 @@ impl Tables for FakeTables {
 
     fn slot(&self, index: u32) -> Option<u32> {
         // An array has all its elements, with zeros in those that nobody wrote.
-        (index < MAX_SLOTS).then(|| self.slots.get(index as usize).copied().unwrap_or(0))
+        (index < DEFAULT_SLOTS).then(|| self.slots.get(index as usize).copied().unwrap_or(0))
     }
 
     fn next_cursor(&self, service: u32) -> u32 {
-        if service >= MAX_SERVICES {
+        if service >= DEFAULT_SERVICES {
             return 0;
         }
         let mut cursors = self.cursors.borrow_mut();

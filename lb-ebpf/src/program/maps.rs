@@ -1,5 +1,5 @@
-//! The maps. Their names are those of `lb_common::names`; user space sets the sizes of the flow tables
-//! when it loads the program.
+//! The maps. Their names are those of `lb_common::names`; user space sets their sizes
+//! when it loads the program; those here hold where it does not.
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
@@ -11,8 +11,8 @@ use lb_common::{
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
     limits::{
-        DEFAULT_FLOWS, DEFAULT_HALF_OPEN, EVENTS_BYTES, MAX_BACKENDS, MAX_SERVICES, MAX_SLOTS,
-        VIP_WORDS,
+        DEFAULT_BACKENDS, DEFAULT_FLOWS, DEFAULT_HALF_OPEN, DEFAULT_SERVICES, DEFAULT_SLOTS,
+        EVENTS_BYTES, VIP_WORDS,
     },
     reason::Reason,
     service::{Service, ServiceKey},
@@ -27,14 +27,14 @@ use lb_ebpf::{
 pub(crate) static VIPS: Array<u64, { VIP_WORDS as usize }> = Array::new();
 
 #[btf_map]
-pub(crate) static SERVICES: HashMap<ServiceKey, Service, { MAX_SERVICES as usize }> =
+pub(crate) static SERVICES: HashMap<ServiceKey, Service, { DEFAULT_SERVICES as usize }> =
     HashMap::new();
 
 #[btf_map]
-pub(crate) static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }> = Array::new();
+pub(crate) static BACKENDS: Array<Backend, { DEFAULT_BACKENDS as usize }> = Array::new();
 
 #[btf_map]
-pub(crate) static MAGLEV: Array<u32, { MAX_SLOTS as usize }> = Array::new();
+pub(crate) static MAGLEV: Array<u32, { DEFAULT_SLOTS as usize }> = Array::new();
 
 #[btf_map]
 pub(crate) static FLOWS: LruHashMap<FlowKey4, FlowEntry4, { DEFAULT_FLOWS as usize }> =
@@ -56,19 +56,19 @@ pub(crate) static HALF_OPEN6: LruHashMap<FlowKey6, FlowEntry6, { DEFAULT_HALF_OP
 pub(crate) static REASONS: PerCpuArray<u64, { Reason::COUNT as usize }> = PerCpuArray::new();
 
 #[btf_map]
-pub(crate) static SERVICE_STATS: PerCpuArray<ServiceStats, { MAX_SERVICES as usize }> =
+pub(crate) static SERVICE_STATS: PerCpuArray<ServiceStats, { DEFAULT_SERVICES as usize }> =
     PerCpuArray::new();
 
 #[btf_map]
-pub(crate) static BACKEND_STATS: PerCpuArray<BackendStats, { MAX_BACKENDS as usize }> =
+pub(crate) static BACKEND_STATS: PerCpuArray<BackendStats, { DEFAULT_BACKENDS as usize }> =
     PerCpuArray::new();
 
 #[btf_map]
-pub(crate) static ACTIVE: Array<u64, { MAX_BACKENDS as usize }, { BPF_F_MMAPABLE as usize }> =
+pub(crate) static ACTIVE: Array<u64, { DEFAULT_BACKENDS as usize }, { BPF_F_MMAPABLE as usize }> =
     Array::new();
 
 #[btf_map]
-pub(crate) static CURSORS: Array<u64, { MAX_SERVICES as usize }> = Array::new();
+pub(crate) static CURSORS: Array<u64, { DEFAULT_SERVICES as usize }> = Array::new();
 
 #[btf_map]
 pub(crate) static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
