@@ -10,7 +10,7 @@ use std::{
 use aya::maps::{Array, MapData};
 use ballast::{
     clock,
-    dataplane::{Dataplane, Op, Options, Timeouts, remove_pins},
+    dataplane::{Dataplane, Op, Options, Sizes, Timeouts, remove_pins},
 };
 use lb_common::{
     backend::{Backend, FORWARD, IN_USE},
@@ -32,7 +32,13 @@ impl Pins {
     }
 
     fn options(&self) -> Options {
-        Options { pins: self.0.clone(), max_flows: 4096, max_half_open: 1024, discard_pins: false }
+        Options {
+            pins: self.0.clone(),
+            max_flows: 4096,
+            max_half_open: 1024,
+            sizes: Sizes::default(),
+            discard_pins: false,
+        }
     }
 }
 
@@ -152,6 +158,7 @@ fn counters_flows_and_sweeps_of_empty_tables_are_empty() {
         assert_eq!((sweep.flows, sweep.expired, sweep.orphans), (0, 0, 0));
     }
     assert!(dataplane.counters(&[u32::MAX], &[]).is_err(), "an index past the end is an error");
-    let past_the_end = Op::SetTable { start: lb_common::limits::MAX_SLOTS - 1, slots: vec![0, 0] };
+    let past_the_end =
+        Op::SetTable { start: lb_common::limits::DEFAULT_SLOTS - 1, slots: vec![0, 0] };
     assert!(dataplane.apply(&[past_the_end]).is_err());
 }

@@ -2,12 +2,15 @@
 
 use std::{
     fmt,
-    sync::{Mutex, MutexGuard, PoisonError},
+    ops::ControlFlow,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use lb_common::event::Event;
 
-use crate::dataplane::{Adopted, AttachMode, Counters, Dataplane, Flow, Info, Op, Sweep, Timeouts};
+use crate::dataplane::{
+    Adopted, AttachMode, Counters, Dataplane, Flow, Info, Op, Reader, Sweep, Sweeper, Timeouts,
+};
 
 /// What the control plane asks of the kernel's side. The calls block; they are made from blocking
 /// threads. Their meaning is that of the methods of [`Dataplane`].
@@ -18,31 +21,45 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn apply(&self, ops: &[Op]) -> anyhow::Result<()>;
     /// See [`Dataplane::attach`].
     fn attach(&self, interface: &str, ifindex: u32) -> anyhow::Result<AttachMode>;
+    /// See [`Dataplane::detach`].
+    fn detach(&self, ifindex: u32) -> anyhow::Result<()>;
     /// See [`Dataplane::info`].
     fn info(&self) -> anyhow::Result<Info>;
     /// See [`Dataplane::counters`].
     fn counters(&self, services: &[u32], backends: &[u32]) -> anyhow::Result<Counters>;
-    /// See [`Dataplane::flows`].
-    fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>>;
-    /// See [`Dataplane::sweep`].
-    fn sweep(&self, now_ns: u64, timeouts: &Timeouts) -> anyhow::Result<Sweep>;
+    /// See [`Reader::read`].
+    fn flows(
+        &self,
+        wanted: &dyn Fn(u32) -> bool,
+        each: &mut dyn FnMut(Flow) -> ControlFlow<()>,
+    ) -> anyhow::Result<()>;
+    /// See [`Sweeper::slice`].
+    fn sweep(&self, now_ns: u64, timeouts: &Timeouts) -> anyhow::Result<Option<Sweep>>;
     /// See [`Dataplane::take_events`].
     fn take_events(&self) -> Vec<Event>;
 }
 
 /// The data plane, shared by the reconcile task, the sweeps and the readers of `status`.
+///
+/// Sweeps and lists of flows, which take long when there are many, wait for nobody and nobody waits
+/// for them.
 #[derive(Debug)]
-pub struct Shared(Mutex<Dataplane>);
+pub struct Shared {
+    dataplane: Mutex<Dataplane>,
+    sweeper: Arc<Mutex<Sweeper>>,
+    reader: Arc<Reader>,
+}
 
 impl Shared {
     /// Shares an open data plane.
     pub fn new(dataplane: Dataplane) -> Self {
-        Self(Mutex::new(dataplane))
+        let (sweeper, reader) = (dataplane.sweeper(), dataplane.reader());
+        Self { dataplane: Mutex::new(dataplane), sweeper, reader }
     }
 
     fn lock(&self) -> MutexGuard<'_, Dataplane> {
         // Every call leaves the maps in a state that the next can go on from.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.dataplane.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -59,6 +76,10 @@ impl Kernel for Shared {
         self.lock().attach(interface, ifindex)
     }
 
+    fn detach(&self, ifindex: u32) -> anyhow::Result<()> {
+        self.lock().detach(ifindex)
+    }
+
     fn info(&self) -> anyhow::Result<Info> {
         self.lock().info()
     }
@@ -67,12 +88,17 @@ impl Kernel for Shared {
         self.lock().counters(services, backends)
     }
 
-    fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>> {
-        self.lock().flows(limit)
+    fn flows(
+        &self,
+        wanted: &dyn Fn(u32) -> bool,
+        each: &mut dyn FnMut(Flow) -> ControlFlow<()>,
+    ) -> anyhow::Result<()> {
+        self.reader.read(wanted, each)
     }
 
-    fn sweep(&self, now_ns: u64, timeouts: &Timeouts) -> anyhow::Result<Sweep> {
-        self.lock().sweep(now_ns, timeouts)
+    fn sweep(&self, now_ns: u64, timeouts: &Timeouts) -> anyhow::Result<Option<Sweep>> {
+        // A sweep that panicked left tables that the next can go on from.
+        self.sweeper.lock().unwrap_or_else(PoisonError::into_inner).slice(now_ns, timeouts)
     }
 
     fn take_events(&self) -> Vec<Event> {

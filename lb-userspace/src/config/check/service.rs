@@ -2,10 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use lb_common::{
-    limits::{MAX_BACKENDS, MAX_SERVICES},
-    service::Balance,
-};
+use lb_common::service::Balance;
 use toml::Spanned;
 
 use super::{Listeners, Seen, health, network::Held, whole};
@@ -31,19 +28,13 @@ pub(super) fn services(
 ) -> Vec<Service> {
     let mut names = Seen::default();
     let mut services = Vec::new();
-    let mut backends = 0;
     if file.service.is_absent() || file.service.value().is_some_and(List::is_empty) {
         findings
             .warning_of_file("no `[[service]]`: nothing is forwarded")
             .help("add a `[[service]]` with `name`, `listen` and a `[[service.backend]]`");
     }
-    for (index, raw) in file.service.items().enumerate() {
+    for raw in file.service.items() {
         let service = raw.get_ref();
-        if index == MAX_SERVICES as usize {
-            findings
-                .error(raw.span(), format!("more than {MAX_SERVICES} services"))
-                .help("this one and those after it do not fit into the kernel's table");
-        }
         if let Some(name) = service.name.get() {
             names.once(
                 name.get_ref().clone(),
@@ -62,7 +53,7 @@ pub(super) fn services(
             }
         }
         check_way(service, findings);
-        let checked = check_backends(raw, held, &mut backends, findings);
+        let checked = check_backends(raw, held, findings);
         let health = health::health(raw, protocol, findings);
         if let (Some(name), Some(listen)) = (service.name.value(), service.listen.value()) {
             services.push(Service {
@@ -130,11 +121,10 @@ fn check_way(service: &raw::Service, findings: &mut Findings) {
     }
 }
 
-/// Checks the backends of one service; `total` counts those of all services.
+/// Checks the backends of one service.
 fn check_backends(
     service: &Spanned<raw::Service>,
     held: &Held,
-    total: &mut u32,
     findings: &mut Findings,
 ) -> Vec<Backend> {
     let list = &service.get_ref().backend;
@@ -150,12 +140,6 @@ fn check_backends(
     let mut checked = Vec::new();
     for raw in list.items() {
         let backend = raw.get_ref();
-        if *total == MAX_BACKENDS {
-            findings
-                .error(raw.span(), format!("more than {MAX_BACKENDS} backends in all services"))
-                .help("this one and those after it do not fit into the kernel's table");
-        }
-        *total += 1;
         if let Some(name) = backend.name.get() {
             names.once(
                 name.get_ref().clone(),

@@ -2,10 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
-use lb_common::service::Service;
+use lb_common::service::{Balance, Service};
 
 use super::{
     Desired, DesiredBackend, Life, Placed, Plan, Planner, Problem, Source, encode, place::Places,
@@ -27,7 +28,10 @@ impl Planner {
         now: Duration,
     ) -> (Vec<Op>, Vec<Op>) {
         let (mut early, mut late) = (Vec::new(), Vec::new());
-        for (&id, entry) in &self.backends {
+        let concerned: BTreeSet<u32> =
+            ids.keys().copied().chain(self.waning.iter().copied()).collect();
+        for id in concerned {
+            let Some(entry) = self.backends.get(&id) else { continue };
             if entry.life == Life::Unused {
                 late.push(Op::ClearBackend { id });
                 continue;
@@ -56,6 +60,7 @@ impl Planner {
     pub(super) fn service_ops(
         &mut self,
         desired: &Desired,
+        changed: &[usize],
         ids: &Places,
         now: Duration,
         plan: &mut Plan,
@@ -68,33 +73,26 @@ impl Planner {
             members.entry(at).or_default().push(Member { address, id, full_weight, weight });
         }
         let (mut tables, mut services) = (Vec::new(), Vec::new());
-        for (at, service) in desired.services.iter().enumerate() {
+        let density = self.density;
+        for &at in changed {
+            let service = &desired.services[at];
             let key = service.key;
             let Some(placed) = self.services.get_mut(&key) else { continue };
             let mut members = members.remove(&at).unwrap_or_default();
             members.sort_unstable();
-            let source = Source { balance: service.balance, members };
+            let source = Source { balance: service.balance, density, members };
             if placed.written.is_some() && placed.source.as_ref() == Some(&source) {
                 drop_pending(placed, &mut self.ranges);
                 continue;
             }
-            let Table { mut slots, members } = table::build(service.balance, &source.members);
-            let (table_len, members_len) = (slots.len() as u32, members.len() as u32);
-            // The members stand behind the table, in the same run of slots.
-            slots.extend(members);
-            let len = slots.len() as u32;
-            if placed.pending.as_ref().is_none_or(|(pending, _)| run(pending).1 != len) {
-                drop_pending(placed, &mut self.ranges);
-            }
-            let start = match &placed.pending {
-                Some((pending, _)) => Some(pending.table_start),
-                None if len == 0 => Some(0),
-                None => self.ranges.take(len, now),
-            };
-            let Some(start) = start else {
-                plan.problems.push(Problem::Slots(len));
+            let Some(Run { start, slots, table_len }) = lay(&mut self.ranges, placed, &source, now)
+            else {
+                let Table { slots, members } =
+                    table::build(source.balance, &source.members, density);
+                plan.problems.push(Problem::Slots((slots.len() + members.len()) as u32));
                 continue;
             };
+            let members_len = slots.len() as u32 - table_len;
             let service = Service {
                 index: placed.index,
                 table_start: start,
@@ -104,7 +102,7 @@ impl Planner {
                 members_len,
             };
             placed.pending = Some((service, source));
-            if len > 0 {
+            if !slots.is_empty() {
                 tables.push(Op::SetTable { start, slots });
             }
             services.push(Op::SetService { key, service });
@@ -121,14 +119,82 @@ impl Planner {
         (tables, services)
     }
 
+    /// Notes which of the planned services stand in the maps in full: those without a write.
+    pub(super) fn settle(
+        &mut self,
+        desired: &Desired,
+        changed: &[usize],
+        ops: &[&[Op]],
+        plan: &Plan,
+    ) {
+        // A backend or a run without room is tried again.
+        if !plan.problems.is_empty() {
+            return;
+        }
+        let mut busy: BTreeSet<u32> = BTreeSet::new();
+        for op in ops.iter().copied().flatten() {
+            match op {
+                Op::SetBackend { id, .. } => {
+                    busy.extend(self.backends.get(id).map(|entry| entry.service));
+                }
+                Op::SetService { service, .. } => {
+                    busy.insert(service.index);
+                }
+                _ => {}
+            }
+        }
+        for service in changed.iter().map(|&at| &desired.services[at]) {
+            if let Some(placed) = self.services.get_mut(&service.key)
+                && !busy.contains(&placed.index)
+            {
+                placed.settled = Some(Arc::clone(service));
+            }
+        }
+    }
+
     /// The filter: all floating addresses, and those that flows of removed services still use.
     pub(super) fn vip_words(&self, desired: &Desired) -> Vec<u64> {
-        let in_use: BTreeSet<u32> = self.backends.values().map(|entry| entry.service).collect();
-        let services = self.services.iter().filter(|(_, placed)| in_use.contains(&placed.index));
+        let services =
+            self.services.iter().filter(|(_, placed)| self.users.contains_key(&placed.index));
         let addresses = services.map(|(key, _)| encode::address(key.address));
         let desired_listens =
             desired.services.iter().map(|service| encode::address(service.key.address));
         encode::vip_words(desired.floating.iter().copied().chain(addresses).chain(desired_listens))
+    }
+}
+
+/// A planned run of slots: a table, and its members behind it.
+struct Run {
+    start: u32,
+    slots: Vec<u32>,
+    table_len: u32,
+}
+
+/// Builds a table and finds a place for it, which is that of the table that is planned already if it
+/// has the same length. A schedule that has no room is made coarser until it has; a Maglev table is
+/// not, for other nodes have the same one.
+fn lay(ranges: &mut Ranges, placed: &mut Placed, source: &Source, now: Duration) -> Option<Run> {
+    let mut density = source.density;
+    loop {
+        let Table { mut slots, members } = table::build(source.balance, &source.members, density);
+        let table_len = slots.len() as u32;
+        slots.extend(members);
+        let len = slots.len() as u32;
+        if placed.pending.as_ref().is_none_or(|(pending, _)| run(pending).1 != len) {
+            drop_pending(placed, ranges);
+        }
+        let start = match &placed.pending {
+            Some((pending, _)) => Some(pending.table_start),
+            None if len == 0 => Some(0),
+            None => ranges.take(len, now),
+        };
+        if let Some(start) = start {
+            return Some(Run { start, slots, table_len });
+        }
+        if source.balance == Balance::Maglev {
+            return None;
+        }
+        density = density.sparser()?;
     }
 }
 

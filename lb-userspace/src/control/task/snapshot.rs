@@ -1,12 +1,12 @@
 //! `status`: what the task knows, and the counters that are read after it has gone on.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
-use lb_common::reason::Reason;
+use lb_common::{event::Event, reason::Reason};
 
 use super::{Rates, Task};
 use crate::{
@@ -16,7 +16,8 @@ use crate::{
         plan::service_key,
         state::{Record, ServiceState},
         status::{
-            Backend, Floating, NamedFlow, Retiring, Service, Status, balance_word, protocol_word,
+            Backend, Floating, MANY_BACKENDS, NamedFlow, Retiring, Service, Status, View,
+            balance_word, protocol_word,
         },
         verdict::{Admin, WEIGHT_SCALE},
     },
@@ -28,10 +29,10 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Snapshot {
     status: Status,
-    /// By service, in order: its index, and the identifiers of its backends in order.
+    /// By service that is shown, in order: its index, and the identifiers of its backends in order,
+    /// as far as they are shown.
     numbers: Vec<(Option<u32>, Vec<Option<u32>>)>,
-    rates: Rates,
-    names: Names,
+    rates: Arc<Rates>,
 }
 
 /// Names by number.
@@ -39,42 +40,106 @@ pub(super) struct Snapshot {
 pub(super) struct Names {
     pub(super) services: BTreeMap<u32, String>,
     pub(super) backends: BTreeMap<u32, String>,
-    service_of: BTreeMap<u32, String>,
+}
+
+/// What a list of connections calls them.
+#[derive(Debug, Default)]
+pub(super) struct FlowNames {
+    /// The names of the services that are listed.
+    services: Vec<String>,
+    /// By identifier: the place of the service in `services`, and the backend's name.
+    backends: HashMap<u32, (usize, String)>,
+    /// Backends that are configured no longer, by their address; none if one service is asked for.
+    retiring: HashMap<u32, String>,
+    /// Only connections of `backends` are listed.
+    pub(super) only: bool,
+}
+
+impl FlowNames {
+    /// Whether connections of this backend are listed.
+    pub(super) fn wants(&self, backend: u32) -> bool {
+        !self.only || self.backends.contains_key(&backend)
+    }
+
+    /// A connection with its names.
+    pub(super) fn name(&self, flow: Flow) -> NamedFlow {
+        let known = self.backends.get(&flow.backend_id);
+        let service = known.map(|&(service, _)| self.services[service].clone());
+        let backend = known.map(|(_, name)| name).or_else(|| self.retiring.get(&flow.backend_id));
+        NamedFlow { service, backend_name: backend.cloned(), flow }
+    }
 }
 
 impl Task {
-    /// Numbers of services and backends with their names. Backends that are configured no longer
-    /// are called by their address.
-    pub(super) fn names(&self) -> Names {
+    /// Names of the services and backends that these records are about. Backends that are configured
+    /// no longer are called by their address.
+    pub(super) fn names_in(&self, events: &[Event]) -> Names {
         let mut names = Names::default();
-        for retiring in self.planner.retiring() {
-            names.backends.insert(retiring.id, retiring.address.to_string());
-        }
-        let numbers = self.numbers();
-        for (service, (index, backends)) in self.state.services().iter().zip(numbers) {
-            let name = &service.config.name;
-            names.services.extend(index.map(|index| (index, name.clone())));
-            for (record, id) in service.records.iter().zip(backends) {
-                names.backends.extend(id.map(|id| (id, record.config.name.clone())));
-                names.service_of.extend(id.map(|id| (id, name.clone())));
+        let services: HashMap<u32, &ServiceState> = self
+            .state
+            .services()
+            .iter()
+            .filter_map(|service| Some((self.index(service)?, service)))
+            .collect();
+        for event in events {
+            if let Some(service) = services.get(&event.service) {
+                names.services.insert(event.service, service.config.name.clone());
             }
+            let Some((index, address)) = self.planner.backend(event.backend) else { continue };
+            let record = services.get(&index).and_then(|service| {
+                service.records.iter().find(|record| record.config.address == address)
+            });
+            let name = record.map(|record| record.config.name.clone());
+            names.backends.insert(event.backend, name.unwrap_or_else(|| address.to_string()));
         }
         names
     }
 
-    fn numbers(&self) -> Vec<(Option<u32>, Vec<Option<u32>>)> {
-        let ids = self.planner.ids();
-        let of_service = |service: &ServiceState| {
-            let key = service_key(service.config.listen, service.config.protocol);
-            let index = self.planner.service_index(&key);
-            let id = |address: SocketAddr| ids.get(&(index?, address)).copied();
-            let backends = service.records.iter().map(|record| id(record.config.address));
-            (index, backends.collect())
+    /// Names for a list of connections, of one service if it is named. The error has the names that
+    /// there are.
+    pub(super) fn flow_names(&self, service: Option<&str>) -> Result<FlowNames, Vec<String>> {
+        let listed: Vec<&ServiceState> = match service {
+            None => self.state.services().iter().collect(),
+            Some(name) => vec![self.state.service(name).ok_or_else(|| {
+                self.state.services().iter().map(|it| it.config.name.clone()).collect::<Vec<_>>()
+            })?],
         };
-        self.state.services().iter().map(of_service).collect()
+        let mut names = FlowNames { only: service.is_some(), ..FlowNames::default() };
+        if service.is_none() {
+            let retiring = self.planner.retiring();
+            names.retiring = retiring.map(|it| (it.id, it.address.to_string())).collect();
+        }
+        for (at, service) in listed.into_iter().enumerate() {
+            names.services.push(service.config.name.clone());
+            let Some(index) = self.index(service) else { continue };
+            names.backends.extend(service.records.iter().filter_map(|record| {
+                let id = self.planner.id(index, record.config.address)?;
+                Some((id, (at, record.config.name.clone())))
+            }));
+        }
+        Ok(names)
     }
 
-    pub(super) fn snapshot(&self) -> Snapshot {
+    fn index(&self, service: &ServiceState) -> Option<u32> {
+        let key = service_key(service.config.listen, service.config.protocol);
+        self.planner.service_index(&key)
+    }
+
+    /// The index of a service, and the identifiers of its backends if they are `listed`.
+    fn numbers(&self, service: &ServiceState, listed: bool) -> (Option<u32>, Vec<Option<u32>>) {
+        let index = self.index(service);
+        let id = |address: SocketAddr| self.planner.id(index?, address);
+        let records = service.records.iter().filter(|_| listed);
+        (index, records.map(|record| id(record.config.address)).collect())
+    }
+
+    pub(super) fn snapshot(&self, view: &View) -> Snapshot {
+        let shown = |service: &&ServiceState| {
+            view.service.as_ref().is_none_or(|name| *name == service.config.name)
+        };
+        let shown: Vec<_> = self.state.services().iter().filter(shown).collect();
+        let backends: usize = shown.iter().map(|service| service.records.len()).sum();
+        let listed = view.all || view.service.is_some() || backends <= MANY_BACKENDS;
         let now = clock::monotonic();
         let wall = clock::wall();
         let retiring = self.planner.retiring().map(|retiring| Retiring {
@@ -93,12 +158,13 @@ impl Task {
             floating: self.floating(),
             dataplane: Info::default(),
             flows: self.flows,
-            services: self.state.services().iter().map(|service| self.service(service)).collect(),
-            retiring: retiring.collect(),
+            services: shown.iter().map(|service| self.service(service, listed)).collect(),
+            retiring: retiring.take(if listed { usize::MAX } else { MANY_BACKENDS }).collect(),
             reasons: BTreeMap::new(),
             warnings: self.current_warnings(),
         };
-        Snapshot { status, numbers: self.numbers(), rates: self.rates.clone(), names: self.names() }
+        let numbers = shown.iter().map(|service| self.numbers(service, listed)).collect();
+        Snapshot { status, numbers, rates: Arc::clone(&self.rates) }
     }
 
     fn current_warnings(&self) -> Vec<String> {
@@ -139,7 +205,9 @@ impl Task {
             .collect()
     }
 
-    fn service(&self, service: &ServiceState) -> Service {
+    fn service(&self, service: &ServiceState, listed: bool) -> Service {
+        let serving = service.records.iter().filter(|record| record.verdict.serving).count();
+        let records = service.records.iter().filter(|_| listed);
         Service {
             name: service.config.name.clone(),
             listen: service.config.listen,
@@ -150,7 +218,9 @@ impl Task {
             connections: 0,
             refused: 0,
             connections_per_second: 0.0,
-            backends: service.records.iter().map(|record| self.backend(record)).collect(),
+            serving_count: serving,
+            backend_count: service.records.len(),
+            backends: records.map(|record| self.backend(record)).collect(),
         }
     }
 
@@ -240,33 +310,6 @@ impl Snapshot {
                     backend.return_bytes_per_second = back;
                 }
             }
-        }
-    }
-
-    /// Reads up to `limit` connections, of one service if it is named, which blocks.
-    pub(super) fn flows(
-        &self,
-        kernel: &Arc<dyn Kernel>,
-        service: Option<&str>,
-        limit: usize,
-    ) -> anyhow::Result<Vec<NamedFlow>> {
-        // Those of other services take no part in the limit.
-        let read = kernel.flows(if service.is_some() { usize::MAX } else { limit })?;
-        let named = read.into_iter().map(|flow| self.named(flow));
-        let of_service = |flow: &NamedFlow| service.is_none() || flow.service.as_deref() == service;
-        Ok(named.filter(of_service).take(limit).collect())
-    }
-
-    /// The names of the services.
-    pub(super) fn service_names(&self) -> Vec<String> {
-        self.status.services.iter().map(|service| service.name.clone()).collect()
-    }
-
-    fn named(&self, flow: Flow) -> NamedFlow {
-        NamedFlow {
-            service: self.names.service_of.get(&flow.backend_id).cloned(),
-            backend_name: self.names.backends.get(&flow.backend_id).cloned(),
-            flow,
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    ops::ControlFlow,
     sync::Mutex,
 };
 
@@ -16,7 +17,9 @@ use lb_common::{
 
 use crate::{
     control::{kernel::Kernel, plan::service_key},
-    dataplane::{Adopted, AttachMode, Attachment, Counters, Flow, Info, Op, Sweep, Timeouts},
+    dataplane::{
+        Adopted, AttachMode, Attachment, Counters, Flow, Info, Op, Sizes, Sweep, Timeouts,
+    },
 };
 
 /// A model of the maps.
@@ -32,6 +35,7 @@ pub(super) struct Maps {
     pub(super) writes: usize,
     pub(super) broken: bool,
     pub(super) events: Vec<Event>,
+    pub(super) sizes: Sizes,
 }
 
 impl FakeKernel {
@@ -61,6 +65,7 @@ impl Kernel for FakeKernel {
         Ok(Adopted {
             services: maps.services.iter().map(|(key, service)| (*key, *service)).collect(),
             backends: maps.backends.iter().map(|(id, backend)| (*id, *backend)).collect(),
+            sizes: maps.sizes,
         })
     }
 
@@ -87,6 +92,11 @@ impl Kernel for FakeKernel {
         Ok(mode)
     }
 
+    fn detach(&self, ifindex: u32) -> anyhow::Result<()> {
+        self.maps().attached.retain(|attachment| attachment.ifindex != ifindex);
+        Ok(())
+    }
+
     fn info(&self) -> anyhow::Result<Info> {
         Ok(Info { attachments: self.maps().attached.clone(), ..Info::default() })
     }
@@ -105,7 +115,11 @@ impl Kernel for FakeKernel {
         })
     }
 
-    fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>> {
+    fn flows(
+        &self,
+        wanted: &dyn Fn(u32) -> bool,
+        each: &mut dyn FnMut(Flow) -> ControlFlow<()>,
+    ) -> anyhow::Result<()> {
         let maps = self.maps();
         let flow = |(&id, backend): (&u32, &Backend)| Flow {
             protocol: 6,
@@ -121,11 +135,16 @@ impl Kernel for FakeKernel {
             return_packets: 1,
             return_bytes: 60,
         };
-        Ok(maps.backends.iter().map(flow).take(limit).collect())
+        for flow in maps.backends.iter().filter(|(id, _)| wanted(**id)).map(flow) {
+            if each(flow).is_break() {
+                break;
+            }
+        }
+        Ok(())
     }
 
-    fn sweep(&self, _: u64, _: &Timeouts) -> anyhow::Result<Sweep> {
-        Ok(Sweep { flows: 5, ..Sweep::default() })
+    fn sweep(&self, _: u64, _: &Timeouts) -> anyhow::Result<Option<Sweep>> {
+        Ok(Some(Sweep { flows: 5, ..Sweep::default() }))
     }
 
     fn take_events(&self) -> Vec<Event> {
