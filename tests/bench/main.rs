@@ -6,6 +6,8 @@
 //!
 //! Then requests a second, and CPU for each request, through a lab of real programs, beside the same
 //! requests straight to the app server.
+//!
+//! With `--scale`, what very many services, backends and flows cost the daemon.
 
 mod cases;
 mod fill;
@@ -18,6 +20,7 @@ mod plan;
 mod programs;
 mod report;
 mod requests;
+mod scale;
 
 use std::{fs, thread};
 
@@ -29,6 +32,9 @@ use crate::{cases::Scope, measure::Rounds, programs::Programs, report::Report, r
 fn main() -> anyhow::Result<()> {
     let args = Args::from_command_line();
     interrupt::install()?;
+    if args.scale.wanted {
+        return scale::run(&args.scale);
+    }
     let (rounds, load) = if args.quick {
         (Rounds { count: 3, repeats: 30_000 }, Load { rounds: 1, seconds: 1 })
     } else {
