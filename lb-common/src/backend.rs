@@ -8,9 +8,11 @@ map_type! {
     pub struct Backend {
         /// Address; IPv4 as an IPv4-mapped IPv6 address.
         pub address: [u8; 16],
+        /// Our own address that tunnels to it begin at; of the same family. Zero without [`TUNNEL`].
+        pub source: [u8; 16],
         /// Port, host byte order.
         pub port: u16,
-        /// Bits: [`IN_USE`], [`FORWARD`], [`RESOLVED`].
+        /// Bits: [`IN_USE`], [`FORWARD`], [`RESOLVED`], [`DIRECT`], [`TUNNEL`], [`GUE`].
         pub flags: u16,
         /// Relative share of connections, 1 and up.
         pub weight: u32,
@@ -22,6 +24,12 @@ map_type! {
         pub next_hop: [u8; 6],
         /// MAC address of our interface that leads to it.
         pub source_mac: [u8; 6],
+        /// Longest IP packet that goes through the tunnel to it, bytes, without what the tunnel adds;
+        /// 0 for no limit.
+        pub max_packet: u16,
+        /// Milliseconds that it may take to answer a SYN before the connection is tried elsewhere;
+        /// 0 while that is not known.
+        pub patience_ms: u16,
     }
 }
 
@@ -34,3 +42,22 @@ pub const FORWARD: u16 = 2;
 
 /// The MAC address of the next hop is known. Without this bit its packets are dropped and counted.
 pub const RESOLVED: u16 = 4;
+
+/// Packets go to it as they are, but for the MAC addresses; it answers the client by itself.
+pub const DIRECT: u16 = 8;
+
+/// Packets go to it inside another IP packet; it answers the client by itself.
+pub const TUNNEL: u16 = 16;
+
+/// With [`TUNNEL`]: inside UDP (Generic UDP Encapsulation, variant 1), not IP in IP.
+pub const GUE: u16 = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::Backend;
+
+    #[test]
+    fn an_entry_is_one_cache_line() {
+        assert_eq!(size_of::<Backend>(), 64);
+    }
+}

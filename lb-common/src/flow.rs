@@ -45,7 +45,7 @@ map_type! {
 }
 
 map_type! {
-    /// Value of `FLOWS` and `HALF_OPEN`: one cache line.
+    /// Value of `FLOWS`: one cache line.
     #[repr(align(8))]
     pub struct FlowEntry4 {
         /// Source address after rewriting.
@@ -67,10 +67,13 @@ map_type! {
         pub state: u32,
         /// Time of the last packet of this direction: `CLOCK_MONOTONIC_COARSE`, nanoseconds.
         pub last_seen_ns: u64,
-        /// Packets of this direction.
-        pub packets: u64,
         /// Bytes of this direction, Ethernet header included.
         pub bytes: u64,
+        /// Packets of this direction; from 2^32 on, it begins anew.
+        pub packets: u32,
+        /// The last acknowledgement number that the sender of this direction's packets gave: the
+        /// sequence number that it expects next. Network byte order; 0 before the first, and for UDP.
+        pub ack: u32,
         /// MAC address that the client's packets come from; replies go there.
         pub client_mac: [u8; 6],
         /// Our MAC address on the client's side.
@@ -81,7 +84,7 @@ map_type! {
 }
 
 map_type! {
-    /// Value of `FLOWS6` and `HALF_OPEN6`; fields as in [`FlowEntry4`].
+    /// Value of `FLOWS6`; fields as in [`FlowEntry4`].
     #[repr(align(8))]
     pub struct FlowEntry6 {
         /// Source address after rewriting.
@@ -102,16 +105,78 @@ map_type! {
         pub state: u32,
         /// Time of the last packet of this direction: `CLOCK_MONOTONIC_COARSE`, nanoseconds.
         pub last_seen_ns: u64,
-        /// Packets of this direction.
-        pub packets: u64,
         /// Bytes of this direction, Ethernet header included.
         pub bytes: u64,
+        /// Packets of this direction; from 2^32 on, it begins anew.
+        pub packets: u32,
+        /// The last acknowledgement number that the sender of this direction's packets gave: the
+        /// sequence number that it expects next. Network byte order; 0 before the first, and for UDP.
+        pub ack: u32,
         /// MAC address that the client's packets come from; replies go there.
         pub client_mac: [u8; 6],
         /// Our MAC address on the client's side.
         pub local_mac: [u8; 6],
         /// Interface on the client's side.
         pub client_ifindex: u32,
+    }
+}
+
+/// Most bytes of options in a TCP header (RFC 9293, section 3.1).
+pub const MAX_TCP_OPTIONS: usize = 40;
+
+/// Most backends that one connection has been tried at before the last.
+pub const MAX_TRIED: usize = 4;
+
+map_type! {
+    /// What is needed to send a client's SYN to another backend, and to judge the answer to it.
+    #[repr(align(8))]
+    pub struct Syn {
+        /// When it was last sent, `CLOCK_MONOTONIC`, nanoseconds.
+        pub sent_ns: u64,
+        /// Its sequence number, network byte order.
+        pub seq: [u8; 4],
+        /// Its window, network byte order.
+        pub window: [u8; 2],
+        /// Its control bits.
+        pub flags: u8,
+        /// Length of its options in bytes, a multiple of 4 up to [`MAX_TCP_OPTIONS`].
+        pub options_len: u8,
+        /// Its options.
+        pub options: [u8; MAX_TCP_OPTIONS],
+        /// Time to live of the packet, as we send it on.
+        pub ttl: u8,
+        /// Type of service, or traffic class.
+        pub tos: u8,
+        /// Backends tried before this one: so many of `tried` are set.
+        pub tries: u8,
+        /// Whether it may be sent to another backend: 0 or 1.
+        pub replayable: u8,
+        /// Index of the service, as in [`crate::service::Service::index`].
+        pub service: u32,
+        /// Identifiers of the backends tried before this one.
+        pub tried: [u32; MAX_TRIED],
+    }
+}
+
+map_type! {
+    /// Value of `HALF_OPEN`.
+    #[repr(align(8))]
+    pub struct HalfOpen4 {
+        /// As in `FLOWS`.
+        pub flow: FlowEntry4,
+        /// Of the backend's half ([`state::RETURN`]) alone; zeros in the client's.
+        pub syn: Syn,
+    }
+}
+
+map_type! {
+    /// Value of `HALF_OPEN6`.
+    #[repr(align(8))]
+    pub struct HalfOpen6 {
+        /// As in `FLOWS6`.
+        pub flow: FlowEntry6,
+        /// Of the backend's half ([`state::RETURN`]) alone; zeros in the client's.
+        pub syn: Syn,
     }
 }
 
@@ -128,6 +193,16 @@ pub mod state {
     pub const BACKEND_FIN: u32 = 4;
     /// Either side has sent RST, or we did.
     pub const RESET: u32 = 8;
+    /// The entry stands alone: packets of this tuple are steered to its backend as they are (`direct`,
+    /// `tunnel`), because the present table would send them elsewhere.
+    pub const STEERED: u32 = 16;
+    /// The half-open entry is for what a backend sends that was given up for another.
+    pub const GIVEN_UP: u32 = 32;
+    /// The backend has answered: the half-open entry leads to no other backend any more.
+    pub const ANSWERED: u32 = 64;
+    /// We have ended the connection: packets of either side are answered with a reset. Goes with
+    /// [`RESET`].
+    pub const CUT: u32 = 128;
 
     /// Whether the connection is over, so that it no longer counts as open and its tuple may be
     /// used anew.

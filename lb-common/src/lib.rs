@@ -10,6 +10,7 @@
 mod map_type;
 
 pub mod backend;
+pub mod decap;
 pub mod event;
 pub mod flow;
 pub mod hash;
@@ -18,4 +19,5 @@ pub mod maglev;
 pub mod names;
 pub mod reason;
 pub mod service;
+pub mod source;
 pub mod stats;

@@ -2,7 +2,7 @@
 
 /// Version of everything in this crate that lies in a pinned map. A daemon adopts pinned maps only
 /// of its own version.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Default number of entries in `SERVICES` (floating address + port + protocol), and in every map
 /// that has one entry for each service.
@@ -34,8 +34,23 @@ pub const DEFAULT_HALF_OPEN: u32 = 65_536;
 /// Bits in `VIPS`, the filter that tells in one load that an address is not ours. A power of two.
 pub const VIP_BITS: u32 = 1 << 16;
 
-/// Elements of 64 bits in `VIPS`.
-pub const VIP_WORDS: u32 = VIP_BITS / 64;
+/// Elements of 64 bits in `VIPS`: two bits for each hash, see [`crate::hash::vip_flags`].
+pub const VIP_WORDS: u32 = VIP_BITS / 32;
+
+/// Bits in `STEERED`, the filter that tells in one load that a packet's service is not steered. A power
+/// of two.
+pub const STEERED_BITS: u32 = 1 << 16;
+
+/// Elements of 64 bits in `STEERED`.
+pub const STEERED_WORDS: u32 = STEERED_BITS / 64;
+
+/// Most prefixes in `SOURCES`: the lists of all services, floating addresses, and while a reload is
+/// under way, the old lists beside the new. The kernel takes memory for those that are there.
+pub const MAX_SOURCES: u32 = 1 << 20;
+
+/// Most sources in `RATES`. With more than these at a time, the kernel forgets the one that has been
+/// idle longest, which may then begin a burst anew.
+pub const MAX_RATES: u32 = 1 << 16;
 
 /// Bytes of the `EVENTS` ring buffer. A power of two and a multiple of the page size.
 pub const EVENTS_BYTES: u32 = 1 << 18;

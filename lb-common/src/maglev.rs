@@ -54,6 +54,30 @@ pub const fn preference(offset_seed: u32, skip_seed: u32, step: u32, size: u32) 
     ((offset + skip * step as u64) % size as u64) as u32
 }
 
+/// Sizes of the tables of steered services: powers of two, so that each slot of a table is a whole number
+/// of slots of any larger one, and every packet of a slot stays together when a table grows.
+pub const STEERED_SIZES: [u32; 3] = [4096, 16_384, 65_536];
+
+/// Size of a steered service's table for `backends` backends: at least 100 slots for each, bounded by
+/// the largest size.
+#[must_use]
+pub const fn steered_size(backends: u32) -> u32 {
+    let mut index = 0;
+    while index < STEERED_SIZES.len() - 1 {
+        if STEERED_SIZES[index] >= backends.saturating_mul(100) {
+            return STEERED_SIZES[index];
+        }
+        index += 1;
+    }
+    STEERED_SIZES[STEERED_SIZES.len() - 1]
+}
+
+/// [`preference`] for a table whose size is a power of two: an odd skip meets every slot.
+#[must_use]
+pub const fn steered_preference(offset_seed: u32, skip_seed: u32, step: u32, size: u32) -> u32 {
+    offset_seed.wrapping_add((skip_seed | 1).wrapping_mul(step)) & (size - 1)
+}
+
 /// The slot of a hash in a table of `size` slots, without division: the high half of the product
 /// (Lemire, "Fast Random Integer Generation in an Interval", 2019).
 #[must_use]
@@ -67,7 +91,8 @@ mod tests {
     use std::collections::HashSet;
 
     use super::{
-        FULL_DENSITY, SIZES, SPARSE_SIZES, preference, slot, table_size, table_size_within,
+        FULL_DENSITY, SIZES, SPARSE_SIZES, STEERED_SIZES, preference, slot, steered_preference,
+        steered_size, table_size, table_size_within,
     };
 
     #[test]
@@ -112,6 +137,28 @@ mod tests {
                     (0..size).map(|step| preference(seeds.0, seeds.1, step, size)).collect();
                 assert_eq!(slots.len(), size as usize);
                 assert!(slots.iter().all(|slot| *slot < size));
+            }
+        }
+    }
+
+    #[test]
+    fn steered_preferences_name_every_slot_once() {
+        for seeds in [(0, 0), (1, u32::MAX), (u32::MAX, 4094), (12_345, 67_890)] {
+            let slots: HashSet<_> =
+                (0..4096).map(|step| steered_preference(seeds.0, seeds.1, step, 4096)).collect();
+            assert_eq!(slots.len(), 4096);
+        }
+    }
+
+    #[test]
+    fn a_slot_of_a_steered_table_is_whole_slots_of_a_larger_one() {
+        assert_eq!([0, 40, 41, 163, 164, u32::MAX].map(steered_size), {
+            let [small, middle, large] = STEERED_SIZES;
+            [small, small, middle, middle, large, large]
+        });
+        for hash in (0..=u32::MAX).step_by(999_983).chain([u32::MAX]) {
+            for [small, large] in [[4096, 16_384], [4096, 65_536], [16_384, 65_536]] {
+                assert_eq!(slot(hash, large) / (large / small), slot(hash, small));
             }
         }
     }

@@ -9,7 +9,7 @@ pub const VIPS: &str = "VIPS";
 pub const SERVICES: &str = "SERVICES";
 /// Backend identifier to `Backend`.
 pub const BACKENDS: &str = "BACKENDS";
-/// The selection tables of all services, one after another: slot to backend identifier.
+/// The selection tables of all services, one after another: index to `Slot`.
 pub const MAGLEV: &str = "MAGLEV";
 /// Flows of IPv4, by the packet's own tuple.
 pub const FLOWS: &str = "FLOWS";
@@ -25,6 +25,14 @@ pub const REASONS: &str = "REASONS";
 pub const SERVICE_STATS: &str = "SERVICE_STATS";
 /// Counters by backend, per CPU.
 pub const BACKEND_STATS: &str = "BACKEND_STATS";
+/// What connections show of each backend's fitness, per CPU.
+pub const BACKEND_SIGNALS: &str = "BACKEND_SIGNALS";
+/// Filter of services that are steered: a bitmap over a hash of address, port and protocol.
+pub const STEERED: &str = "STEERED";
+/// Who may begin connections: an LPM trie of `Source` behind a prefix length.
+pub const SOURCES: &str = "SOURCES";
+/// Token buckets: `RateKey` to `Bucket`.
+pub const RATES: &str = "RATES";
 /// Open connections by backend; mapped into the daemon's memory, so that both sides add atomically.
 pub const ACTIVE: &str = "ACTIVE";
 /// Round-robin position by service.
@@ -35,8 +43,9 @@ pub const EVENTS: &str = "EVENTS";
 pub const META: &str = "META";
 
 /// Every map that is pinned, in no particular order.
-pub const PINNED: [&str; 15] = [
+pub const PINNED: [&str; 19] = [
     VIPS,
+    STEERED,
     SERVICES,
     BACKENDS,
     MAGLEV,
@@ -47,6 +56,9 @@ pub const PINNED: [&str; 15] = [
     REASONS,
     SERVICE_STATS,
     BACKEND_STATS,
+    BACKEND_SIGNALS,
+    SOURCES,
+    RATES,
     ACTIVE,
     CURSORS,
     EVENTS,

@@ -44,6 +44,8 @@ pub enum Disposition {
     Drop,
     /// A TCP packet is answered with a reset; one that must not be answered ends here.
     Reset,
+    /// It is answered with an ICMP error that says how long a packet may be (RFC 1191, RFC 8201).
+    TooBig,
 }
 
 reasons! {
@@ -59,7 +61,7 @@ reasons! {
     IcmpUnrelated, "icmp_unrelated", Pass;
     /// Ends before the headers that it announces.
     Truncated, "truncated", Pass;
-    /// To a floating address, with a header that contradicts itself; the node's own stack drops it.
+    /// With a header that contradicts itself, or the frame; the node's own stack drops it.
     Malformed, "malformed", Pass;
     /// A fragment to a floating address: only the first would show its ports. The node's own stack
     /// puts the datagram together and, having no socket for it, says so to the sender.
@@ -72,6 +74,19 @@ reasons! {
     NoFlow, "no_flow", Reset;
     /// The connection's backend is gone.
     BackendGone, "backend_gone", Reset;
+    /// An answer to a SYN from a backend that was given up for another.
+    LateAnswer, "late_answer", Reset;
+    /// An RST, or an ICMP error about a segment, whose sequence number is nowhere near what the
+    /// segment's receiver expects (RFC 5961, section 3; RFC 5927, section 4.1).
+    OutOfWindow, "out_of_window", Drop;
+    /// Its source is a floating address of ours, or no address that a host may have.
+    Spoofed, "spoofed", Drop;
+    /// The service's lists do not allow its source.
+    Denied, "denied", Drop;
+    /// Its source begins more connections than the service allows.
+    RateLimited, "rate_limited", Drop;
+    /// Too long for the tunnel to its backend.
+    TooBig, "too_big", TooBig;
     /// The MAC address of the backend's next hop is not known.
     NoNeighbour, "no_neighbour", Drop;
     /// All ports towards the chosen backend are taken.

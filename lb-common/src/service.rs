@@ -33,6 +33,57 @@ map_type! {
         pub members_start: u32,
         /// Length of that list.
         pub members_len: u32,
+        /// Bits: [`STEERED`], [`FILTERED`], [`SECOND_LIST`].
+        pub flags: u32,
+        /// New connections that one source may begin in a second; 0 for any number.
+        pub source_rate: u32,
+        /// New connections that one source may begin at once, at least 1 if there is a rate.
+        pub source_burst: u32,
+        /// Backends that a connection may be tried at after the first; 0: connections are not
+        /// replayed.
+        pub replay_tries: u32,
+        /// Share of new connections that may be replayed, in thousandths.
+        pub replay_per_mille: u32,
+    }
+}
+
+/// Its backends are reached by [`crate::backend::DIRECT`] or [`crate::backend::TUNNEL`]: its table is a
+/// Maglev table whose slots steer packets without any entry in `FLOWS`.
+pub const STEERED: u32 = 1;
+
+/// `SOURCES` says who may connect.
+pub const FILTERED: u32 = 2;
+
+/// With [`FILTERED`]: by the second of the service's two lists, see [`crate::source::list`].
+pub const SECOND_LIST: u32 = 4;
+
+map_type! {
+    /// Value of `MAGLEV`: a slot of a service's table.
+    ///
+    /// Only steered services know a difference between the two. There, connections that are new since
+    /// the slot was last undisturbed go to `backend`, by an entry in `FLOWS`; packets without an entry
+    /// go to `base`. While both are the same, and without [`LOOK_UP`], no entry is looked for.
+    pub struct Slot {
+        /// Identifier of the backend of new connections.
+        pub backend: u32,
+        /// Identifier of the backend of packets that have no entry; with the bit [`LOOK_UP`], `FLOWS`
+        /// has entries for tuples of this slot that differ from it.
+        pub base: u32,
+    }
+}
+
+/// Bit of [`Slot::base`].
+pub const LOOK_UP: u32 = 1 << 31;
+
+/// No backend's identifier: in [`Slot::backend`], nobody takes new connections; in [`Slot::base`], no
+/// packet without an entry belongs to a connection.
+pub const NOBODY: u32 = LOOK_UP - 1;
+
+impl Slot {
+    /// An undisturbed slot.
+    #[must_use]
+    pub const fn of(backend: u32) -> Self {
+        Self { backend, base: backend }
     }
 }
 

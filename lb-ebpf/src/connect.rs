@@ -4,16 +4,17 @@ use lb_common::{
     backend::{FORWARD, RESOLVED},
     event::Event,
     flow::state,
+    hash,
     limits::{FIRST_NAT_PORT, NAT_PORTS, PORT_TRIES},
     maglev,
     reason::Reason,
-    service::ServiceKey,
 };
 
 use crate::{
     Action,
+    admit::admit,
     conntrack::client_side,
-    family::{Address, Family, Ports, Tuple},
+    family::{Address, Family, Ports, ServiceWords, Tuple},
     packet::{EthernetHdr, Packet},
     parse::Segment,
     rewrite::{self, Egress},
@@ -31,21 +32,22 @@ pub fn connect<F: Family, T: Tables + Flows<F>>(
     tables: &T,
     segment: &Segment<F::Address>,
 ) -> Result<Action, Reason> {
-    let key = ServiceKey {
-        address: segment.tuple.dst.mapped(),
-        port: u16::from_be_bytes(segment.tuple.ports.dst()),
-        protocol: segment.protocol,
-        reserved: 0,
-    };
-    let service = tables.service(&key).ok_or(Reason::NoService)?;
+    let key = ServiceWords::new(&segment.tuple, segment.protocol);
+    let service = tables.service(key.key()).ok_or(Reason::NoService)?;
     if !segment.starts() {
         return Err(Reason::NoFlow);
     }
     let hash = segment.tuple.hash();
-    let chosen = select(tables, &service, hash);
-    let outcome = match chosen {
-        Some(id) => open::<F, T>(packet, tables, segment, id, hash),
-        None => Err(Reason::NoBackend),
+    let mut chosen = None;
+    let outcome = match admit::<F, T>(tables, &service, &segment.tuple, segment.protocol) {
+        Ok(()) => {
+            chosen = select(tables, &service, hash);
+            match chosen {
+                Some(id) => open::<F, T>(packet, tables, segment, id, hash),
+                None => Err(Reason::NoBackend),
+            }
+        }
+        Err(reason) => Err(reason),
     };
     match outcome {
         Ok(action) => {
@@ -54,7 +56,13 @@ pub fn connect<F: Family, T: Tables + Flows<F>>(
         }
         Err(reason) => {
             tables.count_refused(service.index);
-            if matches!(reason, Reason::PortsExhausted | Reason::TableFull | Reason::NoNeighbour) {
+            if matches!(
+                reason,
+                Reason::PortsExhausted
+                    | Reason::TableFull
+                    | Reason::NoNeighbour
+                    | Reason::RateLimited
+            ) {
                 tables.report(Event {
                     time_ns: tables.now_ns(),
                     reason: reason as u32,
@@ -143,6 +151,12 @@ pub fn take_port<F: Family, T: Tables + Flows<F>>(tables: &T, attempt: u32) -> b
         scratch.seed = next ^ (now_ns >> 20) as u32;
         FIRST_NAT_PORT.wrapping_add(maglev::slot(scratch.seed, NAT_PORTS) as u16)
     };
+    // Or the replies would be taken for packets to a service (`steer`).
+    let vip_bit = scratch.replies.dst.vip_bit();
+    let steered = hash::steered_bit(vip_bit, candidate.to_be(), scratch.protocol);
+    if tables.is_steered(steered) {
+        return false;
+    }
     scratch.replies.ports = Ports::new(scratch.replies.ports.src(), candidate.to_be_bytes());
     scratch.server = F::key(scratch.replies, scratch.protocol);
     if !is_free::<F, T>(tables, scratch, attempt) {

@@ -1,7 +1,7 @@
 //! Connections: how a packet moves the state of the one that it belongs to.
 //!
 //! ```text
-//!            SYN, UDP                SYN+ACK, UDP reply             FIN both ways, RST
+//!            SYN, UDP             ACK of the SYN+ACK, UDP reply     FIN both ways, RST
 //!   (none) ───────────▶ HALF_OPEN ────────────────────▶ FLOWS ─────────────────────────▶ closed
 //!                          │ RST, eviction                │ idle too long                   │
 //!                          ▼                              ▼                                 ▼
@@ -26,6 +26,7 @@ use crate::{
     parse::Segment,
     rewrite::{self, Egress},
     tables::{Entry, Flows, Tables},
+    window,
 };
 
 /// Handles a packet whose tuple is in `FLOWS`. `None`: it is not, or no longer.
@@ -37,14 +38,19 @@ pub fn in_flow<F: Family, T: Tables + Flows<F>>(
 ) -> Option<Result<Action, Reason>> {
     let key = F::key(segment.tuple, segment.protocol);
     let entry = tables.flow(&key)?;
+    if entry.state() & state::STEERED != 0 {
+        // Of a time when its service was steered.
+        tables.remove_flow(&key);
+        return None;
+    }
     let Some(backend) = tables.backend(entry.backend()) else {
         return Some(Err(Reason::Inconsistent));
     };
-    let gone = backend.flags & FORWARD == 0;
+    let gone = backend.flags & FORWARD == 0 || entry.state() & state::CUT != 0;
     let returns = entry.state() & state::RETURN != 0;
     // The client starts anew with a tuple whose connection is over.
     let anew = !returns && segment.starts() && (gone || state::closed(entry.state()));
-    let ends = if anew || gone || segment.has(tcp_flags::RST) {
+    let mut ends = if anew || gone || segment.has(tcp_flags::RST) {
         state::RESET
     } else if segment.has(tcp_flags::FIN) {
         if returns { state::BACKEND_FIN } else { state::CLIENT_FIN }
@@ -56,6 +62,17 @@ pub fn in_flow<F: Family, T: Tables + Flows<F>>(
         let other_key = F::key(entry.rewritten().reversed(), segment.protocol);
         let mut other = other_half::<F, T>(tables, segment, &other_key);
         let paired = other.is_some();
+        let expected = other.as_ref().map_or(0, |other| other.ack());
+        if !gone && segment.has(tcp_flags::RST | tcp_flags::FIN) {
+            let near = window::is_near(segment.seq, expected);
+            if !near && segment.has(tcp_flags::RST) {
+                return Some(Err(Reason::OutOfWindow));
+            }
+            // Such a FIN may be sent again late. Its receiver judges it; here it ends nothing.
+            if !near {
+                ends = 0;
+            }
+        }
         if let Some(side) = moved {
             entry.set_client_side(side);
             if let Some(other) = &mut other {
@@ -78,7 +95,11 @@ pub fn in_flow<F: Family, T: Tables + Flows<F>>(
     if gone {
         return Some(Err(Reason::BackendGone));
     }
-    Some(relay::<F, T>(&packet, tables, segment, entry, backend))
+    let outcome = relay::<F, T>(&packet, tables, segment, entry, backend);
+    if outcome.is_ok() && segment.ack != 0 {
+        entry.set_ack(segment.ack);
+    }
+    Some(outcome)
 }
 
 /// Handles a packet whose tuple is in `HALF_OPEN`. `None`: it is not, or no longer.
@@ -100,12 +121,9 @@ pub fn in_half_open<F: Family, T: Tables + Flows<F>>(
         // A client that tries again gets another backend.
         return if forward && segment.starts() { None } else { Some(Err(Reason::BackendGone)) };
     }
-    let answers = !forward
-        && (segment.protocol == protocol::UDP
-            || segment.flags & (tcp_flags::SYN | tcp_flags::ACK | tcp_flags::RST)
-                == tcp_flags::SYN | tcp_flags::ACK);
-    let promoted = if answers {
-        match promote::<F, T>(tables, segment, entry) {
+    let step = step::<F, T>(tables, segment, entry);
+    let promoted = if step == Step::Establishes {
+        match promote::<F, T>(&packet, tables, segment, entry) {
             Ok(promoted) => promoted,
             Err(reason) => return Some(Err(reason)),
         }
@@ -113,6 +131,9 @@ pub fn in_half_open<F: Family, T: Tables + Flows<F>>(
         false
     };
     let outcome = relay::<F, T>(&packet, tables, segment, entry, backend);
+    if step == Step::Answers || (promoted && !forward) {
+        tables.count_answered(id);
+    }
     if promoted || segment.has(tcp_flags::RST) {
         let client = if forward { segment.tuple } else { entry.rewritten().reversed() };
         let server = if forward { entry.rewritten().reversed() } else { segment.tuple };
@@ -122,7 +143,6 @@ pub fn in_half_open<F: Family, T: Tables + Flows<F>>(
         let was_there = tables.remove_half_open(&scratch.client);
         tables.remove_half_open(&scratch.server);
         if promoted {
-            tables.count_answered(id);
             if !was_there {
                 // Meanwhile a reset has ended the connection, and its end is counted.
                 tables.remove_flow(&scratch.client);
@@ -163,27 +183,82 @@ fn relay<F: Family, T: Tables>(
     Ok(action)
 }
 
-/// Makes a half-open connection, of which `entry` is the backend's half, an established one. Says
+/// What a packet does to its half-open connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// Nothing, or it ends it.
+    None,
+    /// It is the backend's first answer to a SYN.
+    Answers,
+    /// The connection is established by it.
+    Establishes,
+}
+
+/// What a packet does to its half-open connection, of which `entry` is its own half.
+///
+/// A flow of UDP is established by the first reply. A TCP connection is by the client's
+/// acknowledgement of the backend's SYN: the backend answers whoever sends SYNs, but only a client that
+/// has got the answer knows what to acknowledge. So a flood from spoofed sources stays in this table.
+#[inline(always)]
+fn step<F: Family, T: Tables + Flows<F>>(
+    tables: &T,
+    segment: &Segment<F::Address>,
+    entry: &F::Entry,
+) -> Step {
+    let forward = entry.state() & state::RETURN == 0;
+    if segment.protocol == protocol::UDP {
+        return if forward { Step::None } else { Step::Establishes };
+    }
+    let kind = segment.flags & (tcp_flags::SYN | tcp_flags::ACK | tcp_flags::RST);
+    if forward {
+        let answered = entry.state() & state::ANSWERED != 0;
+        let is_first = kind == tcp_flags::ACK && window::is_first(segment.ack, entry.ack());
+        return if answered && is_first { Step::Establishes } else { Step::None };
+    }
+    if kind != tcp_flags::SYN | tcp_flags::ACK {
+        return Step::None;
+    }
+    let key = F::key(entry.rewritten().reversed(), segment.protocol);
+    let Some(client) = tables.half_open(&key) else { return Step::None };
+    if client.rewritten().reversed() != segment.tuple {
+        return Step::None;
+    }
+    // What the client is to acknowledge stands in its half.
+    client.set_ack(u32::from_be(segment.seq).wrapping_add(1).to_be());
+    let before = set_bits::<F, T>(tables, client, state::ANSWERED);
+    if before & state::ANSWERED == 0 { Step::Answers } else { Step::None }
+}
+
+/// Makes a half-open connection, of which `entry` is the packet's own half, an established one. Says
 /// whether this packet did: another CPU may be doing the same for a copy of it.
 #[inline(always)]
 fn promote<F: Family, T: Tables + Flows<F>>(
+    packet: &Packet,
     tables: &T,
     segment: &Segment<F::Address>,
     entry: &F::Entry,
 ) -> Result<bool, Reason> {
-    let client_tuple = entry.rewritten().reversed();
+    let forward = entry.state() & state::RETURN == 0;
+    let other = entry.rewritten().reversed();
+    let (client, server) = if forward { (segment.tuple, other) } else { (other, segment.tuple) };
     let scratch = tables.scratch().ok_or(Reason::Inconsistent)?;
-    scratch.client = F::key(client_tuple, segment.protocol);
-    scratch.server = F::key(segment.tuple, segment.protocol);
-    scratch.entry = F::Entry::new(client_tuple, segment.tuple.reversed(), entry.backend(), 0);
+    let (now_ns, bytes) = (tables.now_ns(), packet.len() as u64);
+    scratch.client = F::key(client, segment.protocol);
+    scratch.server = F::key(server, segment.protocol);
+    let ends = if segment.has(tcp_flags::FIN) { state::CLIENT_FIN } else { 0 };
+    scratch.entry = F::Entry::new(client, server.reversed(), entry.backend(), ends);
     scratch.entry.set_client_side(entry.client_side());
-    scratch.entry.seen(tables.now_ns(), 0);
+    scratch.entry.set_ack(segment.ack);
+    scratch.entry.seen(now_ns, if forward { bytes } else { 0 });
     let promoted = tables.insert_flow(&scratch.client, &scratch.entry).is_ok();
     if !promoted && tables.flow(&scratch.client).is_none() {
         return Err(Reason::TableFull);
     }
-    // The backend's half stays as it is.
-    scratch.entry = *entry;
+    scratch.entry = F::Entry::new(server, client.reversed(), entry.backend(), state::RETURN);
+    scratch.entry.set_client_side(entry.client_side());
+    // It has acknowledged all that came before this packet.
+    scratch.entry.set_ack(segment.seq);
+    scratch.entry.seen(now_ns, if forward { 0 } else { bytes });
     if tables.insert_flow(&scratch.server, &scratch.entry).is_err()
         && tables.flow(&scratch.server).is_none()
     {

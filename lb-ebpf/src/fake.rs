@@ -6,6 +6,7 @@
 pub mod fixtures;
 pub mod frame;
 pub mod outcome;
+pub mod outer;
 pub mod setup;
 pub mod tables;
 pub mod valid;

@@ -1,16 +1,20 @@
 //! What differs between IPv4 and IPv6, in one place. All else is written once, for both.
 
-use lb_common::flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6};
+use lb_common::{
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
+    reason::Reason,
+};
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use self::entry::{KeyWords, last_word};
 pub use self::{
     address::{Address, Ports, Tuple},
-    entry::ClientSide,
+    entry::{ClientSide, ServiceWords},
 };
 use crate::{
     checksum::{self, Sum, TTL_DECREMENT},
-    packet::{Header, Packet, Truncated, load16, load32, load128, store16, store32, store128},
+    packet::{Header, Packet, Quote, Words, load16, load32, load128, store16, store32, store128},
+    parse,
     tables::Entry,
 };
 
@@ -21,10 +25,14 @@ mod entry;
 pub mod protocol {
     /// ICMP.
     pub const ICMP: u8 = 1;
+    /// IPv4 inside another IP packet (RFC 2003).
+    pub const IPIP: u8 = 4;
     /// TCP.
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// IPv6 inside another IP packet (RFC 2473).
+    pub const IPV6: u8 = 41;
     /// Fragment header of IPv6.
     pub const FRAGMENT: u8 = 44;
     /// `ICMPv6`.
@@ -64,15 +72,30 @@ pub trait Family: Sized {
     const ICMP: u8;
     /// Whether its ICMP's checksum covers a pseudo-header (RFC 4443, section 2.3).
     const ICMP_PSEUDO_HEADER: bool;
+    /// Its Ethernet type, as it lies in the frame.
+    const ETHER_TYPE: u16;
+    /// Its own protocol number, inside another IP packet.
+    const INSIDE: u8;
+    /// Its ICMP error for a packet that is too long for the next link: type and code.
+    const TOO_BIG: [u8; 2];
+    /// What such an error quotes.
+    type Quote: Quote;
 
-    /// Reads the header at `l3`.
-    fn datagram(packet: &Packet, l3: usize) -> Result<Datagram<Self::Address>, Truncated>;
+    /// Reads the header at `l3`: [`Reason::Truncated`], or [`Reason::Malformed`] if it is of another
+    /// version or shorter than itself.
+    fn datagram(packet: &Packet, l3: usize) -> Result<Datagram<Self::Address>, Reason>;
     /// Whether the header has neither options nor fragments and its time to live is above 1.
     fn is_plain(header: &Self::Hdr) -> bool;
     /// Source and destination.
     fn addresses(header: &Self::Hdr) -> (Self::Address, Self::Address);
     /// What a plain header is followed by.
     fn carried(header: &Self::Hdr) -> u8;
+    /// Length of the packet by the header's own word, the header included.
+    fn packet_len(header: &Self::Hdr) -> usize;
+    /// Type of service, or traffic class: DSCP and ECN.
+    fn traffic_class(header: &Self::Hdr) -> u8;
+    /// Whether the checksum of a header without options is right; IPv6 has none.
+    fn is_intact(header: &Self::Hdr) -> bool;
     /// Key of a tuple.
     fn key(tuple: Tuple<Self::Address>, protocol: u8) -> Self::Key;
     /// Writes addresses, lowers the time to live, and mends the header's checksum.
@@ -84,8 +107,14 @@ pub trait Family: Sized {
     fn rewrite_quoted(header: &mut Self::Hdr, src: Self::Address, dst: Self::Address) -> Sum;
     /// Whether `ty` is an ICMP error, which quotes the packet that it is about.
     fn is_icmp_error(ty: u8) -> bool;
-    /// Writes a header for a TCP packet of `tcp_len` bytes.
-    fn compose(header: &mut Self::Hdr, src: Self::Address, dst: Self::Address, tcp_len: u16);
+    /// Writes a header for a packet that carries `len` bytes of a protocol.
+    fn compose(
+        header: &mut Self::Hdr,
+        src: Self::Address,
+        dst: Self::Address,
+        carried: u8,
+        len: u16,
+    );
 }
 
 /// IPv4.
@@ -106,13 +135,19 @@ impl Family for V4 {
     type Hdr = Ipv4Hdr;
     const ICMP: u8 = protocol::ICMP;
     const ICMP_PSEUDO_HEADER: bool = false;
+    const ETHER_TYPE: u16 = parse::IPV4;
+    const INSIDE: u8 = protocol::IPIP;
+    // Destination unreachable, fragmentation needed (RFC 1191, section 4).
+    const TOO_BIG: [u8; 2] = [3, 4];
+    // 576 bytes in all (RFC 1812, section 4.3.2.3).
+    type Quote = Words<137>;
 
     #[inline(always)]
-    fn datagram(packet: &Packet, l3: usize) -> Result<Datagram<u32>, Truncated> {
+    fn datagram(packet: &Packet, l3: usize) -> Result<Datagram<u32>, Reason> {
         let header = packet.header::<Ipv4Hdr>(l3)?;
         let header_len = usize::from(header.vihl & 0xf) * 4;
         if header.vihl >> 4 != 4 || header_len < size_of::<Ipv4Hdr>() {
-            return Err(Truncated);
+            return Err(Reason::Malformed);
         }
         Ok(Datagram {
             src: load32(&header.src_addr),
@@ -138,6 +173,30 @@ impl Family for V4 {
     #[inline(always)]
     fn carried(header: &Ipv4Hdr) -> u8 {
         header.proto
+    }
+
+    #[inline(always)]
+    fn packet_len(header: &Ipv4Hdr) -> usize {
+        usize::from(u16::from_be(load16(&header.tot_len)))
+    }
+
+    #[inline(always)]
+    fn traffic_class(header: &Ipv4Hdr) -> u8 {
+        header.tos
+    }
+
+    #[inline(always)]
+    fn is_intact(header: &Ipv4Hdr) -> bool {
+        let sum = Sum::ZERO
+            .add16(u16::from_ne_bytes([header.vihl, header.tos]))
+            .add16(load16(&header.tot_len))
+            .add16(load16(&header.id))
+            .add16(load16(&header.frags))
+            .add16(u16::from_ne_bytes([header.ttl, header.proto]))
+            .add16(load16(&header.check))
+            .add32(load32(&header.src_addr))
+            .add32(load32(&header.dst_addr));
+        sum.checksum() == 0
     }
 
     #[inline(always)]
@@ -181,22 +240,22 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn compose(header: &mut Ipv4Hdr, src: u32, dst: u32, tcp_len: u16) {
-        let length = tcp_len + size_of::<Ipv4Hdr>() as u16;
+    fn compose(header: &mut Ipv4Hdr, src: u32, dst: u32, carried: u8, len: u16) {
+        let length = len + size_of::<Ipv4Hdr>() as u16;
         header.vihl = 0x45;
         header.tos = 0;
         store16(&mut header.tot_len, length.to_be());
         store16(&mut header.id, 0);
         header.frags = [0x40, 0];
         header.ttl = 64;
-        header.proto = protocol::TCP;
+        header.proto = carried;
         store32(&mut header.src_addr, src);
         store32(&mut header.dst_addr, dst);
         let sum = Sum::ZERO
             .add16(u16::from_ne_bytes([0x45, 0]))
             .add16(length.to_be())
             .add16(u16::from_ne_bytes([0x40, 0]))
-            .add16(u16::from_ne_bytes([64, protocol::TCP]))
+            .add16(u16::from_ne_bytes([64, carried]))
             .add32(src)
             .add32(dst);
         store16(&mut header.check, sum.checksum());
@@ -210,12 +269,18 @@ impl Family for V6 {
     type Hdr = Ipv6Hdr;
     const ICMP: u8 = protocol::ICMPV6;
     const ICMP_PSEUDO_HEADER: bool = true;
+    const ETHER_TYPE: u16 = parse::IPV6;
+    const INSIDE: u8 = protocol::IPV6;
+    // Packet too big (RFC 4443, section 3.2).
+    const TOO_BIG: [u8; 2] = [2, 0];
+    // 1280 bytes in all (RFC 4443, section 2.4 c).
+    type Quote = Words<308>;
 
     #[inline(always)]
-    fn datagram(packet: &Packet, l3: usize) -> Result<Datagram<[u64; 2]>, Truncated> {
+    fn datagram(packet: &Packet, l3: usize) -> Result<Datagram<[u64; 2]>, Reason> {
         let header = packet.header::<Ipv6Hdr>(l3)?;
         if header.vcf[0] >> 4 != 6 {
-            return Err(Truncated);
+            return Err(Reason::Malformed);
         }
         let l4 = l3 + size_of::<Ipv6Hdr>();
         Ok(Datagram {
@@ -242,6 +307,21 @@ impl Family for V6 {
     #[inline(always)]
     fn carried(header: &Ipv6Hdr) -> u8 {
         header.next_hdr
+    }
+
+    #[inline(always)]
+    fn packet_len(header: &Ipv6Hdr) -> usize {
+        size_of::<Ipv6Hdr>() + usize::from(u16::from_be(load16(&header.payload_len)))
+    }
+
+    #[inline(always)]
+    fn traffic_class(header: &Ipv6Hdr) -> u8 {
+        header.vcf[0] << 4 | header.vcf[1] >> 4
+    }
+
+    #[inline(always)]
+    fn is_intact(_: &Ipv6Hdr) -> bool {
+        true
     }
 
     #[inline(always)]
@@ -277,10 +357,10 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn compose(header: &mut Ipv6Hdr, src: [u64; 2], dst: [u64; 2], tcp_len: u16) {
+    fn compose(header: &mut Ipv6Hdr, src: [u64; 2], dst: [u64; 2], carried: u8, len: u16) {
         header.vcf = [0x60, 0, 0, 0];
-        store16(&mut header.payload_len, tcp_len.to_be());
-        header.next_hdr = protocol::TCP;
+        store16(&mut header.payload_len, len.to_be());
+        header.next_hdr = carried;
         header.hop_limit = 64;
         store128(&mut header.src_addr, src);
         store128(&mut header.dst_addr, dst);

@@ -4,12 +4,16 @@
 #![no_std]
 #![no_main]
 
+#[path = "floors/live.rs"]
+mod live;
 #[path = "floors/nat.rs"]
 mod nat;
 #[path = "floors/plan.rs"]
 mod plan;
 #[path = "floors/trampoline.rs"]
 mod trampoline;
+#[path = "floors/tunnel.rs"]
+mod tunnel;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_ebpf::packet::Packet;

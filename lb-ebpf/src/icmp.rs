@@ -20,9 +20,11 @@ use crate::{
     packet::{EthernetHdr, Header, Packet, load16, load32, store16, store32},
     rewrite::Egress,
     tables::{Entry, Flows, Tables},
+    window,
 };
 
-/// What an ICMP error quotes of TCP at least (RFC 792): the ports and four bytes more.
+/// What an ICMP error quotes at least (RFC 792): the ports and four bytes more, which are the sequence
+/// number of TCP.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 struct Quoted {
@@ -53,20 +55,30 @@ unsafe impl Header for QuotedTcp {}
 // SAFETY: as above.
 unsafe impl Header for QuotedUdp {}
 
-/// Translates an ICMP error, or says why the packet is none of ours.
+/// An ICMP error, and what it is about.
+pub(crate) struct About<'p, A> {
+    icmp: &'p mut Icmpv4Hdr,
+    /// Where the quoted packet begins.
+    quoted_l3: usize,
+    /// Its IP header.
+    pub(crate) inner: Datagram<A>,
+    quoted: &'p mut Quoted,
+    /// Its tuple.
+    pub(crate) tuple: Tuple<A>,
+}
+
+/// Reads an ICMP error about a packet of a floating address.
 #[inline(always)]
-pub fn translate<F: Family, T: Tables + Flows<F>>(
-    packet: Packet,
-    tables: &T,
-    l3: usize,
+pub(crate) fn about<'p, F: Family>(
+    packet: &'p Packet,
     outer: &Datagram<F::Address>,
-) -> Result<Action, Reason> {
+) -> Result<About<'p, F::Address>, Reason> {
     let icmp = packet.header::<Icmpv4Hdr>(outer.l4)?;
     if !F::is_icmp_error(icmp.type_) {
         return Err(Reason::OtherProtocol);
     }
     let quoted_l3 = outer.l4 + size_of::<Icmpv4Hdr>();
-    let inner = F::datagram(&packet, quoted_l3)?;
+    let inner = F::datagram(packet, quoted_l3)?;
     if inner.src != outer.dst || !matches!(inner.protocol, protocol::TCP | protocol::UDP) {
         return Err(Reason::IcmpUnrelated);
     }
@@ -77,11 +89,28 @@ pub fn translate<F: Family, T: Tables + Flows<F>>(
         return Err(Reason::Malformed);
     }
     let tuple = Tuple { src: inner.src, dst: inner.dst, ports: Ports(load32(&quoted.ports)) };
+    Ok(About { icmp, quoted_l3, inner, quoted, tuple })
+}
+
+/// Translates an ICMP error, or says why the packet is none of ours.
+#[inline(always)]
+pub fn translate<F: Family, T: Tables + Flows<F>>(
+    packet: Packet,
+    tables: &T,
+    l3: usize,
+    outer: &Datagram<F::Address>,
+) -> Result<Action, Reason> {
+    let About { icmp, quoted_l3, inner, quoted, tuple } = about::<F>(&packet, outer)?;
     let key = F::key(tuple.reversed(), inner.protocol);
     let entry = match tables.flow(&key) {
         Some(entry) => entry,
         None => tables.half_open(&key).ok_or(Reason::IcmpUnrelated)?,
     };
+    // The entry is of packets that come from where the quoted one went: its acknowledgements are about
+    // just such packets (RFC 5927, section 4.1).
+    if inner.protocol == protocol::TCP && !window::is_near(load32(&quoted.rest), entry.ack()) {
+        return Err(Reason::OutOfWindow);
+    }
     let backend = tables.backend(entry.backend()).ok_or(Reason::Inconsistent)?;
     if backend.flags & FORWARD == 0 {
         return Err(Reason::IcmpUnrelated);

@@ -11,9 +11,11 @@
 //! what tests run the data path with.)
 #![cfg_attr(not(any(test, feature = "fake")), no_std)]
 
+pub mod admit;
 pub mod checksum;
 pub mod connect;
 pub mod conntrack;
+pub mod decap;
 #[cfg(feature = "fake")]
 pub mod fake;
 pub mod family;
@@ -24,13 +26,18 @@ pub mod parse;
 pub mod reset;
 pub mod rewrite;
 pub mod select;
+pub mod steer;
 pub mod tables;
+pub mod too_big;
+pub mod tunnel;
+pub mod window;
 
 use family::{Address, Datagram, Family, V4, V6};
 use lb_common::reason::Reason;
 use packet::Packet;
 use parse::{Link, Segment};
 use tables::{Flows, State, Tables};
+use tunnel::Tunnel;
 
 /// Where a forwarded packet leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +49,8 @@ pub enum Action {
         /// That interface.
         ifindex: u32,
     },
+    /// Inside another packet, once the frame has grown at its front ([`Tunnel::write`]).
+    Encapsulate(Tunnel),
 }
 
 /// Decides about a packet and rewrites it. `Err` is no failure: it is the reason why the packet is
@@ -71,9 +80,11 @@ pub fn examine_family<F: Family, T: Tables + Flows<F>>(
     packet: Packet,
     tables: &T,
 ) -> Result<Action, Reason> {
-    // Two steps that share nothing but the packet: each is a subprogram in the kernel, with a stack
-    // of its own.
-    follow::<F, T>(packet, tables).unwrap_or_else(|| begin::<F, T>(packet, tables))
+    // Steps that share nothing but the packet: each is a subprogram in the kernel, with a stack of its
+    // own.
+    steer::steer::<F, T>(packet, tables)
+        .or_else(|| follow::<F, T>(packet, tables))
+        .unwrap_or_else(|| begin::<F, T>(packet, tables))
 }
 
 /// Handles what needs no new connection: packets that are not ours, errors, and packets of
@@ -117,7 +128,7 @@ enum Ours<A> {
 fn ours<F: Family, T: Tables>(packet: &Packet, tables: &T) -> Result<Ours<F::Address>, Reason> {
     let l3 = Link::parse(packet)?.l3;
     let datagram = F::datagram(packet, l3)?;
-    if !tables.is_vip(datagram.dst.vip_bit()) {
+    if tables.vip(datagram.dst.vip_bit()) == 0 {
         return Err(Reason::NotOurs);
     }
     if datagram.fragment {

@@ -13,46 +13,36 @@ use core::ptr::read_volatile;
 
 use aya_ebpf::{
     bindings::{xdp_action, xdp_md},
-    helpers::{bpf_redirect, bpf_xdp_adjust_tail},
+    helpers::{bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
     macros::xdp,
     programs::XdpContext,
 };
 use aya_log_ebpf::error;
-use lb_common::reason::{Disposition, Reason};
+use lb_common::{
+    backend::Backend,
+    reason::{Disposition, Reason},
+};
 use lb_ebpf::{
     Action,
     family::{Family, V4, V6},
+    known,
     packet::Packet,
     parse::{self, Link},
+    tables::{Flows, Tables as _},
+    tunnel::Tunnel,
 };
 use program::{maps, tables::Maps};
 
 /// Entry point: the hot path, and a call for everything else.
 #[xdp]
 fn ballast(ctx: XdpContext) -> u32 {
-    let packet = packet(ctx.ctx);
-    match lb_ebpf::known::forward(packet, &Maps) {
-        Some(Ok(Action::Transmit)) => return xdp_action::XDP_TX,
-        // SAFETY: the helper takes plain numbers.
-        Some(Ok(Action::Redirect { ifindex })) => {
-            return unsafe { bpf_redirect(ifindex, 0) as u32 };
-        }
-        Some(Err(reason)) => {
-            maps::count_reason(reason);
-            return xdp_action::XDP_PASS;
-        }
-        None => {}
+    if let Some(action) = known::forward_by(packet(ctx.ctx), &Maps, &HotExit(ctx.ctx)) {
+        return action;
     }
     // A packet of its own, so that the hot path keeps nothing in registers for this one.
-    match Link::parse(&self::packet(ctx.ctx)).map(|link| link.ether_type) {
-        Ok(parse::IPV4) => match follow4(ctx.ctx) {
-            UNDECIDED => begin4(ctx.ctx),
-            action => action,
-        },
-        Ok(parse::IPV6) => match follow6(ctx.ctx) {
-            UNDECIDED => begin6(ctx.ctx),
-            action => action,
-        },
+    match Link::parse(&packet(ctx.ctx)).map(|link| link.ether_type) {
+        Ok(parse::IPV4) => decide4(ctx.ctx),
+        Ok(parse::IPV6) => decide6(ctx.ctx),
         other => {
             maps::count_reason(other.map_or_else(Reason::from, |_| Reason::NotIp));
             xdp_action::XDP_PASS
@@ -60,20 +50,82 @@ fn ballast(ctx: XdpContext) -> u32 {
     }
 }
 
-/// No XDP action: the next subprogram decides.
-const UNDECIDED: u32 = u32::MAX;
+/// The end of the hot path.
+struct HotExit(*mut xdp_md);
+
+impl known::Exit for HotExit {
+    type Out = u32;
+
+    #[inline(always)]
+    fn leave(&self, outcome: Result<Action, Reason>) -> u32 {
+        match outcome {
+            Ok(Action::Transmit) => xdp_action::XDP_TX,
+            // SAFETY: the helper takes plain numbers.
+            Ok(Action::Redirect { ifindex }) => unsafe { bpf_redirect(ifindex, 0) as u32 },
+            Ok(Action::Encapsulate(tunnel)) => encapsulate(self.0, tunnel),
+            Err(reason) => {
+                maps::count_reason(reason);
+                xdp_action::XDP_PASS
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn encapsulate(&self, tunnel: Tunnel, backend: &Backend) -> u32 {
+        encapsulate_to(self.0, tunnel, backend)
+    }
+}
+
+// What a subprogram says besides an XDP action.
+
+/// The next subprogram decides.
+const UNDECIDED: u32 = 16;
+/// To be answered with a TCP reset.
+const RESET: u32 = 17;
+/// To be answered with an ICMP error.
+const TOO_BIG: u32 = 18;
+/// Something is wrong with the maps.
+const INCONSISTENT: u32 = 19;
 
 // Subprograms, so that the hot path has the registers and the instruction cache to itself, and that
 // each has its own stack of 512 bytes less the hot path's. The signature is what the verifier needs
 // to see: LLVM would split a reference to the context.
 macro_rules! subprograms {
-    ($family:ty, $follow:ident, $begin:ident) => {
+    ($family:ty, $decide:ident, $steer:ident, $follow:ident, $begin:ident, $reset:ident, $too_big:ident) => {
+        /// Asks one subprogram after the other.
+        #[inline(always)]
+        fn $decide(ctx: *mut xdp_md) -> u32 {
+            let mut code = $steer(ctx);
+            if code == UNDECIDED {
+                code = $follow(ctx);
+            }
+            if code == UNDECIDED {
+                code = $begin(ctx);
+            }
+            match code {
+                RESET => $reset(ctx),
+                TOO_BIG => $too_big(ctx),
+                INCONSISTENT => complain(ctx),
+                action => action,
+            }
+        }
+
+        /// Packets of steered services that are not plain, or whose slot is disturbed.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $steer(ctx: *mut xdp_md) -> u32 {
+            match lb_ebpf::steer::steer::<$family, Maps>(packet(ctx), &Maps) {
+                Some(outcome) => finish(ctx, outcome),
+                None => UNDECIDED,
+            }
+        }
+
         /// What the hot path leaves of known connections.
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $follow(ctx: *mut xdp_md) -> u32 {
             match lb_ebpf::follow::<$family, Maps>(packet(ctx), &Maps) {
-                Some(outcome) => finish::<$family>(ctx, outcome),
+                Some(outcome) => finish(ctx, outcome),
                 None => UNDECIDED,
             }
         }
@@ -82,13 +134,37 @@ macro_rules! subprograms {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $begin(ctx: *mut xdp_md) -> u32 {
-            finish::<$family>(ctx, lb_ebpf::begin::<$family, Maps>(packet(ctx), &Maps))
+            finish(ctx, lb_ebpf::begin::<$family, Maps>(packet(ctx), &Maps))
+        }
+
+        /// Answers with a TCP reset where the packet allows it.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $reset(ctx: *mut xdp_md) -> u32 {
+            reset::<$family>(ctx).unwrap_or(xdp_action::XDP_DROP)
+        }
+
+        /// Answers a packet that is too long for its tunnel.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $too_big(ctx: *mut xdp_md) -> u32 {
+            too_big::<$family>(ctx).unwrap_or(xdp_action::XDP_DROP)
         }
     };
 }
 
-subprograms!(V4, follow4, begin4);
-subprograms!(V6, follow6, begin6);
+subprograms!(V4, decide4, steer4, follow4, begin4, reset4, too_big4);
+subprograms!(V6, decide6, steer6, follow6, begin6, reset6, too_big6);
+
+/// Says what should never be.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn complain(ctx: *mut xdp_md) -> u32 {
+    // The log's macro does not read the context; the verifier wants to see what an argument is for.
+    let packet = packet(ctx);
+    error!(&XdpContext::new(ctx), "a map entry is missing, for a packet of {} bytes", packet.len());
+    xdp_action::XDP_DROP
+}
 
 /// The frame that the kernel handed us.
 #[inline(always)]
@@ -105,41 +181,94 @@ fn packet(ctx: *mut xdp_md) -> Packet {
     }
 }
 
-/// Turns an outcome into an XDP action.
+/// Turns an outcome into an XDP action, or into what has to be done for one.
 #[inline(always)]
-fn finish<F: Family>(ctx: *mut xdp_md, outcome: Result<Action, Reason>) -> u32 {
+fn finish(ctx: *mut xdp_md, outcome: Result<Action, Reason>) -> u32 {
     match outcome {
         Ok(Action::Transmit) => xdp_action::XDP_TX,
         // SAFETY: the helper takes plain numbers.
         Ok(Action::Redirect { ifindex }) => unsafe { bpf_redirect(ifindex, 0) as u32 },
+        Ok(Action::Encapsulate(tunnel)) => encapsulate(ctx, tunnel),
         Err(reason) => {
             maps::count_reason(reason);
             match reason.disposition() {
                 Disposition::Pass => xdp_action::XDP_PASS,
-                Disposition::Reset => reset::<F>(ctx),
-                Disposition::Drop => {
-                    if matches!(reason, Reason::Inconsistent) {
-                        error!(&XdpContext::new(ctx), "a map entry is missing");
-                    }
-                    xdp_action::XDP_DROP
-                }
+                Disposition::Reset => RESET,
+                Disposition::TooBig => TOO_BIG,
+                Disposition::Drop if matches!(reason, Reason::Inconsistent) => INCONSISTENT,
+                Disposition::Drop => xdp_action::XDP_DROP,
             }
         }
     }
 }
 
+/// Sends a packet through its tunnel.
+#[inline(always)]
+fn encapsulate(ctx: *mut xdp_md, tunnel: Tunnel) -> u32 {
+    match Maps.backend(tunnel.backend) {
+        Some(backend) => encapsulate_to(ctx, tunnel, backend),
+        None => {
+            maps::count_reason(Reason::Inconsistent);
+            xdp_action::XDP_DROP
+        }
+    }
+}
+
+/// Grows the frame at its front, and sends it with what belongs there.
+#[inline(always)]
+fn encapsulate_to(ctx: *mut xdp_md, tunnel: Tunnel, backend: &Backend) -> u32 {
+    // SAFETY: the context is the kernel's; after the call, no header of the packet is used.
+    let grown = unsafe { bpf_xdp_adjust_head(ctx, -(tunnel.grows as i32)) } == 0;
+    // Every driver leaves room enough (`XDP_PACKET_HEADROOM` is 256).
+    let outcome = if grown {
+        tunnel.advance(&packet(ctx)).and_then(|()| tunnel.write(&packet(ctx), &Maps, backend))
+    } else {
+        Err(Reason::Inconsistent)
+    };
+    match outcome {
+        // SAFETY: the helper takes plain numbers.
+        Ok(Action::Redirect { ifindex }) => unsafe { bpf_redirect(ifindex, 0) as u32 },
+        Ok(_) => xdp_action::XDP_TX,
+        Err(reason) => {
+            maps::count_reason(reason);
+            xdp_action::XDP_DROP
+        }
+    }
+}
+
+/// Answers with an ICMP error where the packet allows it: in front of the packet, of which so much stays
+/// as the error quotes.
+#[inline(always)]
+fn too_big<F: Family>(ctx: *mut xdp_md) -> Option<u32>
+where
+    Maps: Flows<F>,
+{
+    let due = lb_ebpf::too_big::due::<F, Maps>(&packet(ctx), &Maps)?;
+    // SAFETY: the context is the kernel's; after the calls, no header of the packet is used.
+    unsafe {
+        if bpf_xdp_adjust_head(ctx, -(due.grows as i32)) != 0 {
+            return None;
+        }
+        let surplus = packet(ctx).len() as i32 - due.len as i32;
+        if bpf_xdp_adjust_tail(ctx, -surplus) != 0 {
+            return None;
+        }
+    }
+    due.advance(&packet(ctx)).ok()?;
+    due.write::<F>(&packet(ctx)).ok()?;
+    Some(xdp_action::XDP_TX)
+}
+
 /// Answers with a TCP reset where the packet allows it.
 #[inline(always)]
-fn reset<F: Family>(ctx: *mut xdp_md) -> u32 {
-    let Some(due) = lb_ebpf::reset::due::<F>(&packet(ctx)) else { return xdp_action::XDP_DROP };
+fn reset<F: Family>(ctx: *mut xdp_md) -> Option<u32> {
+    let due = lb_ebpf::reset::due::<F>(&packet(ctx))?;
     let packet = packet(ctx);
-    let Some(len) = due.write::<F>(&packet) else { return xdp_action::XDP_DROP };
+    let len = due.write::<F>(&packet)?;
     let surplus = packet.len() as i32 - len as i32;
     // SAFETY: the context is the kernel's; after the call, no header of the packet is used.
-    if unsafe { bpf_xdp_adjust_tail(ctx, -surplus) } != 0 {
-        return xdp_action::XDP_DROP;
-    }
-    xdp_action::XDP_TX
+    let cut = unsafe { bpf_xdp_adjust_tail(ctx, -surplus) } == 0;
+    cut.then_some(xdp_action::XDP_TX)
 }
 
 #[cfg(not(test))]

@@ -5,6 +5,8 @@ use network_types::{
     ip::{Ipv4Hdr, Ipv6Hdr},
 };
 
+use crate::checksum::Sum;
+
 /// A header that can be laid over bytes of a packet.
 ///
 /// # Safety
@@ -103,6 +105,46 @@ pub struct Frame<I, L> {
     pub l4: L,
 }
 
+/// The Ethernet and IP header of a frame without VLAN tags.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Outer<I> {
+    /// Without VLAN tags.
+    pub ethernet: EthernetHdr,
+    /// Without options.
+    pub ip: I,
+}
+
+/// So many words of 4 bytes: what is read or written as they lie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Words<const N: usize>(pub [[u8; 4]; N]);
+
+/// The start of a packet, as an ICMP error quotes it.
+pub trait Quote: Header {
+    /// Its ones' complement sum.
+    fn sum(&self) -> Sum;
+}
+
+impl<const N: usize> Quote for Words<N> {
+    #[inline(always)]
+    fn sum(&self) -> Sum {
+        let mut sum = Sum::ZERO;
+        let mut index = 0;
+        while index < N {
+            sum = sum.add32(load32(&self.0[index]));
+            index += 1;
+        }
+        sum
+    }
+}
+
+// SAFETY: repr(C), of headers, which have alignment 1 and take any bit patterns.
+unsafe impl<I: Header> Header for Outer<I> {}
+// SAFETY: repr(C), byte arrays only.
+unsafe impl<const N: usize> Header for Words<N> {}
+// SAFETY: bytes.
+unsafe impl Header for [u8; 2] {}
 // SAFETY: repr(C), of headers, which have alignment 1 and take any bit patterns.
 unsafe impl<I: Header, L: Header> Header for Frame<I, L> {}
 // SAFETY: repr(C), byte arrays only.
@@ -230,7 +272,7 @@ pub fn store128(bytes: &mut [u8; 16], words: [u64; 2]) {
 }
 
 #[inline(always)]
-fn halves(bytes: &[u8; 16]) -> (&[u8; 8], &[u8; 8]) {
+pub(crate) fn halves(bytes: &[u8; 16]) -> (&[u8; 8], &[u8; 8]) {
     // SAFETY: 16 bytes are two arrays of 8.
     let [high, low] = unsafe { &*bytes.as_ptr().cast::<[[u8; 8]; 2]>() };
     (high, low)

@@ -51,7 +51,8 @@ impl<A: Address> Reset<A> {
         let l3 = Link::parse(packet).ok()?.l3;
         let l4 = l3 + size_of::<F::Hdr>();
         let tcp_len = size_of::<TcpHdr>() as u16;
-        F::compose(packet.header::<F::Hdr>(l3).ok()?, self.src, self.dst, tcp_len);
+        let ip = packet.header::<F::Hdr>(l3).ok()?;
+        F::compose(ip, self.src, self.dst, protocol::TCP, tcp_len);
         let tcp = packet.header::<TcpHdr>(l4).ok()?;
         store32(&mut tcp.ports, self.ports.0);
         store32(&mut tcp.seq, self.seq.to_be());

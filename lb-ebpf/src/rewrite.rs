@@ -37,6 +37,12 @@ impl Egress {
         Self { macs: entry.macs_to_client(), ifindex: entry.client_side().ifindex }
     }
 
+    /// The MAC addresses of frames that leave.
+    #[inline(always)]
+    pub fn macs(self) -> Macs {
+        self.macs
+    }
+
     /// Writes the MAC addresses and says how the packet leaves.
     #[inline(always)]
     pub fn leave(self, packet: &Packet, ethernet: &mut EthernetHdr) -> Action {

@@ -26,13 +26,17 @@ pub fn select<T: Tables>(tables: &T, service: &Service, hash: u32) -> Option<u32
 /// The slot of a hash.
 #[inline(always)]
 fn at<T: Tables>(tables: &T, service: &Service, hash: u32) -> Option<u32> {
-    tables.slot(service.table_start.wrapping_add(maglev::slot(hash, service.table_len)))
+    tables
+        .slot(service.table_start.wrapping_add(maglev::slot(hash, service.table_len)))
+        .map(|slot| slot.backend)
 }
 
 /// The slot of a position in the schedule.
 #[inline(always)]
 fn in_turn<T: Tables>(tables: &T, service: &Service, cursor: u32) -> Option<u32> {
-    tables.slot(service.table_start.wrapping_add(cursor % service.table_len))
+    tables
+        .slot(service.table_start.wrapping_add(cursor % service.table_len))
+        .map(|slot| slot.backend)
 }
 
 /// The backend with the fewest open connections for its weight, as nginx's `least_conn`: the one
@@ -48,7 +52,7 @@ fn least_conn<T: Tables>(tables: &T, service: &Service) -> Option<u32> {
     let mut step = 0;
     while step < LEAST_CONN_SCAN && step < service.members_len {
         let offset = cursor.wrapping_add(step) % service.members_len;
-        let member = tables.slot(service.members_start.wrapping_add(offset))?;
+        let member = tables.slot(service.members_start.wrapping_add(offset))?.backend;
         let (load, weight) = load(tables, member)?;
         // load / weight < best_load / best_weight, without division.
         if load.wrapping_mul(best_weight) < best_load.wrapping_mul(weight) {

@@ -3,7 +3,8 @@
 use lb_common::{
     backend::Backend,
     event::Event,
-    service::{Service, ServiceKey},
+    service::{Service, ServiceKey, Slot},
+    source::{Bucket, RateKey},
 };
 
 use crate::{
@@ -26,14 +27,23 @@ pub trait Tables {
     fn now_ns(&self) -> u64;
     /// Any number.
     fn random(&self) -> u32;
-    /// Whether a bit of `VIPS` is set.
-    fn is_vip(&self, bit: u32) -> bool;
+    /// [`lb_common::hash::VIP`] and [`lb_common::hash::VIP_STEERED`] of an address, by its bit in `VIPS`.
+    fn vip(&self, bit: u32) -> u32;
+    /// Whether a bit of `STEERED` is set.
+    fn is_steered(&self, bit: u32) -> bool;
     /// An entry of `SERVICES`.
     fn service(&self, key: &ServiceKey) -> Option<Service>;
     /// An entry of `BACKENDS`.
     fn backend(&self, id: u32) -> Option<&Backend>;
     /// A slot of `MAGLEV`.
-    fn slot(&self, index: u32) -> Option<u32>;
+    fn slot(&self, index: u32) -> Option<Slot>;
+    /// What `SOURCES` says of an address in a list: the longest prefix.
+    fn source(&self, list: u32, address: &[u8; 16]) -> Option<u32>;
+    /// An entry of `RATES`, shared as those of [`Flows`] are.
+    #[expect(clippy::mut_from_ref, reason = "shared memory, see `Flows`")]
+    fn bucket(&self, key: &RateKey) -> Option<&mut Bucket>;
+    /// Adds to `RATES`, if there is room.
+    fn add_bucket(&self, key: &RateKey, bucket: Bucket);
     /// The service's round-robin position, which each call moves on by one.
     fn next_cursor(&self, service: u32) -> u32;
     /// Open connections of a backend.
@@ -56,6 +66,8 @@ pub trait Tables {
     fn count_refused(&self, service: u32);
     /// Tells user space.
     fn report(&self, event: Event);
+    /// Whether one more answer may be sent about a packet that was too long.
+    fn may_answer(&self) -> bool;
 }
 
 /// Room for what a new connection writes into the flow tables: a BPF program's stack has 512 bytes,
@@ -111,6 +123,8 @@ pub trait Flows<F: Family> {
     /// Runs [`crate::connect::take_port`]. The kernel's verifier looks at a subprogram of its own
     /// once, and not anew for each of the paths and attempts that lead to it.
     fn take_port(&self, attempt: u32) -> bool;
+    /// Runs [`crate::admit::judge`], a subprogram for the same reason.
+    fn judge(&self, index: u32, flags: u32, rate: u32, burst: u32) -> u32;
 }
 
 /// Value of a flow table, of either family.
@@ -127,12 +141,18 @@ pub trait Entry<F: Family>: Copy {
     fn backend(&self) -> u32;
     /// State bits.
     fn state(&self) -> u32;
+    /// Sets the backend identifier.
+    fn set_backend(&mut self, backend: u32);
     /// Backend identifier and state bits as one word of 64 bits, in place.
     fn backend_and_state(&mut self) -> *mut u64;
     /// Time of the last packet.
     fn last_seen_ns(&self) -> u64;
     /// Stamps and counts a packet.
     fn seen(&mut self, now_ns: u64, bytes: u64);
+    /// The last acknowledgement number, network byte order; 0 if there is none.
+    fn ack(&self) -> u32;
+    /// Notes the last acknowledgement number.
+    fn set_ack(&mut self, ack: u32);
     /// The link on the client's side.
     fn client_side(&self) -> ClientSide;
     /// The MAC addresses of frames to the client.

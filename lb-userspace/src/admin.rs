@@ -8,6 +8,7 @@
 //! | `POST /reload` | [`Reloaded`](crate::control::task::Reloaded); 422 with [`Problem`] if refused |
 //! | `POST /backends/NAME/{drain,enable,disable}?service=` | an array of [`Wished`](crate::control::task::Wished) |
 //! | `POST /backends/NAME/weight/N?service=` | the same; `default` for the configured weight |
+//! | `POST /backends/NAME/reset?service=&flows=&rate=` | [`Resets`](crate::control::reset::Resets), when all are ended |
 //! | `POST /release` | 409: it needs a second node |
 //!
 //! Any error has a [`Problem`] as its body. Only root may open the socket.
@@ -34,8 +35,9 @@ use tokio::{
 use crate::{
     config::report::Diagnostic,
     control::{
+        reset,
         status::View,
-        task::{Change, FlowsError, Handle, WishError},
+        task::{Change, FlowsError, Handle, ResetError, WishError},
         verdict::Admin,
     },
     events::{Event, Timeline},
@@ -137,6 +139,7 @@ async fn answer(request: Request<Incoming>, handle: &Handle) -> Response<Body> {
             "this node does not share its floating addresses with another, so there is nobody to \
              release them to; `ballast detach` takes them away",
         ),
+        (&Method::POST, ["backends", name, "reset"]) => reset(name, &target, handle).await,
         (&Method::POST, ["backends", name, what @ ..]) => match change(what) {
             Some(Ok(change)) => wish(name, &target, change, handle).await,
             Some(Err(wrong)) => problem(StatusCode::BAD_REQUEST, &wrong),
@@ -197,6 +200,23 @@ async fn status(target: &Target, handle: &Handle) -> Response<Body> {
             _ => json(StatusCode::OK, &status),
         },
         Err(error) => failed(&error),
+    }
+}
+
+async fn reset(name: &str, target: &Target, handle: &Handle) -> Response<Body> {
+    let client = match target.get("flows").map(str::parse::<reset::Client>).transpose() {
+        Ok(client) => client,
+        Err(error) => return problem(StatusCode::BAD_REQUEST, &error.to_string()),
+    };
+    let rate = match target.get("rate").map(str::parse) {
+        None => reset::DEFAULT_RATE,
+        Some(Ok(rate)) if rate > 0 => rate,
+        Some(_) => return problem(StatusCode::BAD_REQUEST, "rate is not a number above zero"),
+    };
+    match handle.reset(name, target.get("service"), client, rate).await {
+        Ok(resets) => json(StatusCode::OK, &resets),
+        Err(error @ ResetError::Unknown(_)) => problem(StatusCode::NOT_FOUND, &error.to_string()),
+        Err(ResetError::Failed(error)) => failed(&error),
     }
 }
 

@@ -15,10 +15,13 @@ use clap::{
 use crate::{
     admin::{DEFAULT_FLOW_LIMIT, client::Call},
     config::Paths,
+    control::reset::{Client, DEFAULT_RATE},
+    dataplane::decap::Prefix,
 };
 
 mod ask;
 mod check;
+mod decap;
 mod output;
 mod run;
 mod status;
@@ -105,6 +108,26 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// End the open connections of a backend: both sides are told, and reconnect at once
+    ///
+    /// The backend goes on to get new connections; `drain` it first if it shall not.
+    #[command(after_help = RESET_HELP)]
+    Reset {
+        /// Name of the backend
+        backend: String,
+        #[command(flatten)]
+        service: InService,
+        /// Only those of this client, or of one of its ports
+        #[arg(long, value_name = "CLIENT[:PORT]")]
+        flows: Option<Client>,
+        /// So many a second
+        #[arg(long, value_name = "N", default_value_t = DEFAULT_RATE,
+              value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
+        rate: u32,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// List connections
     #[command(
         after_help = "Examples:\n  ballast flows --service web\n  ballast flows --limit 100000 --json | jq length"
@@ -147,6 +170,17 @@ enum Command {
         #[arg(long, value_name = "PATH")]
         pin_dir: Option<PathBuf>,
     },
+    /// On a backend: take packets out of the tunnels that the balancers put them into
+    ///
+    /// For services with `forward = "tunnel"`. Puts a program on the interface and ends; the program
+    /// stays until `--detach`, or until the machine restarts. A second call takes the first one's
+    /// place without losing a packet. Needs no daemon and no configuration.
+    ///
+    /// Takes out IPv4 and IPv6 inside IPv4 and IPv6, and both inside UDP to port 6080 (GUE, variant
+    /// 1), one layer, if the outer address is this host's. What contradicts itself is dropped and
+    /// counted; pieces (fragments) and outer options go to the host's own stack.
+    #[command(after_help = DECAP_HELP)]
+    Decap(DecapArgs),
     /// Hand the floating addresses to the other node at once
     Release,
     /// Print a shell's completions
@@ -173,6 +207,22 @@ without it; `ballast detach` ends that too.
 Examples:
   ballast run
   ballast run -c ballast.toml --node lb-01 --log-format json";
+
+const RESET_HELP: &str = "\
+Examples:
+  ballast reset app-01
+  ballast reset app-01 --service web --flows 192.0.2.9
+  ballast reset app-01 --flows [2001:db8::9]:40000
+
+Connections of a service with forward = \"direct\" or \"tunnel\" are not known one by one: `disable` the
+backend to end them.";
+const DECAP_HELP: &str = "\
+The host also needs the floating address on `lo`; `ballast check` on a balancer prints the commands.
+
+Examples:
+  ballast decap --interface eth0 --from 192.0.2.11 --from 192.0.2.12
+  ballast decap --interface eth0 --status
+  ballast decap --interface eth0 --detach";
 
 const WISH_HELP: &str = "\
 The wish survives a restart. A backend of that name in several services is meant in all of them,
@@ -221,6 +271,28 @@ enum LogFormat {
 }
 
 #[derive(Debug, Args)]
+struct DecapArgs {
+    /// The interface that the packets come in by
+    #[arg(long, value_name = "NAME")]
+    interface: String,
+    /// Only from tunnels that begin there, an address or prefix; may be given several times
+    #[arg(long, value_name = "CIDR", conflicts_with_all = ["detach", "status"])]
+    from: Vec<Prefix>,
+    /// Take the program off the interface
+    #[arg(long, conflicts_with = "status")]
+    detach: bool,
+    /// Show what it has done
+    #[arg(long)]
+    status: bool,
+    /// Print JSON
+    #[arg(long, conflicts_with = "detach")]
+    json: bool,
+    /// Directory of the pins, on a BPF file system [default: /sys/fs/bpf/ballast-decap]
+    #[arg(long, value_name = "PATH")]
+    pin_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
 struct BackendArgs {
     /// Name of the backend
     backend: String,
@@ -264,6 +336,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Detach { config, node, pin_dir } => {
             return run::detach(&config.path, node.as_deref(), pin_dir, given);
         }
+        Command::Decap(args) => decap::decap(&args)?,
         Command::Reload => return ask::reload(&socket),
         Command::Status { service, all, json } => {
             ask::status(&socket, service.as_deref(), all, json)?;
@@ -274,6 +347,13 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Weight { backend, weight, service, json } => {
             let call = Call::post(&["backends", &backend, "weight", &weight]);
             ask::wish(&socket, call, service.name.as_deref(), json)?;
+        }
+        Command::Reset { backend, service, flows, rate, json } => {
+            let call = Call::post(&["backends", &backend, "reset"])
+                .with("service", service.name.as_deref())
+                .with("flows", flows.map(|client| client.to_string()).as_deref())
+                .with("rate", Some(&rate.to_string()));
+            ask::reset(&socket, call, &backend, json)?;
         }
         Command::Flows { service, limit, json } => {
             ask::flows(&socket, service.as_deref(), limit, json)?;

@@ -19,6 +19,7 @@ use report::{Diagnostic, Findings};
 
 use crate::memory;
 
+mod advice;
 mod check;
 mod raw;
 mod read;
@@ -29,6 +30,8 @@ mod syntax;
 mod tests;
 pub mod units;
 mod value;
+
+pub use advice::{advice, tunnel_bytes};
 
 /// A file that can be used.
 #[derive(Clone, Debug)]
@@ -211,6 +214,27 @@ pub enum Protocol {
     Udp,
 }
 
+/// How the packets of a service get to its backends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Forwarding {
+    /// With addresses and ports rewritten, in both directions.
+    #[default]
+    Nat,
+    /// As they are, but for the MAC addresses. The backends answer the client by themselves.
+    Direct,
+    /// Inside another packet. The backends answer the client by themselves.
+    Tunnel(Encapsulation),
+}
+
+/// What packets are wrapped in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encapsulation {
+    /// IP in IP (RFC 2003, RFC 2473, RFC 4213), of the family of the backend's address.
+    Ipip,
+    /// Generic UDP Encapsulation, variant 1 (draft-ietf-intarea-gue): IP in UDP, port 6080.
+    Gue,
+}
+
 /// What happens to the connections of a backend that is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnDown {
@@ -229,6 +253,8 @@ pub struct Service {
     pub listen: SocketAddr,
     /// `protocol`.
     pub protocol: Protocol,
+    /// `forward` and `encapsulation`.
+    pub forward: Forwarding,
     /// `balance`.
     pub balance: lb_common::service::Balance,
     /// `on_down`.
@@ -241,6 +267,28 @@ pub struct Service {
     pub backends: Vec<Backend>,
     /// `[service.health]`.
     pub health: Health,
+    /// Who may connect, and how often.
+    pub guard: Guard,
+}
+
+/// Who may connect to a service, and how often.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Guard {
+    /// Networks of the service's own family, and whether they may connect. The longest prefix decides,
+    /// and each stands once.
+    pub sources: Vec<((IpAddr, u8), bool)>,
+    /// Whether all others may.
+    pub others: bool,
+    /// New connections that one source may begin in a second, and at once.
+    pub rate: Option<(u32, u32)>,
+}
+
+impl Guard {
+    /// Whether every source may connect.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.sources.is_empty()
+    }
 }
 
 /// `[[service.backend]]`.
@@ -248,7 +296,8 @@ pub struct Service {
 pub struct Backend {
     /// Name, unique within the service.
     pub name: String,
-    /// Address and port; of the same family as the service's.
+    /// Address and port; of the same family as the service's if that is translated, and with the same
+    /// port if it is not.
     pub address: SocketAddr,
     /// Relative share, 1 to 256.
     pub weight: u32,

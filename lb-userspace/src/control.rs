@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod kernel;
 pub mod plan;
 pub mod ranges;
+pub mod reset;
 pub mod state;
 pub mod status;
 pub mod table;

@@ -1,11 +1,11 @@
 //! The kernel's side as the daemon sees it: the only user of aya.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::SocketAddr,
     ops::ControlFlow,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -13,25 +13,28 @@ use std::{
 use anyhow::Context;
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, MapInfo, RingBuf},
+    maps::{Array, HashMap, Map, MapData, MapError, MapInfo, MapType, RingBuf, lpm_trie::LpmTrie},
 };
 use aya_log::EbpfLogger;
 use lb_common::{
     backend::{self, Backend},
     event::Event,
     limits, names,
-    service::{Service, ServiceKey},
+    service::{STEERED, Service, ServiceKey, Slot},
+    source::Source,
     stats::{BackendStats, Meta, ServiceStats},
 };
 
 use self::active::Active;
-pub use self::flows::{Reader, Sweeper};
+pub use self::flows::{Connection, Cut, Reader, Sweeper};
 
 mod active;
 mod batch;
 mod counters;
+pub mod decap;
 mod flows;
 mod grow;
+pub mod kernel;
 mod link;
 pub mod load;
 mod pins;
@@ -93,8 +96,8 @@ pub enum Op {
     SetTable {
         /// First slot.
         start: u32,
-        /// Backend identifiers.
-        slots: Vec<u32>,
+        /// The slots.
+        slots: Vec<Slot>,
     },
     /// Adds or replaces a service, in one atomic step.
     SetService {
@@ -108,9 +111,30 @@ pub enum Op {
         /// Key.
         key: ServiceKey,
     },
+    /// An entry of `SOURCES`.
+    SetSource {
+        /// Length of the prefix in bits.
+        bits: u32,
+        /// The prefix.
+        source: Source,
+        /// Value.
+        verdict: u32,
+    },
+    /// Removes an entry of `SOURCES`.
+    RemoveSource {
+        /// Length of the prefix in bits.
+        bits: u32,
+        /// The prefix.
+        source: Source,
+    },
     /// The whole filter of floating addresses.
     SetVips {
         /// `VIPS`, all [`lb_common::limits::VIP_WORDS`] words.
+        words: Vec<u64>,
+    },
+    /// The whole filter of steered services.
+    SetSteered {
+        /// `STEERED`, all [`lb_common::limits::STEERED_WORDS`] words.
         words: Vec<u64>,
     },
 }
@@ -124,6 +148,10 @@ pub struct Adopted {
     pub backends: Vec<(u32, Backend)>,
     /// Room that the maps have.
     pub sizes: Sizes,
+    /// Entries of `SOURCES`: prefix, its length in bits, value.
+    pub sources: Vec<((Source, u32), u32)>,
+    /// The tables of steered services.
+    pub steered: BTreeMap<ServiceKey, Vec<Slot>>,
 }
 
 /// How the program runs on an interface.
@@ -151,7 +179,8 @@ pub struct Flow {
     pub backend: SocketAddr,
     /// Identifier of the backend in `BACKENDS`.
     pub backend_id: u32,
-    /// `half_open`, `established`, `closing`, `closed`, or `udp`.
+    /// `half_open`, `established`, `closing`, `closed`, `udp`, or `steered`: recorded, because the
+    /// present table would send its packets elsewhere.
     pub phase: String,
     /// Milliseconds since the last packet.
     pub idle_ms: u64,
@@ -190,6 +219,13 @@ pub struct Sweep {
     /// Entries in the tables by backend identifier, two for each connection, half-open and closed
     /// ones included: while there are any, the identifier is in use.
     pub by_backend: BTreeMap<u32, u64>,
+    /// Of these, the entries of half-open connections.
+    pub half_open: BTreeMap<u32, u64>,
+    /// How full the fuller of the half-open tables is.
+    pub half_open_percent: u64,
+    /// Where the entries of steered connections are, one for each: by backend identifier, the upper 16
+    /// bits of their hashes.
+    pub steered: BTreeMap<u32, BTreeSet<u16>>,
 }
 
 /// Counters, summed over the CPUs.
@@ -236,7 +272,7 @@ pub struct MapSize {
     pub name: String,
     /// Most entries.
     pub max_entries: u32,
-    /// Kernel memory.
+    /// Kernel memory. Before Linux 6.4 the kernel tells only what keys and values take.
     pub bytes: u64,
 }
 
@@ -251,8 +287,10 @@ pub struct Dataplane {
     /// The same map as `services`, for batches.
     service_map: MapData,
     backends: MapData,
+    sources: LpmTrie<MapData, Source, u32>,
     slots: MapData,
     vips: MapData,
+    steered: MapData,
     reasons: MapData,
     service_stats: MapData,
     backend_stats: MapData,
@@ -277,6 +315,7 @@ impl fmt::Debug for Dataplane {
 impl Dataplane {
     /// Loads the program and creates its maps, or adopts those that a previous daemon pinned.
     pub fn open(options: &Options) -> anyhow::Result<Self> {
+        kernel::check()?;
         let mut found = pins::prepare(options)?;
         let mut ebpf = load::load(options, &found)?;
         let mut meta: Array<_, Meta> = take(&mut ebpf, names::META)?;
@@ -299,8 +338,10 @@ impl Dataplane {
             services: take(&mut ebpf, names::SERVICES)?,
             service_map: pinned(pins, names::SERVICES)?,
             backends: pinned(pins, names::BACKENDS)?,
+            sources: take(&mut ebpf, names::SOURCES)?,
             slots: pinned(pins, names::MAGLEV)?,
             vips: pinned(pins, names::VIPS)?,
+            steered: pinned(pins, names::STEERED)?,
             reasons: pinned(pins, names::REASONS)?,
             service_stats: pinned(pins, names::SERVICE_STATS)?,
             backend_stats: pinned(pins, names::BACKEND_STATS)?,
@@ -320,7 +361,8 @@ impl Dataplane {
 
     /// What stands in the maps now.
     pub fn adopted(&self) -> anyhow::Result<Adopted> {
-        let services = self.services.iter().collect::<Result<_, _>>().context("read SERVICES")?;
+        let services: Vec<(ServiceKey, Service)> =
+            self.services.iter().collect::<Result<_, _>>().context("read SERVICES")?;
         let mut backends = Vec::new();
         batch::for_each::<u32, Backend>(self.backends.fd().as_fd(), |id, backend| {
             if backend.flags & backend::IN_USE != 0 {
@@ -329,7 +371,18 @@ impl Dataplane {
             ControlFlow::Continue(())
         })
         .context("read BACKENDS")?;
-        Ok(Adopted { services, backends, sizes: self.sizes })
+        let sources = self.sources.iter().map(|entry| {
+            let (key, verdict) = entry?;
+            Ok(((key.data(), key.prefix_len()), verdict))
+        });
+        let sources = sources.collect::<Result<_, MapError>>().context("read SOURCES")?;
+        let mut steered = BTreeMap::new();
+        for (key, service) in services.iter().filter(|(_, it)| it.flags & STEERED != 0) {
+            let slots = self.slots.fd().as_fd();
+            let table = batch::read_array(slots, service.table_start, service.table_len);
+            steered.insert(*key, table.context("read MAGLEV")?);
+        }
+        Ok(Adopted { services, backends, sizes: self.sizes, sources, steered })
     }
 
     /// Puts the program on an interface, in place of the one that a previous daemon left there,
@@ -361,13 +414,11 @@ impl Dataplane {
         let program = self.ebpf.program(names::PROGRAM).context("find the program")?;
         let mut maps = Vec::new();
         for name in names::PINNED {
-            let info = MapInfo::from_pin(self.pins.join(name))
-                .with_context(|| format!("look at the pinned map {name}"))?;
-            maps.push(MapSize {
-                name: name.to_owned(),
-                max_entries: info.max_entries(),
-                bytes: memory(info.fd().context("open the map")?.as_fd()).unwrap_or(0),
-            });
+            // By its pin: to open a map by its number takes CAP_SYS_ADMIN.
+            let map = pinned(&self.pins, name)?;
+            let info = map.info().with_context(|| format!("look at the pinned map {name}"))?;
+            let (max_entries, bytes) = (info.max_entries(), memory(&map, &info));
+            maps.push(MapSize { name: name.to_owned(), max_entries, bytes });
         }
         Ok(Info {
             program_id: program.info().context("look at the program")?.id(),
@@ -446,10 +497,13 @@ fn pinned(pins: &Path, name: &str) -> anyhow::Result<MapData> {
     MapData::from_pin(pins.join(name)).with_context(|| format!("open the pinned map {name}"))
 }
 
-/// Kernel memory of a map, as `/proc` tells it.
-fn memory(map: BorrowedFd<'_>) -> Option<u64> {
-    let path = format!("/proc/self/fdinfo/{}", map.as_raw_fd());
-    let text = std::fs::read_to_string(path).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("memlock:"))?;
-    line.trim().parse().ok()
+/// Kernel memory of a map, as `/proc` tells it. Before Linux 6.4 that is 0 for a ring buffer, whose size
+/// in bytes is its number of entries.
+fn memory(map: &MapData, info: &MapInfo) -> u64 {
+    let path = format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd());
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("memlock:"));
+    let told = line.and_then(|line| line.trim().parse().ok()).unwrap_or(0);
+    let ring = matches!(info.map_type(), Ok(MapType::RingBuf));
+    if ring { told.max(info.max_entries().into()) } else { told }
 }

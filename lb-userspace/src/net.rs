@@ -6,6 +6,7 @@
 //! - `netlink` opens sockets and asks; it turns the kernel's messages into ours.
 //! - `table` is what is known of links, neighbours and routes, and the next hops that follow; pure.
 //! - `follow` is the task that keeps the table true.
+//! - `inject` sends whole frames, and `rst` makes those of resets.
 //!
 //! Sockets belong to the network namespace of the thread that opens them.
 
@@ -19,7 +20,9 @@ use anyhow::Context as _;
 use tokio::{sync::watch, task::JoinHandle};
 
 mod follow;
+pub mod inject;
 pub(crate) mod netlink;
+pub mod rst;
 mod table;
 
 pub use netlink::Error;
@@ -34,6 +37,10 @@ pub struct NextHop {
     pub source_mac: [u8; 6],
     /// MAC address of the destination or of its gateway; `None` until it has answered.
     pub mac: Option<[u8; 6]>,
+    /// Longest IP packet that the interface takes, bytes.
+    pub mtu: u32,
+    /// The address of ours that the kernel would write as the source of packets to it.
+    pub source: Option<IpAddr>,
 }
 
 /// The next hop of each wanted address that has a route.

@@ -14,7 +14,8 @@ use ballast::{
 };
 use lb_common::{
     backend::{Backend, FORWARD, IN_USE},
-    service::{Service, ServiceKey},
+    service::{Service, ServiceKey, Slot},
+    source::{ALLOW, SOURCE_BITS, Source},
 };
 
 /// A directory of pins of one test's own, removed at its end.
@@ -52,6 +53,8 @@ fn backend(port: u16) -> Backend {
     Backend { port, flags: IN_USE | FORWARD, weight: 7, ..Backend::ZERO }
 }
 
+const SOURCE: Source = Source { list: 6, address: [9; 16] };
+
 const KEY: ServiceKey = ServiceKey { address: [9; 16], port: 80, protocol: 6, reserved: 0 };
 
 const TIMEOUTS: Timeouts =
@@ -63,8 +66,10 @@ fn a_second_daemon_goes_on_with_the_tables_of_the_first() {
     let service = Service { index: 3, table_start: 10, table_len: 2, ..Service::ZERO };
     let ops = [
         Op::SetBackend { id: 5, backend: backend(8080) },
-        Op::SetTable { start: 10, slots: vec![5, 5] },
+        Op::SetTable { start: 10, slots: vec![Slot::of(5); 2] },
         Op::SetService { key: KEY, service },
+        // This map takes memory for what is in it.
+        Op::SetSource { bits: SOURCE_BITS, source: SOURCE, verdict: ALLOW },
     ];
     {
         let mut first = Dataplane::open(&pins.options()).expect("open");
@@ -80,13 +85,16 @@ fn a_second_daemon_goes_on_with_the_tables_of_the_first() {
     let adopted = second.adopted().expect("adopted");
     assert_eq!(adopted.services, [(KEY, service)]);
     assert_eq!(adopted.backends, [(5, backend(8080))]);
+    assert_eq!(adopted.sources, [((SOURCE, SOURCE_BITS), ALLOW)]);
 
     second
         .apply(&[Op::RemoveService { key: KEY }, Op::RemoveService { key: KEY }])
         .expect("remove, twice");
-    second.apply(&[Op::ClearBackend { id: 5 }]).expect("clear");
+    let gone = Op::RemoveSource { bits: SOURCE_BITS, source: SOURCE };
+    second.apply(&[Op::ClearBackend { id: 5 }, gone.clone(), gone]).expect("clear");
     let adopted = second.adopted().expect("adopted");
     assert_eq!((adopted.services.len(), adopted.backends.len()), (0, 0));
+    assert_eq!(adopted.sources, []);
 }
 
 #[test]
@@ -159,6 +167,22 @@ fn counters_flows_and_sweeps_of_empty_tables_are_empty() {
     }
     assert!(dataplane.counters(&[u32::MAX], &[]).is_err(), "an index past the end is an error");
     let past_the_end =
-        Op::SetTable { start: lb_common::limits::DEFAULT_SLOTS - 1, slots: vec![0, 0] };
+        Op::SetTable { start: lb_common::limits::DEFAULT_SLOTS - 1, slots: vec![Slot::ZERO; 2] };
     assert!(dataplane.apply(&[past_the_end]).is_err());
+}
+
+/// The kernel gives a process that wants it a release of the time before 3.0.
+#[test]
+fn an_old_kernel_is_refused_with_the_cure() {
+    const UNAME26: libc::c_ulong = 0x0002_0000;
+    let refused = std::thread::spawn(|| {
+        // SAFETY: changes this thread alone, which ends soon.
+        assert_ne!(unsafe { libc::personality(UNAME26) }, -1);
+        let pins = Pins::new();
+        format!("{:#}", Dataplane::open(&pins.options()).expect_err("refused"))
+    });
+    let error = refused.join().expect("join");
+    for part in ["Linux 2.6.", "needs Linux 6.1 or newer", "linux-image-amd64"] {
+        assert!(error.contains(part), "`{part}` is missing: {error}");
+    }
 }

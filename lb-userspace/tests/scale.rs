@@ -7,12 +7,14 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use aya::maps::{Array, HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use ballast::dataplane::{Dataplane, Op, Options, Sizes, Sweep, Timeouts, remove_pins};
 use lb_common::{
     backend::{Backend, FORWARD, IN_USE},
     flow::{FlowEntry4, FlowKey4, state},
-    service::{Service, ServiceKey},
+    service::{STEERED, Service, ServiceKey, Slot},
+    source::{LIST_BITS, Source},
+    stats::BackendSignals,
 };
 
 /// A directory of pins of one test's own, removed at its end.
@@ -41,6 +43,12 @@ impl Pins {
         Map::LruHashMap(map).try_into().expect("typed")
     }
 
+    /// `BACKEND_SIGNALS`, by every CPU.
+    fn signals(&self) -> PerCpuArray<MapData, BackendSignals> {
+        let map = MapData::from_pin(self.0.join("BACKEND_SIGNALS")).expect("BACKEND_SIGNALS");
+        Map::PerCpuArray(map).try_into().expect("typed")
+    }
+
     fn active(&self) -> Array<MapData, u64> {
         let map = MapData::from_pin(self.0.join("ACTIVE")).expect("ACTIVE");
         Map::Array(map).try_into().expect("typed")
@@ -58,6 +66,11 @@ const SMALL: Sizes = Sizes { services: 4, backends: 16, slots: 1024 };
 const LARGE: Sizes = Sizes { services: 3000, backends: 70_000, slots: 300_000 };
 
 const KEY: ServiceKey = ServiceKey { address: [9; 16], port: 80, protocol: 6, reserved: 0 };
+
+/// The table of a steered service.
+const SLOTS: [Slot; 2] = [Slot::of(15), Slot { backend: 15, base: 3 }];
+
+const SOURCE: Source = Source { list: 6, address: [0; 16] };
 
 const HOUR_NS: u64 = 3_600_000_000_000;
 
@@ -104,7 +117,8 @@ fn count(pins: &Pins) -> usize {
 #[test]
 fn a_larger_configuration_gets_larger_maps_that_hold_the_same() {
     let pins = Pins::new();
-    let service = Service { index: 3, table_start: 10, table_len: 2, ..Service::ZERO };
+    let run = Service { table_start: 10, table_len: 2, ..Service::ZERO };
+    let service = Service { index: 3, flags: STEERED, ..run };
     let backend = Backend { port: 8080, flags: IN_USE | FORWARD, weight: 7, ..Backend::ZERO };
     let [(key, entry), _] = halves(1, NEW_NS);
     {
@@ -112,19 +126,28 @@ fn a_larger_configuration_gets_larger_maps_that_hold_the_same() {
         assert_eq!(small.sizes(), SMALL);
         let ops = [
             Op::SetBackend { id: 15, backend },
-            Op::SetTable { start: 10, slots: vec![15, 15] },
+            Op::SetTable { start: 10, slots: SLOTS.to_vec() },
             Op::SetService { key: KEY, service },
+            Op::SetSource { bits: LIST_BITS, source: SOURCE, verdict: 1 },
         ];
         small.apply(&ops).expect("apply");
         assert!(small.apply(&[Op::SetBackend { id: 16, backend }]).is_err(), "past the end");
         pins.flows().insert(key, entry, 0).expect("a flow");
         pins.active().set(15, 42, 0).expect("a count");
+        let mut signals = pins.signals();
+        let mut values = signals.get(&15, 0).expect("the signals").to_vec();
+        values[0].refused = 7;
+        signals.set(15, values.try_into().expect("one for each CPU"), 0).expect("a signal");
     }
     let mut large = pins.open(LARGE);
     let adopted = large.adopted().expect("adopted");
     assert_eq!(adopted.services, [(KEY, service)]);
     assert_eq!(adopted.backends, [(15, backend)]);
     assert_eq!(adopted.sizes, LARGE);
+    assert_eq!(adopted.steered.into_iter().collect::<Vec<_>>(), [(KEY, SLOTS.to_vec())]);
+    assert_eq!(adopted.sources, [((SOURCE, LIST_BITS), 1)]);
+    assert_eq!(pins.signals().get(&15, 0).expect("the signals")[0].refused, 7);
+    assert_eq!(pins.signals().len(), LARGE.backends);
     assert_eq!(large.counters(&[3], &[15, 69_999]).expect("counters").backends[0].2, 42);
     assert_eq!(pins.flows().get(&key, 0).expect("the flow").backend, entry.backend);
     assert_eq!(pins.active().len(), LARGE.backends);
@@ -161,7 +184,7 @@ fn writes_of_many_kinds_arrive_in_batches() {
         |index: u32| Service { index, table_start: index * 90, table_len: 90, ..Service::ZERO };
     let mut ops: Vec<Op> =
         (0..60_000).map(|id| Op::SetBackend { id, backend: backend(id) }).collect();
-    ops.extend((0..3000).map(|at| Op::SetTable { start: at * 90, slots: vec![at; 90] }));
+    ops.extend((0..3000).map(|at| Op::SetTable { start: at * 90, slots: vec![Slot::of(at); 90] }));
     ops.extend((0..3000).map(|at| Op::SetService { key: key(at), service: service(at) }));
     dataplane.apply(&ops).expect("apply");
     dataplane.apply(&ops).expect("apply again");
@@ -211,6 +234,76 @@ fn a_sweep_in_slices_sees_everything_and_removes_what_is_old() {
     let again = dataplane.sweep(NOW_NS, &TIMEOUTS).expect("a sweep");
     assert_eq!((again.flows, again.expired), (7500, 0));
     assert_eq!(again.by_backend.into_iter().collect::<Vec<_>>(), [(5, 15_000)]);
+}
+
+#[test]
+fn entries_of_steered_connections_stand_alone() {
+    const MINUTE_NS: u64 = 60_000_000_000;
+    let pins = Pins::new();
+    let mut dataplane = pins.open(SMALL);
+    let backend = Backend { port: 8080, flags: IN_USE, ..Backend::ZERO };
+    let living = Backend { flags: IN_USE | FORWARD, ..backend };
+    let ops = [Op::SetBackend { id: 5, backend: living }, Op::SetBackend { id: 6, backend }];
+    dataplane.apply(&ops).expect("apply");
+    // By backend: seen just now, two minutes ago, and longer ago than an idle connection lives.
+    let mut flows = pins.flows();
+    for (number, backend, age_ns) in [
+        (0, 5, 1),
+        (1, 5, 2 * MINUTE_NS),
+        (2, 5, 2 * HOUR_NS),
+        (3, 6, MINUTE_NS - 1),
+        (4, 6, MINUTE_NS),
+        (5, 9, MINUTE_NS),
+    ] {
+        let [(key, entry), _] = halves(number, NOW_NS - age_ns);
+        let alone = FlowEntry4 { state: state::STEERED, backend, new_dst: [0; 4], ..entry };
+        flows.insert(key, alone, 0).expect("a flow");
+    }
+    let phases = |dataplane: &Dataplane| -> Vec<_> {
+        let flows = dataplane.flows(9).expect("flows");
+        flows.into_iter().map(|flow| (flow.phase, flow.backend_id, flow.backend.port())).collect()
+    };
+    assert_eq!(phases(&dataplane).len(), 6);
+
+    let sweep = dataplane.sweep(NOW_NS, &TIMEOUTS).expect("a sweep");
+    assert_eq!((sweep.flows, sweep.expired, sweep.orphans), (0, 3, 0));
+    let entries: Vec<_> = sweep.by_backend.into_iter().collect();
+    assert_eq!(entries, [(5, 3), (6, 2), (9, 1)]);
+    let places: Vec<_> = sweep.steered.iter().map(|(id, places)| (*id, places.len())).collect();
+    assert_eq!(places, [(5, 3), (6, 2), (9, 1)]);
+    let mut left = phases(&dataplane);
+    left.sort();
+    let steered = |id| ("steered".to_owned(), id, 8080);
+    assert_eq!(left, [steered(5), steered(5), steered(6)]);
+
+    // No other half is looked for, and none is counted as an open connection.
+    for _ in 0..12 {
+        let sweep = dataplane.sweep(NOW_NS, &TIMEOUTS).expect("a sweep");
+        assert_eq!((sweep.flows, sweep.expired, sweep.orphans), (0, 0, 0));
+    }
+    assert_eq!(dataplane.counters(&[], &[5]).expect("counters").backends[0].2, 0);
+}
+
+#[test]
+fn half_open_connections_are_counted_apart() {
+    let pins = Pins::new();
+    let mut dataplane = pins.open(SMALL);
+    let map = MapData::from_pin(pins.0.join("HALF_OPEN")).expect("HALF_OPEN");
+    let mut half_open: HashMap<_, FlowKey4, FlowEntry4> =
+        Map::LruHashMap(map).try_into().expect("typed");
+    for number in 0..128 {
+        for (key, entry) in halves(number, NOW_NS) {
+            half_open.insert(key, entry, 0).expect("a flow");
+        }
+    }
+    for (key, entry) in halves(500, NOW_NS) {
+        pins.flows().insert(key, entry, 0).expect("a flow");
+    }
+    let sweep = dataplane.sweep(NOW_NS, &TIMEOUTS).expect("a sweep");
+    assert_eq!(sweep.flows, 129);
+    assert_eq!(sweep.by_backend.into_iter().collect::<Vec<_>>(), [(5, 258)]);
+    assert_eq!(sweep.half_open.into_iter().collect::<Vec<_>>(), [(5, 256)]);
+    assert_eq!(sweep.half_open_percent, 25);
 }
 
 #[test]

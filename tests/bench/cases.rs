@@ -18,6 +18,10 @@ use crate::{
     programs::Run,
 };
 
+mod steered;
+
+pub(crate) use steered::with_full_tables;
+
 /// How many connections the tables hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Scope {
@@ -92,17 +96,29 @@ pub(crate) enum Under {
     Transmit,
     Swap,
     Nat(Version, u8),
+    /// A balancer with a flow table and tunnels.
+    FlowTable(Version, u8),
+    /// A balancer with tunnels and without a flow table.
+    Stateless(Version, u8),
 }
 
 impl Under {
     /// All programs of the floors' object.
-    pub(crate) const FLOORS: [Self; 6] = [
+    pub(crate) const FLOORS: [Self; 14] = [
         Self::Transmit,
         Self::Swap,
         Self::Nat(Version::V4, 6),
         Self::Nat(Version::V4, 17),
         Self::Nat(Version::V6, 6),
         Self::Nat(Version::V6, 17),
+        Self::FlowTable(Version::V4, 6),
+        Self::FlowTable(Version::V4, 17),
+        Self::FlowTable(Version::V6, 6),
+        Self::FlowTable(Version::V6, 17),
+        Self::Stateless(Version::V4, 6),
+        Self::Stateless(Version::V4, 17),
+        Self::Stateless(Version::V6, 6),
+        Self::Stateless(Version::V6, 17),
     ];
 
     /// As its object calls it.
@@ -115,6 +131,14 @@ impl Under {
             Self::Nat(Version::V4, _) => "floor_nat_udp4",
             Self::Nat(Version::V6, 6) => "floor_nat_tcp6",
             Self::Nat(Version::V6, _) => "floor_nat_udp6",
+            Self::FlowTable(Version::V4, 6) => "floor_flow_tcp4",
+            Self::FlowTable(Version::V4, _) => "floor_flow_udp4",
+            Self::FlowTable(Version::V6, 6) => "floor_flow_tcp6",
+            Self::FlowTable(Version::V6, _) => "floor_flow_udp6",
+            Self::Stateless(Version::V4, 6) => "floor_hash_tcp4",
+            Self::Stateless(Version::V4, _) => "floor_hash_udp4",
+            Self::Stateless(Version::V6, 6) => "floor_hash_tcp6",
+            Self::Stateless(Version::V6, _) => "floor_hash_udp6",
         }
     }
 }
@@ -141,6 +165,10 @@ enum Outcome {
     Translated((packets::Mac, packets::Mac)),
     /// A packet to any of the backends.
     Connected,
+    /// The packet inside another, to any of the backends; behind a UDP header or not.
+    Inside { gue: bool },
+    /// The packet to any of the backends, with other MAC addresses.
+    Direct,
     /// A reset.
     Reset,
 }
@@ -155,6 +183,15 @@ enum Direction {
     Return,
 }
 
+/// Most that a case may cost.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Bound {
+    /// Its net, in multiples of its floor's net.
+    Floor(f64),
+    /// Its gross, in multiples of the trampoline with `return XDP_TX`.
+    Transmit(f64),
+}
+
 /// One line of the table.
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
@@ -162,6 +199,8 @@ pub(crate) struct Case {
     pub(crate) name: String,
     /// Name of the case that this one is compared with.
     pub(crate) floor: Option<String>,
+    /// Most that it may cost, in multiples of what it is compared with.
+    pub(crate) bound: Option<Bound>,
     pub(crate) version: Version,
     pub(crate) under: Under,
     pub(crate) plan: Plan,
@@ -173,6 +212,9 @@ pub(crate) struct Case {
     direction: Direction,
     outcome: Outcome,
 }
+
+/// Bound of the known path of NAT: so many times its floor.
+const KNOWN_BOUND: f64 = 1.25;
 
 /// New tuples, of which none comes twice within a run of the benchmark.
 const NEW_TUPLES: u32 = 1 << 26;
@@ -204,10 +246,24 @@ pub(crate) fn of(scope: Scope, order: Order) -> Vec<Case> {
             cases.push(walk.known(version, carried, Direction::Return));
         }
     }
+    for version in [Version::V4, Version::V6] {
+        for carried in scope.carried() {
+            let carried = *carried;
+            let one = scope.connections == 1;
+            cases.push(walk.flow_table(version, carried));
+            cases.push(walk.stateless(version, carried));
+            cases.push(walk.tunnel(version, carried, one));
+            if one {
+                cases.push(walk.gue(version, carried));
+            }
+            cases.push(walk.direct(version, carried));
+        }
+    }
     if scope.connections == 1 {
         for version in [Version::V4, Version::V6] {
             cases.push(Walk::connect("new flow", version, PORT));
             cases.push(Walk::connect("new flow, least_conn", version, LEAST_CONN_PORT));
+            cases.push(Walk::steered_new(version));
             cases.push(walk.refused(version));
             cases.push(walk.closed(version));
             cases.push(walk.not_ours(version));
@@ -264,6 +320,7 @@ impl Walk {
         };
         Case {
             floor: Some(floor_name(version, carried)),
+            bound: Some(Bound::Floor(KNOWN_BOUND)),
             outcome: Outcome::Translated(macs),
             counter,
             ..self.case(
@@ -338,7 +395,12 @@ impl Walk {
         let (src, dst) = packets::endpoints(&case.plan.packet);
         let dst = SocketAddr::new(version.elsewhere(), dst.port());
         case.plan.packet = packets::segment((CLIENT_MAC, LOCAL_MAC), src, dst, carried);
-        Case { outcome: Outcome::Same(XDP_PASS), counter: Counter::Reason(Reason::NotOurs), ..case }
+        Case {
+            outcome: Outcome::Same(XDP_PASS),
+            counter: Counter::Reason(Reason::NotOurs),
+            bound: Some(Bound::Transmit(2.0)),
+            ..case
+        }
     }
 
     fn arp(self) -> Case {
@@ -358,7 +420,7 @@ impl Walk {
         port: u16,
     ) -> Case {
         let first = Connection::new(version, 0);
-        let listen = SocketAddr::new(first.listen.ip(), port);
+        let listen = SocketAddr::new(version.listens(port), port);
         let (src, dst, macs, ports, port_shift) = match direction {
             Direction::Forward => {
                 (first.client, listen, (CLIENT_MAC, LOCAL_MAC), u32::from(port), 16)
@@ -378,6 +440,7 @@ impl Walk {
         Case {
             name,
             floor: None,
+            bound: None,
             version,
             under: Under::Ballast,
             plan: Plan {
@@ -453,6 +516,15 @@ impl Case {
                 ensure!(dst.port() == BACKEND_PORT, "the destination is {dst}");
                 packets::check_translated(&input, &run.output, (LOCAL_MAC, BACKEND_MAC), src, dst)
             }
+            Outcome::Inside { gue } => {
+                let outer = packets::Outer {
+                    macs: (LOCAL_MAC, BACKEND_MAC),
+                    src: self.version.local(),
+                    gue,
+                };
+                packets::check_inside(&input, &run.output, outer)
+            }
+            Outcome::Direct => packets::check_direct(&input, &run.output, (LOCAL_MAC, BACKEND_MAC)),
             Outcome::Reset => {
                 let (src, dst) = packets::endpoints(&input);
                 packets::check_reset(&run.output, dst, src)
@@ -499,9 +571,11 @@ mod tests {
 
     #[test]
     fn every_floor_is_a_case_of_the_same_scope() {
-        for scope in Scope::ALL {
-            for order in scope.orders() {
-                let cases = of(scope, *order);
+        let columns = Scope::ALL
+            .into_iter()
+            .flat_map(|scope| scope.orders().iter().map(move |order| of(scope, *order)));
+        for cases in columns.chain([with_full_tables()]) {
+            {
                 let names: HashSet<_> = cases.iter().map(|case| case.name.as_str()).collect();
                 assert_eq!(names.len(), cases.len(), "names are unique");
                 for case in &cases {

@@ -4,13 +4,15 @@
 //! beside floors: programs that do the least that any such balancer must do. All cases take turns, so
 //! that whatever else the machine does falls on all of them alike; what counts are the ratios.
 //!
-//! Then requests a second, and CPU for each request, through a lab of real programs, beside the same
+//! Then whole frames over the lab's wires, and requests a second, and CPU for each request, through a lab of real programs, beside the same
 //! requests straight to the app server.
 //!
 //! With `--scale`, what very many services, backends and flows cost the daemon.
 
 mod cases;
+mod configure;
 mod fill;
+mod live;
 mod machine;
 mod measure;
 mod net;
@@ -20,6 +22,7 @@ mod plan;
 mod programs;
 mod report;
 mod requests;
+mod rivals;
 mod scale;
 
 use std::{fs, thread};
@@ -27,7 +30,9 @@ use std::{fs, thread};
 use anyhow::{Context as _, anyhow, bail};
 use xtask::{bench::Args, interrupt};
 
-use crate::{cases::Scope, measure::Rounds, programs::Programs, report::Report, requests::Load};
+use crate::{
+    cases::Scope, live::Frames, measure::Rounds, programs::Programs, report::Report, requests::Load,
+};
 
 fn main() -> anyhow::Result<()> {
     let args = Args::from_command_line();
@@ -35,16 +40,26 @@ fn main() -> anyhow::Result<()> {
     if args.scale.wanted {
         return scale::run(&args.scale);
     }
-    let (rounds, load) = if args.quick {
-        (Rounds { count: 3, repeats: 30_000 }, Load { rounds: 1, seconds: 1 })
+    let (rounds, load, frames) = if args.quick {
+        (
+            Rounds { count: 3, repeats: 30_000 },
+            Load { rounds: 1, seconds: 1 },
+            Frames { rounds: 3, frames: 500_000 },
+        )
     } else {
-        (Rounds { count: 9, repeats: 200_000 }, Load { rounds: 5, seconds: 3 })
+        (
+            Rounds { count: 9, repeats: 200_000 },
+            Load { rounds: 5, seconds: 3 },
+            Frames { rounds: 7, frames: 4_000_000 },
+        )
     };
     let mut report = Report::new(rounds)?;
     // A thread of its own, since it stays on one CPU, and so would the programs of the lab.
     let packets = thread::spawn(move || packets(&mut report, rounds).map(|()| report));
     let mut report = packets.join().map_err(|_| anyhow!("the measuring thread panicked"))??;
     if !args.no_requests {
+        eprintln!("frames through the lab …");
+        report.live = Some(live::measure(frames).context("measure frames")?);
         eprintln!("requests through the lab …");
         report.requests = Some(requests::measure(load).context("measure requests")?);
     }
@@ -80,5 +95,9 @@ fn packets(report: &mut Report, rounds: Rounds) -> anyhow::Result<()> {
             report.add(scope, *order, measure::run(&mut programs, cases, rounds)?);
         }
     }
+    eprintln!("full tables …");
+    let mut programs = Programs::load(Scope::ALL[0]).context("load the programs")?;
+    programs.fill(Scope::ALL[0]).context("fill the tables")?;
+    report.add_full_tables(measure::run(&mut programs, cases::with_full_tables(), rounds)?);
     Ok(())
 }

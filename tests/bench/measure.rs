@@ -4,7 +4,7 @@ use anyhow::{Context as _, ensure};
 use serde::Serialize;
 
 use crate::{
-    cases::{self, Case, Counter},
+    cases::{self, Bound, Case, Counter},
     plan::Plan,
     programs::Programs,
 };
@@ -37,6 +37,9 @@ pub(crate) struct Figure {
     /// Net of the case over net of its floor in the same round: median of the rounds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) times_floor: Option<f64>,
+    /// Why it is above its bound, if it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) exceeded: Option<String>,
 }
 
 /// Checks each case, then measures all.
@@ -74,8 +77,19 @@ pub(crate) fn run(
                 let floor = pairs(by_name(floor), baseline, |gross, baseline| gross - baseline);
                 median(&pairs(&net, &floor, |net, floor| net / floor))
             });
+            let exceeded = case.bound.and_then(|bound| {
+                let (times, most, of) = match bound {
+                    Bound::Floor(most) => (times_floor?, most, "its floor"),
+                    Bound::Transmit(most) => {
+                        let times = pairs(gross, baseline, |gross, baseline| gross / baseline);
+                        (median(&times), most, "XDP_TX alone")
+                    }
+                };
+                (times > most).then(|| format!("{times:.2} × {of}, above {most} ×"))
+            });
             Figure {
                 name: case.name.clone(),
+                exceeded,
                 gross_ns: median(gross),
                 gross_min_ns: gross.iter().copied().fold(f64::INFINITY, f64::min),
                 gross_max_ns: gross.iter().copied().fold(0.0, f64::max),

@@ -27,6 +27,15 @@ pub(crate) const PORT: u16 = 80;
 pub(crate) const LEAST_CONN_PORT: u16 = 81;
 /// Port that has no service.
 pub(crate) const CLOSED_PORT: u16 = 82;
+/// Port of the service whose backends are behind tunnels; its floating address is
+/// [`Version::steered_vip`].
+pub(crate) const TUNNEL_PORT: u16 = 84;
+/// Port of the service whose backends are behind tunnels with UDP.
+pub(crate) const GUE_PORT: u16 = 85;
+/// Port of the service whose backends answer for themselves.
+pub(crate) const DIRECT_PORT: u16 = 86;
+/// Port of a service whose slots are all disturbed: each new connection makes an entry.
+pub(crate) const DISTURBED_PORT: u16 = 87;
 /// Port of the backends.
 pub(crate) const BACKEND_PORT: u16 = 8080;
 
@@ -42,6 +51,28 @@ impl Version {
         match self {
             Self::V4 => Ipv4Addr::new(192, 0, 2, 100).into(),
             Self::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x100).into(),
+        }
+    }
+
+    /// The floating address of steered services. One of its own, so that translated connections do
+    /// not pay for them.
+    pub(crate) fn steered_vip(self) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::new(192, 0, 2, 101).into(),
+            Self::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x101).into(),
+        }
+    }
+
+    /// The floating address of the service with this port.
+    pub(crate) fn listens(self, port: u16) -> IpAddr {
+        if (TUNNEL_PORT..=DISTURBED_PORT).contains(&port) { self.steered_vip() } else { self.vip() }
+    }
+
+    /// Our own address, which tunnels begin at.
+    pub(crate) fn local(self) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::new(192, 0, 2, 11).into(),
+            Self::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x11).into(),
         }
     }
 

@@ -192,6 +192,56 @@ pub(crate) fn check_translated(
     Ok(())
 }
 
+/// An outer header: from us to a backend.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outer {
+    pub(crate) macs: (Mac, Mac),
+    pub(crate) src: IpAddr,
+    pub(crate) gue: bool,
+}
+
+/// Checks that `output` is `input` inside another packet, of the same version, to any of the backends.
+pub(crate) fn check_inside(input: &Packet, output: &[u8], outer: Outer) -> anyhow::Result<()> {
+    let layout = Layout::of(input);
+    let (header, inside) = if layout.v6 { (40, 41) } else { (20, 4) };
+    let (grown, carried) = if outer.gue { (header + 8, 17) } else { (header, inside) };
+    ensure!(output.len() == PACKET_LEN + grown, "a packet of {} bytes came out", output.len());
+    let (front, inner) = output.split_at(ETHERNET_LEN + grown);
+    ensure!(inner == &input[ETHERNET_LEN..], "the inner packet changed: {inner:02x?}");
+    let of = Layout { v6: layout.v6, protocol: carried };
+    ensure!(
+        front[0..6] == outer.macs.1 && front[6..12] == outer.macs.0,
+        "to {:02x?}",
+        &front[..12]
+    );
+    ensure!(front[12..14] == input[12..14], "the type is {:02x?}", &front[12..14]);
+    ensure!(Layout::of(front).protocol == carried && front[of.ttl()] == 64, "came: {front:02x?}");
+    let (at, len) = of.addresses();
+    let src = match outer.src {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    ensure!(front[at..at + len] == src, "from {:02x?}", &front[at..at + len]);
+    let announced = if layout.v6 {
+        u16::from_be_bytes([front[18], front[19]])
+    } else {
+        ensure!(same(ip_sum(front), 0xffff), "the outer checksum is wrong: {front:02x?}");
+        u16::from_be_bytes([front[16], front[17]]) - 20
+    };
+    let expected = PACKET_LEN - ETHERNET_LEN + grown - header;
+    ensure!(usize::from(announced) == expected, "{announced} bytes are announced");
+    Ok(())
+}
+
+/// Checks that `output` is `input` with these MAC addresses (source, destination).
+pub(crate) fn check_direct(input: &Packet, output: &[u8], macs: (Mac, Mac)) -> anyhow::Result<()> {
+    let mut expected = *input;
+    expected[0..6].copy_from_slice(&macs.1);
+    expected[6..12].copy_from_slice(&macs.0);
+    ensure!(output == expected, "came out: {output:02x?}");
+    Ok(())
+}
+
 /// Checks that `output` is a TCP reset from `src` to `dst` with right checksums.
 pub(crate) fn check_reset(output: &[u8], src: SocketAddr, dst: SocketAddr) -> anyhow::Result<()> {
     let layout = Layout::of(output);
@@ -282,6 +332,38 @@ mod tests {
                 assert!(check(&output[..PACKET_LEN - 1]).is_err(), "a byte less");
             }
         }
+    }
+
+    #[test]
+    fn a_packet_inside_another_passes_and_one_with_a_wrong_byte_does_not() {
+        let [client, listen, nat, backend] = ways()[0];
+        let input = segment((CLIENT, BALANCER), client, listen, Carried::Tcp(ACK));
+        let macs = (BALANCER, BACKEND);
+        // The outer header is that of a segment, with another length and protocol.
+        let mut output = segment(macs, nat, backend, Carried::Tcp(ACK))[..34].to_vec();
+        output.extend(&input[ETHERNET_LEN..]);
+        output[16..18].copy_from_slice(&((PACKET_LEN - ETHERNET_LEN + 20) as u16).to_be_bytes());
+        output[23] = 4;
+        output[24..26].fill(0);
+        let check = !ip_sum(&output);
+        output[24..26].copy_from_slice(&check.to_be_bytes());
+        let outer = Outer { macs, src: nat.ip(), gue: false };
+        check_inside(&input, &output, outer).unwrap();
+        for at in 0..output.len() {
+            let mut wrong = output.clone();
+            wrong[at] ^= 1;
+            assert!(check_inside(&input, &wrong, outer).is_err(), "byte {at}");
+        }
+        assert!(check_inside(&input, &output, Outer { gue: true, ..outer }).is_err());
+    }
+
+    #[test]
+    fn a_packet_with_other_mac_addresses_passes() {
+        let [client, listen, ..] = ways()[1];
+        let input = segment((CLIENT, BALANCER), client, listen, Carried::Udp);
+        let output = segment((BALANCER, BACKEND), client, listen, Carried::Udp);
+        check_direct(&input, &output, (BALANCER, BACKEND)).unwrap();
+        assert!(check_direct(&input, &input, (BALANCER, BACKEND)).is_err());
     }
 
     #[test]

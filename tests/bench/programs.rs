@@ -10,28 +10,22 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray, ProgramArray},
+    maps::{Array, Map, MapData, PerCpuArray, ProgramArray},
     programs::{ProgramFd, TestRun as _, TestRunOptions, Xdp},
 };
 use ballast::dataplane::load::{FLOORS_PATH, OBJECT};
 use lb_common::{
-    backend::{Backend, FORWARD, IN_USE, RESOLVED},
-    hash,
-    limits::{DEFAULT_FLOWS, VIP_WORDS},
+    limits::DEFAULT_FLOWS,
     names,
     reason::Reason,
-    service::{Balance, Service, ServiceKey},
     stats::{BackendStats, ServiceStats},
 };
 use lb_ebpf::family::{V4, V6};
 
 use crate::{
     cases::{Counter, Scope, Under},
-    fill,
-    net::{
-        BACKEND_MAC, BACKEND_PORT, BACKENDS, IFINDEX, LEAST_CONN_PORT, LOCAL_MAC, PORT, Version,
-    },
-    packets::Carried,
+    configure, fill,
+    net::Version,
     plan::{PACKET_LEN, Plan},
 };
 
@@ -42,9 +36,6 @@ const _: () = assert!(size_of::<Plan>() == 32 + PACKET_LEN);
 /// Room beyond the flows themselves: the table hands out free entries to CPUs in lots, and begins to
 /// evict when the last lot is out.
 const SLACK: u32 = 16_384;
-
-/// Slots of a service's table.
-const SLOTS: u32 = 4093;
 
 /// The data path, the floors and the trampoline.
 pub(crate) struct Programs {
@@ -77,9 +68,9 @@ impl Programs {
         let object = fs::read(FLOORS_PATH).with_context(|| format!("read {FLOORS_PATH}"))?;
         let pins = Pins::create()?;
         let mut loader = EbpfLoader::new();
-        for name in [names::FLOWS, names::FLOWS6] {
+        for name in [names::FLOWS, names::FLOWS6, names::SERVICES, names::BACKENDS, names::MAGLEV] {
             let path = pins.0.join(name);
-            map(&ballast, name)?.pin(&path).context("pin a flow table")?;
+            map(&ballast, name)?.pin(&path).context("pin a map")?;
             loader.map_pin_path(name, path);
         }
         let mut floors = loader.load(&object).context("load the floors")?;
@@ -98,7 +89,7 @@ impl Programs {
 
     /// Writes the configuration and the flows.
     pub(crate) fn fill(&mut self, scope: Scope) -> anyhow::Result<()> {
-        self.configure()?;
+        configure::write(&mut self.ballast)?;
         for (name, version) in [(names::FLOWS, Version::V4), (names::FLOWS6, Version::V6)] {
             let Map::LruHashMap(table) = map(&self.ballast, name)? else {
                 return Err(anyhow!("{name} is of another type"));
@@ -111,69 +102,6 @@ impl Programs {
                     Version::V6 => fill::flows::<V6>(table, version, protocol, scope.connections)?,
                 }
             }
-        }
-        Ok(())
-    }
-
-    fn configure(&mut self) -> anyhow::Result<()> {
-        let mut backends: Array<_, Backend> = Array::try_from(self.map_mut(names::BACKENDS)?)?;
-        for version in [Version::V4, Version::V6] {
-            for number in 0..BACKENDS {
-                let backend = Backend {
-                    address: fill::octets(version.backend(number)),
-                    port: BACKEND_PORT,
-                    flags: IN_USE | FORWARD | RESOLVED,
-                    weight: 1,
-                    service: 0,
-                    ifindex: IFINDEX,
-                    next_hop: BACKEND_MAC,
-                    source_mac: LOCAL_MAC,
-                };
-                backends.set(version.backend_id(number), backend, 0)?;
-            }
-        }
-
-        let mut slots: Array<_, u32> = Array::try_from(self.map_mut(names::MAGLEV)?)?;
-        for (start, version) in [(0, Version::V4), (SLOTS, Version::V6)] {
-            for slot in 0..SLOTS {
-                slots.set(start + slot, version.backend_id(slot % BACKENDS), 0)?;
-            }
-        }
-
-        let mut services: HashMap<_, ServiceKey, Service> =
-            HashMap::try_from(self.map_mut(names::SERVICES)?)?;
-        let mut index = 0;
-        for (start, version) in [(0, Version::V4), (SLOTS, Version::V6)] {
-            for (port, balance) in [(PORT, Balance::Maglev), (LEAST_CONN_PORT, Balance::LeastConn)]
-            {
-                for carried in [Carried::Tcp(0), Carried::Udp] {
-                    let key = ServiceKey {
-                        address: fill::octets(version.vip()),
-                        port,
-                        protocol: carried.protocol(),
-                        reserved: 0,
-                    };
-                    let service = Service {
-                        index,
-                        table_start: start,
-                        table_len: SLOTS,
-                        balance: balance as u32,
-                        members_start: start,
-                        members_len: BACKENDS,
-                    };
-                    services.insert(key, service, 0)?;
-                    index += 1;
-                }
-            }
-        }
-
-        let mut words = vec![0_u64; VIP_WORDS as usize];
-        for bit in [vip_bit(Version::V4), vip_bit(Version::V6)] {
-            words[bit as usize / 64] |= 1 << (bit % 64);
-        }
-        let mut vips: Array<_, u64> = Array::try_from(self.map_mut(names::VIPS)?)?;
-        for (at, word) in words.into_iter().enumerate() {
-            vips.set(at as u32, word, 0)?;
         }
         Ok(())
     }
@@ -238,7 +166,7 @@ impl Programs {
             Counter::Connections => {
                 let stats: PerCpuArray<_, ServiceStats> =
                     PerCpuArray::try_from(map(&self.ballast, names::SERVICE_STATS)?)?;
-                sum(&stats, 0..8, |stats| stats.connections)
+                sum(&stats, 0..configure::SERVICES, |stats| stats.connections)
             }
             Counter::Reason(reason) => self.reason(reason),
             Counter::Floor => {
@@ -252,30 +180,13 @@ impl Programs {
     fn backends(&self, field: fn(BackendStats) -> u64) -> anyhow::Result<u64> {
         let stats: PerCpuArray<_, BackendStats> =
             PerCpuArray::try_from(map(&self.ballast, names::BACKEND_STATS)?)?;
-        sum(&stats, 0..2 * BACKENDS, field)
+        sum(&stats, 0..configure::BACKENDS, field)
     }
 
     fn reason(&self, reason: Reason) -> anyhow::Result<u64> {
         let reasons: PerCpuArray<_, u64> =
             PerCpuArray::try_from(map(&self.ballast, names::REASONS)?)?;
         sum(&reasons, reason as u32..reason as u32 + 1, |count| count)
-    }
-
-    fn map_mut(&mut self, name: &str) -> anyhow::Result<&mut Map> {
-        self.ballast.map_mut(name).ok_or_else(|| anyhow!("no map {name}"))
-    }
-}
-
-fn vip_bit(version: Version) -> u32 {
-    let octets = fill::octets(version.vip());
-    let half = |at: usize| {
-        let mut bytes = [0; 8];
-        bytes.copy_from_slice(&octets[at..at + 8]);
-        u64::from_ne_bytes(bytes)
-    };
-    match version {
-        Version::V4 => hash::vip_bit4((half(8) >> 32) as u32),
-        Version::V6 => hash::vip_bit6(half(0), half(8)),
     }
 }
 

@@ -7,16 +7,11 @@ use serde::Serialize;
 
 use crate::{
     cases::{Order, Scope},
+    live::Live,
     machine::Machine,
     measure::{Figure, Rounds},
     requests::{self, Requests, Way},
 };
-
-/// Bound of the known path: so many times its floor.
-const KNOWN_BOUND: f64 = 1.5;
-
-/// The cases that the bound is for.
-const BOUNDED: [&str; 2] = ["TCP v4 known, to backend", "TCP v4 known, to client"];
 
 /// All that was measured.
 #[derive(Debug, Serialize)]
@@ -24,6 +19,9 @@ pub(crate) struct Report {
     machine: Machine,
     rounds: Rounds,
     packets: Vec<Column>,
+    /// Frames through the lab, if they were measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) live: Option<Live>,
     /// Requests through the lab, if they were measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) requests: Option<Requests>,
@@ -34,19 +32,32 @@ pub(crate) struct Report {
 struct Column {
     flows: u32,
     scattered: bool,
+    full_tables: bool,
     figures: Vec<Figure>,
 }
 
 impl Report {
     /// A report without figures.
     pub(crate) fn new(rounds: Rounds) -> anyhow::Result<Self> {
-        Ok(Self { machine: Machine::read()?, rounds, packets: Vec::new(), requests: None })
+        Ok(Self {
+            machine: Machine::read()?,
+            rounds,
+            packets: Vec::new(),
+            live: None,
+            requests: None,
+        })
     }
 
     /// Adds the figures of a scope.
     pub(crate) fn add(&mut self, scope: Scope, order: Order, figures: Vec<Figure>) {
         let scattered = order == Order::Scattered;
-        self.packets.push(Column { flows: scope.connections, scattered, figures });
+        let flows = scope.connections;
+        self.packets.push(Column { flows, scattered, full_tables: false, figures });
+    }
+
+    /// Adds figures of new connections that find the flow tables full.
+    pub(crate) fn add_full_tables(&mut self, figures: Vec<Figure>) {
+        self.packets.push(Column { flows: 1, scattered: false, full_tables: true, figures });
     }
 
     /// The report as JSON.
@@ -56,17 +67,25 @@ impl Report {
 
     /// The figures above their bounds, each with its bound.
     pub(crate) fn exceeded(&self) -> Vec<String> {
-        let Some(column) = self.packets.iter().find(|column| column.flows == 1) else {
-            return Vec::new();
-        };
-        BOUNDED
-            .iter()
-            .filter_map(|name| {
-                let times = column.figure(name)?.times_floor?;
-                (times > KNOWN_BOUND)
-                    .then(|| format!("{name}: {times:.2} × its floor, above {KNOWN_BOUND} ×"))
-            })
-            .collect()
+        let mut exceeded = vec![];
+        for column in &self.packets {
+            let [flows, order] = column.heading();
+            for Figure { name, exceeded: why, .. } in &column.figures {
+                exceeded.extend(why.iter().map(|why| format!("{name}, {flows} {order}: {why}")));
+            }
+        }
+        exceeded
+    }
+
+    /// Names of all cases, in their order.
+    fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = vec![];
+        for Figure { name, .. } in self.packets.iter().flat_map(|column| &column.figures) {
+            if !names.contains(&name.as_str()) {
+                names.push(name);
+            }
+        }
+        names
     }
 }
 
@@ -76,6 +95,9 @@ impl Column {
     }
 
     fn heading(&self) -> [String; 2] {
+        if self.full_tables {
+            return ["full".to_owned(), "tables".to_owned()];
+        }
         let flows = match self.flows {
             1 => "1 flow".to_owned(),
             1_000_000 => "1 M flows".to_owned(),
@@ -104,11 +126,10 @@ impl fmt::Display for Report {
             }
             writeln!(f)?;
         }
-        // The first scope has every case.
-        let Some(first) = self.packets.first() else { return Ok(()) };
-        for Figure { name, .. } in &first.figures {
+        for name in self.names() {
             let transmit = name.starts_with("return");
-            write!(f, "{:<32}", if transmit { format!("{name} (gross)") } else { name.clone() })?;
+            let gross = if transmit { " (gross)" } else { "" };
+            write!(f, "{:<32}", format!("{name}{gross}"))?;
             for column in &self.packets {
                 let cell = column.figure(name).map_or_else(String::new, |figure| {
                     let ns = if transmit { figure.gross_ns } else { figure.net_ns };
@@ -120,10 +141,30 @@ impl fmt::Display for Report {
             writeln!(f)?;
         }
         writeln!(f)?;
-        writeln!(f, "Floor: parse, one look-up in the same table, rewrite, one counter.")?;
+        writeln!(
+            f,
+            "Floors: parse, one look-up in the same table, rewrite, one counter; or parse,"
+        )?;
+        writeln!(f, "service, flow table or hash, backend, outer header, one counter.")?;
         writeln!(f, "New flows meet a full half-open table: each evicts another.")?;
+        if let Some(live) = &self.live {
+            write_live(f, live)?;
+        }
         self.requests.as_ref().map_or(Ok(()), |requests| write_requests(f, requests))
     }
+}
+
+fn write_live(f: &mut fmt::Formatter<'_>, live: &Live) -> fmt::Result {
+    writeln!(f)?;
+    writeln!(
+        f,
+        "Frames over wires: client, switch, balancer, switch, app server, all on one core\n\
+         a balancer that only writes MAC addresses {:.2} million/s; ballast, nat {:.2} million/s \
+         ({:.0} ns more for each)",
+        live.bounce_per_second / 1e6,
+        live.nat_per_second / 1e6,
+        live.nat_adds_ns,
+    )
 }
 
 fn write_requests(f: &mut fmt::Formatter<'_>, requests: &Requests) -> fmt::Result {
@@ -134,7 +175,9 @@ fn write_requests(f: &mut fmt::Formatter<'_>, requests: &Requests) -> fmt::Resul
         write!(f, "{heading:>18}")?;
     }
     writeln!(f)?;
-    for (name, way) in [("direct", &requests.direct), ("floating address", &requests.balanced)] {
+    let own = [("direct", &requests.direct), ("ballast, nat", &requests.balanced)];
+    for (name, way) in own.into_iter().chain(requests.rivals.iter().map(|(name, way)| (*name, way)))
+    {
         let Way {
             requests_per_second,
             cpu_us_per_request,

@@ -1,5 +1,5 @@
 //! Requests through the lab: a client, the floating address, a real nginx; beside the same requests
-//! straight to nginx.
+//! straight to nginx, and through what else could stand in between.
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
@@ -15,7 +15,10 @@ use xtask::{
     shell, wait,
 };
 
-use crate::measure::median;
+use crate::{
+    measure::median,
+    rivals::{self, Rival, Rivals},
+};
 
 /// The node that holds the floating addresses.
 const NODE: &str = "lb-01";
@@ -45,6 +48,8 @@ pub(crate) struct Requests {
     pub(crate) direct: Way,
     /// Through the floating address.
     pub(crate) balanced: Way,
+    /// Through others, by their names.
+    pub(crate) rivals: Vec<(&'static str, Way)>,
     pub(crate) program: ProgramTime,
 }
 
@@ -88,20 +93,31 @@ pub(crate) fn measure(load: Load) -> anyhow::Result<Requests> {
         Ok((Status::of(&lab)?.serving(SERVICE) == [APP]).then_some(()))
     })?;
 
-    let app = lab.host(APP).ipv4();
-    let direct = format!("http://{app}:8080/");
+    for host in ["client", NODE, "lb-02", APP] {
+        rivals::plain_packets(lab.host(host))?;
+    }
+    let app = format!("{}:8080", lab.host(APP).ipv4());
+    let direct = format!("http://{app}/");
     let balanced = "http://192.0.2.100/".to_owned();
+    let others = Rivals::start(&lab, &app).context("start the rivals")?;
+    let urls: Vec<String> = [direct.clone(), balanced.clone()]
+        .into_iter()
+        .chain(Rival::ALL.map(|rival| rival.url(&lab)))
+        .collect();
     let mut turns: BTreeMap<&str, Vec<Turn>> = BTreeMap::new();
     for _ in 0..load.rounds {
-        for url in [&direct, &balanced] {
+        for url in &urls {
             turns.entry(url).or_default().push(Turn::run(&lab, url, load.seconds)?);
         }
     }
+    drop(others);
+    let way = |url: &str| Way::of(&turns[url]);
     let program = program_time(&lab, &balanced, load.seconds)?;
     let requests = Requests {
         load,
-        direct: Way::of(&turns[direct.as_str()]),
-        balanced: Way::of(&turns[balanced.as_str()]),
+        direct: way(&direct),
+        balanced: way(&balanced),
+        rivals: Rival::ALL.map(|rival| (rival.name(), way(&rival.url(&lab)))).to_vec(),
         program,
     };
     lab.down().context("take the lab down")?;

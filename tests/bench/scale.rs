@@ -157,7 +157,8 @@ async fn configuration(args: &Scale, place: &Place) -> anyhow::Result<()> {
     );
 
     let kernel: Arc<dyn Kernel> = Arc::new(Shared::new(dataplane));
-    let hop = NextHop { ifindex: 1, source_mac: [2; 6], mac: Some([4; 6]) };
+    let hop =
+        NextHop { ifindex: 1, source_mac: [2; 6], mac: Some([4; 6]), mtu: 1500, source: None };
     let hops: NextHops = (0..HOSTS).map(|number| (IpAddr::V4(host(0, number)), hop)).collect();
     let (_sender, next_hops) = watch::channel(hops);
     let mut next_hops = next_hops;

@@ -7,6 +7,7 @@ use aya::{
     Ebpf, EbpfLoader, Pod, TestRun,
     maps::{
         Array, HashMap as BpfHashMap, Map, MapData, MapInfo, PerCpuArray, PerCpuValues, RingBuf,
+        lpm_trie::{Key as Prefixed, LpmTrie},
     },
     programs::{ProgramInfo, TestRunOptions, Xdp},
     util::nr_cpus,
@@ -16,12 +17,13 @@ use lb_common::{
     backend::Backend,
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
-    names,
+    hash, names,
     reason::Reason,
-    service::{Service, ServiceKey},
+    service::{STEERED, Service, ServiceKey, Slot},
+    source::{Bucket, RateKey, Source},
     stats::{BackendStats, ServiceStats},
 };
-use lb_ebpf::fake::{Outcome, Setup, Xdp as Action};
+use lb_ebpf::fake::{Outcome, Setup, Xdp as Action, setup::steered_bits};
 
 /// Room for a packet that a test gets back.
 const PACKET_BYTES: usize = 4096;
@@ -93,6 +95,7 @@ impl Kernel {
         let data = match map {
             Map::Array(data)
             | Map::HashMap(data)
+            | Map::LpmTrie(data)
             | Map::LruHashMap(data)
             | Map::PerCpuArray(data)
             | Map::RingBuf(data) => data,
@@ -109,12 +112,35 @@ impl Kernel {
         self.empty::<FlowKey6, FlowEntry6>(names::FLOWS6)?;
         self.empty::<FlowKey6, FlowEntry6>(names::HALF_OPEN6)?;
         self.empty::<ServiceKey, Service>(names::SERVICES)?;
+        self.empty::<RateKey, Bucket>(names::RATES)?;
+        let mut sources: LpmTrie<_, Source, u32> = self.map_mut(names::SOURCES)?.try_into()?;
+        for ((bits, source), _) in &old.sources {
+            // A list may name a prefix twice, so it may be gone already.
+            let _ = sources.remove(&Prefixed::new(*bits, *source));
+        }
+        for ((bits, source), verdict) in &setup.sources {
+            sources.insert(&Prefixed::new(*bits, *source), *verdict, 0)?;
+        }
         let mut words: HashMap<u32, u64> = HashMap::new();
         for bit in &old.vip_bits {
-            words.insert(bit / 64, 0);
+            words.insert(hash::vip_place(*bit).0, 0);
         }
         for bit in &setup.vip_bits {
-            *words.entry(bit / 64).or_default() |= 1 << (bit % 64);
+            let (element, shift) = hash::vip_place(*bit);
+            *words.entry(element).or_default() |= u64::from(hash::VIP) << shift;
+        }
+        let mut steered_words: HashMap<u32, u64> = HashMap::new();
+        for (_, bit) in steered(&old) {
+            steered_words.insert(bit / 64, 0);
+        }
+        for (vip_bit, bit) in steered(setup) {
+            let (element, shift) = hash::vip_place(vip_bit);
+            *words.entry(element).or_default() |= u64::from(hash::VIP_STEERED) << shift;
+            *steered_words.entry(bit / 64).or_default() |= 1 << (bit % 64);
+        }
+        let mut steered: Array<_, u64> = self.array(names::STEERED)?;
+        for (word, bits) in steered_words {
+            steered.set(word, bits, 0)?;
         }
         let mut vips: Array<_, u64> = self.array(names::VIPS)?;
         for (word, bits) in words {
@@ -127,9 +153,9 @@ impl Kernel {
         for (id, backend) in &setup.backends {
             backends.set(*id, backend, 0)?;
         }
-        let mut slots: Array<_, u32> = self.array(names::MAGLEV)?;
-        for (slot, id) in (0..).zip(&setup.slots) {
-            slots.set(slot, id, 0)?;
+        let mut slots: Array<_, Slot> = self.array(names::MAGLEV)?;
+        for (index, slot) in (0..).zip(&setup.slots) {
+            slots.set(index, slot, 0)?;
         }
         let mut services: BpfHashMap<_, ServiceKey, Service> =
             self.map_mut(names::SERVICES)?.try_into()?;
@@ -150,6 +176,7 @@ impl Kernel {
             old.backends.iter().chain(&setup.backends).map(|(id, _)| *id).collect();
         self.zero::<u64>(names::REASONS, &reasons(), 0)?;
         self.zero::<u64>("REPORTED", &reasons(), 0)?;
+        self.zero::<u64>("ANSWERED", &[0], 0)?;
         self.zero(names::SERVICE_STATS, &services, ServiceStats::ZERO)?;
         self.zero(names::BACKEND_STATS, &backends, BackendStats::ZERO)?;
         self.take_events()?;
@@ -160,6 +187,12 @@ impl Kernel {
     pub fn set_backend(&mut self, id: u32, backend: Backend) -> Result<()> {
         let mut backends: Array<_, Backend> = self.array(names::BACKENDS)?;
         Ok(backends.set(id, backend, 0)?)
+    }
+
+    /// Changes a slot; `index` is that in `MAGLEV`.
+    pub fn set_slot(&mut self, index: u32, slot: Slot) -> Result<()> {
+        let mut slots: Array<_, Slot> = self.array(names::MAGLEV)?;
+        Ok(slots.set(index, slot, 0)?)
     }
 
     /// Runs a packet through the program.
@@ -291,6 +324,12 @@ impl Kernel {
     }
 }
 
+/// The bits of a configuration's steered services: those in `VIPS`, and those in `STEERED`.
+fn steered(setup: &Setup) -> impl Iterator<Item = (u32, u32)> {
+    let steered = setup.services.iter().filter(|(_, service)| service.flags & STEERED != 0);
+    steered.map(|(key, _)| steered_bits(key))
+}
+
 fn reasons() -> Vec<u32> {
     (0..Reason::COUNT).collect()
 }
@@ -307,4 +346,6 @@ fn add_backend(sum: &mut BackendStats, value: &BackendStats) {
 fn add_service(sum: &mut ServiceStats, value: &ServiceStats) {
     sum.connections += value.connections;
     sum.refused += value.refused;
+    sum.replayed += value.replayed;
+    sum.not_replayed += value.not_replayed;
 }

@@ -3,9 +3,14 @@
 use std::fmt::Write as _;
 
 use anyhow::{Result, ensure};
-use lb_common::{backend::Backend, reason::Reason};
+use lb_common::{backend::Backend, reason::Reason, service::Slot};
 use lb_ebpf::{
-    fake::{self, Counter, FakeTables, Frame, Outcome, Setup, Xdp, setup::INGRESS, valid},
+    fake::{
+        self, Counter, FakeTables, Frame, Outcome, Setup, Xdp,
+        outer::{flow_hash, inside, inside_as_flow},
+        setup::INGRESS,
+        valid,
+    },
     tables::Tables as _,
 };
 
@@ -19,6 +24,8 @@ pub trait DataPath {
     fn reset(&mut self, setup: &Setup) -> Result<()>;
     /// Changes a backend.
     fn set_backend(&mut self, id: u32, backend: Backend) -> Result<()>;
+    /// Changes a slot of `MAGLEV`.
+    fn set_slot(&mut self, index: u32, slot: Slot) -> Result<()>;
     /// What becomes of a packet that comes in by [`INGRESS`].
     fn run(&mut self, packet: &[u8]) -> Result<Outcome>;
     /// What has been counted.
@@ -60,6 +67,11 @@ impl DataPath for Host {
         Ok(())
     }
 
+    fn set_slot(&mut self, index: u32, slot: Slot) -> Result<()> {
+        self.tables.set_slot(index, slot);
+        Ok(())
+    }
+
     fn run(&mut self, packet: &[u8]) -> Result<Outcome> {
         Ok(fake::run(packet, INGRESS, &self.tables).0)
     }
@@ -88,6 +100,10 @@ impl DataPath for Kernel {
 
     fn set_backend(&mut self, id: u32, backend: Backend) -> Result<()> {
         Self::set_backend(self, id, backend)
+    }
+
+    fn set_slot(&mut self, index: u32, slot: Slot) -> Result<()> {
+        Self::set_slot(self, index, slot)
     }
 
     fn run(&mut self, packet: &[u8]) -> Result<Outcome> {
@@ -119,6 +135,8 @@ pub struct Case {
 pub struct Step {
     /// Backends that change before it comes.
     pub changes: Vec<(u32, Backend)>,
+    /// Slots that change before it comes.
+    pub slots: Vec<(u32, Slot)>,
     /// The packet.
     pub packet: Vec<u8>,
     /// The action.
@@ -129,6 +147,8 @@ pub struct Step {
     pub counter: Counter,
     /// Whether user space is told.
     pub reported: bool,
+    /// The packet is wrong in a way that only its receiver looks at, and must still be so afterwards.
+    pub wrong: bool,
 }
 
 impl Case {
@@ -139,8 +159,9 @@ impl Case {
     }
 
     fn step(mut self, packet: Vec<u8>, xdp: Xdp, after: Option<Vec<u8>>, counter: Counter) -> Self {
-        let changes = Vec::new();
-        self.steps.push(Step { changes, packet, xdp, after, counter, reported: false });
+        let (changes, slots) = (Vec::new(), Vec::new());
+        let (reported, wrong) = (false, false);
+        self.steps.push(Step { changes, slots, packet, xdp, after, counter, reported, wrong });
         self
     }
 
@@ -149,6 +170,34 @@ impl Case {
     pub fn forwards(self, packet: &Frame, after: &Frame, id: u32) -> Self {
         let after = Some(after.build());
         self.step(packet.build(), Xdp::Transmit, after, Counter::Forward(id))
+    }
+
+    /// `packet` leaves by its own interface inside another, through the tunnel to a backend.
+    #[must_use]
+    pub fn forwards_inside(self, packet: &Frame, id: u32) -> Self {
+        let (_, backend) =
+            self.setup.backends.iter().find(|(other, _)| *other == id).expect("set up");
+        let after = Some(inside(packet, backend));
+        self.step(packet.build(), Xdp::Transmit, after, Counter::Forward(id))
+    }
+
+    /// As [`Case::forwards_inside`], for an error about a packet that `answers` would answer.
+    #[must_use]
+    pub fn forwards_error(self, packet: &Frame, answers: &Frame, id: u32) -> Self {
+        let (_, backend) =
+            self.setup.backends.iter().find(|(other, _)| *other == id).expect("set up");
+        let after = Some(inside_as_flow(packet, backend, flow_hash(answers)));
+        self.step(packet.build(), Xdp::Transmit, after, Counter::Forward(id))
+    }
+
+    /// `packet` leaves by its own interface to a backend, and is as wrong as it came.
+    #[must_use]
+    pub fn forwards_wrong(self, packet: Vec<u8>, id: u32) -> Self {
+        let mut case = self.step(packet, Xdp::Transmit, None, Counter::Forward(id));
+        if let Some(step) = case.steps.last_mut() {
+            step.wrong = true;
+        }
+        case
     }
 
     /// `packet` leaves by its own interface as `after`, from a backend.
@@ -165,7 +214,7 @@ impl Case {
         self.step(packet.build(), Xdp::Redirect, after, Counter::Forward(id))
     }
 
-    /// `packet` is answered with `after`.
+    /// `packet` is answered with `after`: a reset, or an ICMP error.
     #[must_use]
     pub fn resets(self, packet: &Frame, after: &Frame, reason: Reason) -> Self {
         let after = Some(after.build());
@@ -209,6 +258,15 @@ impl Case {
         self
     }
 
+    /// A slot changes before the last packet comes.
+    #[must_use]
+    pub fn after_slot(mut self, index: u32, slot: Slot) -> Self {
+        if let Some(step) = self.steps.last_mut() {
+            step.slots.push((index, slot));
+        }
+        self
+    }
+
     /// Runs the row.
     pub fn run(&self, path: &mut impl DataPath) -> Result<()> {
         path.reset(&self.setup)?;
@@ -216,6 +274,9 @@ impl Case {
             let place = format!("packet {} of `{}`", number + 1, self.name);
             for (id, backend) in &step.changes {
                 path.set_backend(*id, *backend)?;
+            }
+            for (index, slot) in &step.slots {
+                path.set_slot(*index, *slot)?;
             }
             let before = path.counters()?;
             let outcome = path.run(&step.packet)?;
@@ -231,8 +292,12 @@ impl Case {
                 ensure!(outcome.frame == *expected, "{place}: {}", diff(&outcome.frame, expected));
             }
             if matches!(outcome.xdp, Xdp::Transmit | Xdp::Redirect) {
-                valid::check(&outcome.frame)
-                    .map_err(|mistake| anyhow::anyhow!("{place}: {mistake}"))?;
+                let found = valid::check(&outcome.frame);
+                if step.wrong {
+                    ensure!(found.is_err(), "{place}: a wrong packet was made right");
+                } else {
+                    found.map_err(|mistake| anyhow::anyhow!("{place}: {mistake}"))?;
+                }
             }
             let moved = moved(&before, &after);
             ensure!(

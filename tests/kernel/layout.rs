@@ -1,17 +1,21 @@
 //! The maps of the loaded program are those that `lb_common` says.
 
 use anyhow::Context as _;
-use aya::maps::MapType;
+use aya::maps::{MapType, lpm_trie::Key as Prefixed};
 use aya_obj::{Map, Object};
 use ballast::dataplane::load::OBJECT;
 use lb_common::{
     backend::Backend,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
-    limits::{DEFAULT_BACKENDS, DEFAULT_SERVICES, DEFAULT_SLOTS, VIP_WORDS},
+    limits::{
+        DEFAULT_BACKENDS, DEFAULT_SERVICES, DEFAULT_SLOTS, MAX_RATES, MAX_SOURCES, STEERED_WORDS,
+        VIP_WORDS,
+    },
     names,
     reason::Reason,
-    service::{Service, ServiceKey},
-    stats::{BackendStats, Meta, ServiceStats},
+    service::{Service, ServiceKey, Slot},
+    source::{Bucket, RateKey, Source},
+    stats::{BackendSignals, BackendStats, Meta, ServiceStats},
 };
 use lb_tests::kernel::Kernel;
 
@@ -31,7 +35,7 @@ fn expected<K, V>(name: &'static str, map_type: MapType, entries: u32) -> Expect
 }
 
 fn maps() -> Vec<Expected> {
-    use MapType::{Array, Hash, LruHash, PerCpuArray};
+    use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray};
     let events = Expected {
         key: 0,
         value: 0,
@@ -39,9 +43,10 @@ fn maps() -> Vec<Expected> {
     };
     vec![
         expected::<u32, u64>(names::VIPS, Array, VIP_WORDS),
+        expected::<u32, u64>(names::STEERED, Array, STEERED_WORDS),
         expected::<ServiceKey, Service>(names::SERVICES, Hash, DEFAULT_SERVICES),
         expected::<u32, Backend>(names::BACKENDS, Array, DEFAULT_BACKENDS),
-        expected::<u32, u32>(names::MAGLEV, Array, DEFAULT_SLOTS),
+        expected::<u32, Slot>(names::MAGLEV, Array, DEFAULT_SLOTS),
         expected::<FlowKey4, FlowEntry4>(names::FLOWS, LruHash, FLOWS),
         expected::<FlowKey6, FlowEntry6>(names::FLOWS6, LruHash, FLOWS),
         expected::<FlowKey4, FlowEntry4>(names::HALF_OPEN, LruHash, FLOWS),
@@ -49,6 +54,9 @@ fn maps() -> Vec<Expected> {
         expected::<u32, u64>(names::REASONS, PerCpuArray, Reason::COUNT),
         expected::<u32, ServiceStats>(names::SERVICE_STATS, PerCpuArray, DEFAULT_SERVICES),
         expected::<u32, BackendStats>(names::BACKEND_STATS, PerCpuArray, DEFAULT_BACKENDS),
+        expected::<u32, BackendSignals>(names::BACKEND_SIGNALS, PerCpuArray, DEFAULT_BACKENDS),
+        expected::<Prefixed<Source>, u32>(names::SOURCES, LpmTrie, MAX_SOURCES),
+        expected::<RateKey, Bucket>(names::RATES, LruHash, MAX_RATES),
         expected::<u32, u64>(names::ACTIVE, Array, DEFAULT_BACKENDS),
         expected::<u32, u64>(names::CURSORS, Array, DEFAULT_SERVICES),
         events,

@@ -1,7 +1,14 @@
-//! The data path in the kernel: packets through the loaded program, one by one. Needs root.
+//! The data path in the kernel: packets through the loaded program, one by one, and
+//! the daemon's side of it. Needs root.
 
+mod attach;
 mod budget;
 mod cases;
+mod churn;
+mod cut;
+mod decap;
 mod differential;
 mod layout;
+mod pins;
 mod ports;
+mod privilege;

@@ -4,15 +4,19 @@
 
 mod config;
 mod failure;
+mod flood;
 mod http;
 mod labs;
 mod load;
 mod operator;
 mod ping;
 mod ports;
+mod protection;
 mod reload;
+mod reset;
 mod routes;
 mod serving;
 mod site;
 mod start;
+mod steer;
 mod takeover;

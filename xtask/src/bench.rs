@@ -9,7 +9,7 @@ use clap::Parser;
 
 use crate::{build, setup, shell};
 
-/// Nanoseconds for each packet, beside programs that do the least that any balancer must do; and
+/// Nanoseconds for each packet, beside programs that do the least that any balancer must do;
 /// requests a second, and CPU for each request, through the lab beside direct access.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "bench")]
@@ -17,7 +17,7 @@ pub struct Args {
     /// Fewer and shorter rounds: a first look, less exact.
     #[arg(long)]
     pub quick: bool,
-    /// Measures packets only, without a lab.
+    /// Measures single packets only, without a lab: neither frames over wires nor requests.
     #[arg(long)]
     pub no_requests: bool,
     /// What very many services cost, in place of packets.

@@ -72,13 +72,18 @@ fn once(built: &OnceLock<PathBuf>, package: &str, binary: &str) -> Result<PathBu
     if let Some(path) = built.get() {
         return Ok(path.clone());
     }
-    let path = build(package, binary)?;
+    let path = build(&["build", "--package", package, "--bin", binary], binary)?;
     Ok(built.get_or_init(|| path).clone())
 }
 
-fn build(package: &str, binary: &str) -> Result<PathBuf> {
+/// Builds an integration test, and says where it is.
+pub fn test_program(package: &str, test: &str) -> Result<PathBuf> {
+    build(&["test", "--no-run", "--package", package, "--test", test], test)
+}
+
+fn build(arguments: &[&str], binary: &str) -> Result<PathBuf> {
     let mut command = cargo();
-    command.args(["build", "--package", package, "--bin", binary]);
+    command.args(arguments);
     command.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
     let output =
         command.output().with_context(|| format!("start `{}`", shell::display(&command)))?;

@@ -36,6 +36,7 @@ mod options;
 mod paths;
 mod postgres;
 mod process;
+mod steered;
 mod teardown;
 pub mod topology;
 mod xdp_pass;
@@ -48,6 +49,7 @@ pub use self::{
     options::{Balancers, DEFAULT_NAME, Options, TEST_PREFIX, test_name},
     paths::RUN as RUN_DIR,
     process::Program,
+    steered::LONG_MTU,
     teardown::down,
     topology::HostName,
 };
@@ -138,6 +140,9 @@ impl Lab {
             network::build(self)?;
         }
         self.prepare()?;
+        if self.options.steered {
+            steered::prepare(self)?;
+        }
         self.start_all()
     }
 
@@ -188,6 +193,11 @@ impl Lab {
         &self.hosts
     }
 
+    /// Runs `work` in a thread that is in the switch, whose ports are `p-HOST`.
+    pub fn within_switch<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        netns::within(&self.switch(), work)
+    }
+
     /// A program of a host: `ballast`, `nginx`, `echo` or `postgres`.
     ///
     /// # Panics
@@ -220,6 +230,14 @@ impl Lab {
     /// If no host has the name.
     pub fn ballast_command(&self, host: &str, subcommand: &str) -> Command {
         balancer::client(&self.ballast(), &self.socket(self.host(host).name), subcommand)
+    }
+
+    /// `ballast decap` for the interface of an app server, to which arguments may be added.
+    ///
+    /// # Panics
+    /// If no host has the name.
+    pub fn decap_command(&self, host: &str) -> Command {
+        steered::decap_command(self, self.host(host).name)
     }
 
     /// SIGKILL for every process on the host; its link stays.

@@ -14,4 +14,5 @@ pub mod setup;
 pub mod shell;
 pub mod test;
 pub mod tidy;
+pub mod vm;
 pub mod wait;

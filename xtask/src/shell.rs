@@ -19,7 +19,8 @@ pub fn display(command: &Command) -> String {
         .join(" ")
 }
 
-fn quote(word: &str) -> String {
+/// The word as a shell reads it.
+pub fn quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=/.,:+@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
-use crate::{bpffs, build, interrupt, lab, setup, shell, tidy, wait};
+use crate::{bpffs, build, interrupt, lab, setup, shell, tidy, vm, wait};
 
 /// A tier of tests; each needs more than the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -20,6 +20,8 @@ pub enum Tier {
     Unit,
     /// Packets through the program in the kernel; needs root
     Kernel,
+    /// The same on Debian 12's kernel, in a virtual machine that the first run fetches
+    Vm,
     /// Whole systems in network namespaces; needs root
     Netns,
     /// Simulated failures; comes with a later version
@@ -29,7 +31,7 @@ pub enum Tier {
 }
 
 /// What is run when no tier is named.
-const ALL: [Tier; 3] = [Tier::Unit, Tier::Kernel, Tier::Netns];
+const ALL: [Tier; 4] = [Tier::Unit, Tier::Kernel, Tier::Vm, Tier::Netns];
 
 /// Labs that stand at the same time: their servers share the machine's cores with the clients that
 /// they must answer in time.
@@ -62,10 +64,12 @@ impl Tier {
             privileged()?;
             cargo(&["test", "--package", "lb-tests", "--lib", "--test", "kernel"])
         })];
+        const VM: [Step; 1] = [step("vm", vm::test)];
         const NETNS: [Step; 1] = [step("netns", netns)];
         match self {
             Self::Unit => Ok(&UNIT),
             Self::Kernel => Ok(&KERNEL),
+            Self::Vm => Ok(&VM),
             Self::Netns => Ok(&NETNS),
             Self::Sim => bail!("the tests `sim` come with a later version, with the failure logic"),
             Self::Browser => {

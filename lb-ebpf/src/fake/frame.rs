@@ -26,6 +26,8 @@ pub struct Frame {
     pub ttl: u8,
     /// Identification of the IPv4 header; the flow label of IPv6.
     pub label: u16,
+    /// DSCP and ECN.
+    pub traffic_class: u8,
     /// Options of the IPv4 header: a multiple of 4 bytes, at most 40.
     pub ip_options: Vec<u8>,
     /// Offset in units of 8 bytes, and whether more fragments follow.
@@ -108,6 +110,7 @@ impl Frame {
             dst,
             ttl: 64,
             label: 0x1234,
+            traffic_class: 0,
             ip_options: Vec::new(),
             fragment: None,
             body,
@@ -121,7 +124,7 @@ impl Frame {
         let body = Body::Tcp {
             flags,
             seq: 0x0102_0304,
-            ack: if flags & tcp_flags::ACK == 0 { 0 } else { 0x0506_0708 },
+            ack: if flags & tcp_flags::ACK == 0 { 0 } else { 0x0102_0708 },
             window: 0xfaf0,
             options: Vec::new(),
             payload: Vec::new(),
@@ -199,6 +202,12 @@ impl Frame {
     #[must_use]
     pub fn label(self, label: u16) -> Self {
         Self { label, ..self }
+    }
+
+    /// With DSCP and ECN.
+    #[must_use]
+    pub fn traffic_class(self, traffic_class: u8) -> Self {
+        Self { traffic_class, ..self }
     }
 
     /// With options in the IPv4 header.

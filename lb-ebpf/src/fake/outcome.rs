@@ -1,11 +1,20 @@
 //! What became of a packet, as the BPF program says it.
 
-use std::vec::Vec;
+use std::{vec, vec::Vec};
 
 use lb_common::reason::{Disposition, Reason};
 
 use super::tables::FakeTables;
-use crate::{Action, forward, packet::Packet, reset};
+use crate::{
+    Action,
+    family::{Family, V4, V6},
+    forward,
+    packet::Packet,
+    parse::{self, Link},
+    reset,
+    tables::{Flows, Tables as _},
+    too_big,
+};
 
 /// An XDP action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,31 +49,77 @@ pub struct Outcome {
     pub frame: Vec<u8>,
 }
 
-/// Does with a frame what the BPF program does (`main.rs`): decides, counts, answers with a reset.
-/// Gives also the decision itself.
+/// Bytes that a frame can grow by at its front: as many as the kernel says that a driver leaves
+/// (`XDP_PACKET_HEADROOM`).
+const HEADROOM: usize = 256;
+
+/// Answers a packet that was too long. Gives the place of the answer in the buffer.
+fn too_big<F: Family>(
+    tables: &FakeTables,
+    start: usize,
+    end: usize,
+    packet: &mut impl FnMut(usize, usize) -> Packet,
+) -> Option<(usize, usize)>
+where
+    FakeTables: Flows<F>,
+{
+    let due = too_big::due::<F, _>(&packet(start, end), tables)?;
+    let start = start - due.grows;
+    let end = start + due.len;
+    due.advance(&packet(start, end)).ok()?;
+    due.write::<F>(&packet(start, end)).ok()?;
+    Some((start, end))
+}
+
+/// Does with a frame what the BPF program does (`main.rs`): decides, counts, answers with a reset or an
+/// ICMP error, puts it inside another packet. Gives also the decision itself.
 pub fn run(
     frame: &[u8],
     ingress_ifindex: u32,
     tables: &FakeTables,
 ) -> (Outcome, Result<Action, Reason>) {
-    let mut frame = frame.to_vec();
-    // SAFETY: the buffer is not touched but through the packet while that is in use.
-    let packet = unsafe {
-        let range = frame.as_mut_ptr_range();
-        Packet::new(range.start as usize, range.end as usize, ingress_ifindex)
+    let mut buffer = vec![0x5a; HEADROOM];
+    buffer.extend(frame);
+    let mut start = HEADROOM;
+    // SAFETY: each packet is the last that is used, and the buffer is not touched but through it.
+    let mut packet = |start: usize, end: usize| unsafe {
+        let buffer = buffer.as_mut_ptr() as usize;
+        Packet::new(buffer + start, buffer + end, ingress_ifindex)
     };
-    let decision = forward(packet, tables);
+    let mut end = HEADROOM + frame.len();
+    let mut decision = forward(packet(start, end), tables);
+    if let Ok(Action::Encapsulate(tunnel)) = decision {
+        start -= tunnel.grows as usize;
+        let packet = packet(start, end);
+        let backend = tables.backend(tunnel.backend).expect("it was there before");
+        decision = tunnel.advance(&packet).and_then(|()| tunnel.write(&packet, tables, backend));
+    }
     let xdp = match decision {
-        Ok(Action::Transmit) => Xdp::Transmit,
         Ok(Action::Redirect { .. }) => Xdp::Redirect,
+        Ok(_) => Xdp::Transmit,
         Err(reason) => {
             tables.count_reason(reason);
             match reason.disposition() {
                 Disposition::Pass => Xdp::Pass,
                 Disposition::Drop => Xdp::Drop,
-                Disposition::Reset => match reset::answer(&packet) {
+                Disposition::TooBig => {
+                    let link = Link::parse(&packet(start, end)).ok();
+                    let answered = match link.map(|link| link.ether_type) {
+                        Some(parse::IPV4) => too_big::<V4>(tables, start, end, &mut packet),
+                        Some(parse::IPV6) => too_big::<V6>(tables, start, end, &mut packet),
+                        _ => None,
+                    };
+                    match answered {
+                        Some((first, last)) => {
+                            (start, end) = (first, last);
+                            Xdp::Transmit
+                        }
+                        None => Xdp::Drop,
+                    }
+                }
+                Disposition::Reset => match reset::answer(&packet(start, end)) {
                     Some(len) => {
-                        frame.truncate(len);
+                        end = start + len;
                         Xdp::Transmit
                     }
                     None => Xdp::Drop,
@@ -72,5 +127,5 @@ pub fn run(
             }
         }
     };
-    (Outcome { xdp, frame }, decision)
+    (Outcome { xdp, frame: buffer[start..end].to_vec() }, decision)
 }

@@ -1,14 +1,16 @@
 //! Configurations for tests: what user space would write into the maps.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     vec,
     vec::Vec,
 };
 
 use lb_common::{
     backend::{self, Backend},
-    service::{Balance, Service, ServiceKey, mapped},
+    hash,
+    service::{Balance, FILTERED, STEERED, Service, ServiceKey, Slot, mapped},
+    source::{self, ALLOW, DENY, FLOATING, LIST_BITS, SOURCE_BITS, Source},
 };
 
 use super::frame::Frame;
@@ -46,6 +48,15 @@ impl Net {
             vip: at(0x100, 80),
             backends: [at(0x21, 8080), at(0x22, 8080), at(0x23, 8080)],
         }
+    }
+
+    /// With backends that listen on the floating address's own port, as those of steered services do.
+    #[must_use]
+    pub fn steered(mut self) -> Self {
+        for backend in &mut self.backends {
+            backend.set_port(self.vip.port());
+        }
+        self
     }
 
     /// In both.
@@ -144,6 +155,25 @@ pub fn backend(address: SocketAddr) -> Backend {
         ifindex: INGRESS,
         next_hop: [2, 0, 0, 0, 1, last],
         source_mac: OUR_MAC,
+        ..Backend::ZERO
+    }
+}
+
+/// As [`backend`], reached by `flags`: [`backend::DIRECT`], or [`backend::TUNNEL`] with or without
+/// [`backend::GUE`], which begins at [`tunnel_source`].
+#[must_use]
+pub fn steered_at(address: SocketAddr, flags: u16) -> Backend {
+    let backend = backend(address);
+    let source = if flags & backend::TUNNEL == 0 { [0; 16] } else { tunnel_source(address) };
+    Backend { source, flags: backend.flags | flags, ..backend }
+}
+
+/// The balancer's own address of the family of a backend's.
+#[must_use]
+pub fn tunnel_source(address: SocketAddr) -> [u8; 16] {
+    match address {
+        SocketAddr::V4(_) => mapped([192, 0, 2, 11]),
+        SocketAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x11).octets(),
     }
 }
 
@@ -175,7 +205,9 @@ pub struct Setup {
     /// Entries of `BACKENDS`.
     pub backends: Vec<(u32, Backend)>,
     /// `MAGLEV`, from slot 0 on.
-    pub slots: Vec<u32>,
+    pub slots: Vec<Slot>,
+    /// `SOURCES`, by length of the prefix in bits, list and address.
+    pub sources: Vec<((u32, Source), u32)>,
 }
 
 impl Setup {
@@ -183,6 +215,37 @@ impl Setup {
     #[must_use]
     pub fn vip(mut self, address: IpAddr) -> Self {
         self.vip_bits.push(vip_bit(address));
+        let source = Source { list: FLOATING, address: mapped_ip(address) };
+        self.sources.push(((SOURCE_BITS, source), 0));
+        self
+    }
+
+    /// With lists for all services so far: these prefixes are allowed or not, and others are if none is
+    /// allowed by name.
+    #[must_use]
+    pub fn filtered(mut self, prefixes: &[(IpAddr, u32, bool)]) -> Self {
+        let others = prefixes.iter().all(|(.., allowed)| !allowed);
+        for (_, service) in &mut self.services {
+            service.flags |= FILTERED;
+            let list = source::list(service.index, service.flags);
+            let verdict = |allowed| if allowed { ALLOW } else { DENY };
+            let all = Source { list, address: [0; 16] };
+            self.sources.push(((LIST_BITS, all), verdict(others)));
+            self.sources.extend(prefixes.iter().map(|(address, length, allowed)| {
+                let source = Source { list, address: mapped_ip(*address) };
+                let before = if address.is_ipv4() { 96 } else { 0 };
+                ((LIST_BITS + before + length, source), verdict(*allowed))
+            }));
+        }
+        self
+    }
+
+    /// With a limit for each source, in all services so far.
+    #[must_use]
+    pub fn limited(mut self, rate: u32, burst: u32) -> Self {
+        for (_, service) in &mut self.services {
+            (service.source_rate, service.source_burst) = (rate, burst);
+        }
         self
     }
 
@@ -215,9 +278,25 @@ impl Setup {
             balance: balance as u32,
             members_start: (self.slots.len() + table.len()) as u32,
             members_len: members.len() as u32,
+            ..Service::ZERO
         };
-        self.slots.extend(table);
-        self.slots.extend(members);
+        self.slots.extend(table.iter().chain(&members).map(|id| Slot::of(*id)));
+        self.services.push((service_key(listen, protocol), service));
+        self
+    }
+
+    /// With a steered service whose table is `slots`.
+    #[must_use]
+    pub fn steered(mut self, listen: SocketAddr, protocol: u8, slots: &[Slot]) -> Self {
+        let service = Service {
+            index: self.services.len() as u32,
+            table_start: self.slots.len() as u32,
+            table_len: slots.len() as u32,
+            balance: Balance::Maglev as u32,
+            flags: STEERED,
+            ..Service::ZERO
+        };
+        self.slots.extend(slots);
         self.services.push((service_key(listen, protocol), service));
         self
     }
@@ -234,6 +313,16 @@ impl Setup {
         change(backend);
         self
     }
+}
+
+/// A steered service's bits: its address's in `VIPS`, and its own in `STEERED`.
+#[must_use]
+pub fn steered_bits(key: &ServiceKey) -> (u32, u32) {
+    let vip_bit = match Ipv6Addr::from(key.address).to_ipv4_mapped() {
+        Some(address) => vip_bit(address.into()),
+        None => <[u64; 2]>::from_mapped(&key.address).vip_bit(),
+    };
+    (vip_bit, hash::steered_bit(vip_bit, key.port.to_be(), key.protocol))
 }
 
 /// Key of a service in `SERVICES`.

@@ -2,7 +2,7 @@
 
 use std::{
     boxed::Box,
-    cell::{Cell, RefCell},
+    cell::{Cell, RefCell, UnsafeCell},
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
     vec,
@@ -13,17 +13,20 @@ use lb_common::{
     backend::Backend,
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
-    limits::{DEFAULT_BACKENDS, DEFAULT_SERVICES, DEFAULT_SLOTS, VIP_WORDS},
+    hash,
+    limits::{DEFAULT_BACKENDS, DEFAULT_SERVICES, DEFAULT_SLOTS, STEERED_WORDS, VIP_WORDS},
     reason::Reason,
-    service::{Service, ServiceKey},
+    service::{STEERED, Service, ServiceKey, Slot},
+    source::{Bucket, LIST_BITS, RateKey, Source},
     stats::{BackendStats, ServiceStats},
 };
 
-use super::setup::{Setup, mapped_ip, service_key};
+use super::setup::{Setup, mapped_ip, service_key, steered_bits};
 use crate::{
-    connect,
+    admit, connect,
     family::{Address, Family, Ports, Tuple, V4, V6},
     tables::{Flows, NotInserted, Scratch, Tables},
+    too_big,
 };
 
 mod flows;
@@ -38,15 +41,19 @@ pub struct FakeTables {
     now_ns: Cell<u64>,
     random: Cell<u32>,
     vips: Vec<u64>,
+    steered: Vec<u64>,
     services: HashMap<ServiceKey, Service>,
     backends: Vec<Backend>,
-    slots: Vec<u32>,
+    slots: Vec<Slot>,
+    sources: BTreeMap<(u32, Source), u32>,
+    buckets: RefCell<HashMap<RateKey, Box<UnsafeCell<Bucket>>>>,
     cursors: RefCell<BTreeMap<u32, u64>>,
     active: RefCell<BTreeMap<u32, u64>>,
     reasons: RefCell<Vec<u64>>,
     service_stats: RefCell<BTreeMap<u32, ServiceStats>>,
     backend_stats: RefCell<BTreeMap<u32, BackendStats>>,
     events: RefCell<Vec<Event>>,
+    answered_ns: Cell<u64>,
     meanwhile: RefCell<Option<Meanwhile>>,
     /// The flow tables of IPv4.
     pub v4: FlowTables<V4>,
@@ -73,24 +80,35 @@ impl FakeTables {
             now_ns: Cell::new(1_000_000_000_000),
             random: Cell::new(1),
             vips: vec![0; VIP_WORDS as usize],
+            steered: vec![0; STEERED_WORDS as usize],
             services: HashMap::new(),
             backends: vec![Backend::ZERO; DEFAULT_BACKENDS as usize],
             slots: setup.slots.clone(),
+            sources: setup.sources.iter().copied().collect(),
+            buckets: RefCell::default(),
             cursors: RefCell::default(),
             active: RefCell::default(),
             reasons: RefCell::new(vec![0; Reason::COUNT as usize]),
             service_stats: RefCell::default(),
             backend_stats: RefCell::default(),
             events: RefCell::default(),
+            answered_ns: Cell::new(0),
             meanwhile: RefCell::default(),
             v4: FlowTables::new(0),
             v6: FlowTables::new([0; 2]),
         };
         for bit in &setup.vip_bits {
-            tables.vips[*bit as usize / 64] |= 1 << (bit % 64);
+            let (element, shift) = hash::vip_place(*bit);
+            tables.vips[element as usize] |= u64::from(hash::VIP) << shift;
         }
         for (key, service) in &setup.services {
             tables.services.insert(*key, *service);
+            if service.flags & STEERED != 0 {
+                let (vip_bit, bit) = steered_bits(key);
+                let (element, shift) = hash::vip_place(vip_bit);
+                tables.vips[element as usize] |= u64::from(hash::VIP_STEERED) << shift;
+                tables.steered[bit as usize / 64] |= 1 << (bit % 64);
+            }
         }
         for (id, backend) in &setup.backends {
             tables.set_backend(*id, *backend);
@@ -124,10 +142,19 @@ impl FakeTables {
     /// When there is no such service.
     pub fn set_table(&mut self, listen: SocketAddr, protocol: u8, table: &[u32]) {
         let start = self.slots.len() as u32;
-        self.slots.extend(table);
+        self.slots.extend(table.iter().map(|id| Slot::of(*id)));
         let service =
             self.services.get_mut(&service_key(listen, protocol)).expect("a service there");
         (service.table_start, service.table_len) = (start, table.len() as u32);
+    }
+
+    /// Changes a slot, as user space does in place. `index` is that in `MAGLEV`.
+    ///
+    /// # Panics
+    ///
+    /// When no table has the slot.
+    pub fn set_slot(&mut self, index: u32, slot: Slot) {
+        self.slots[index as usize] = slot;
     }
 
     /// Sets the clock.
@@ -228,8 +255,12 @@ impl Tables for FakeTables {
         number
     }
 
-    fn is_vip(&self, bit: u32) -> bool {
-        self.vips[bit as usize / 64] >> (bit % 64) & 1 != 0
+    fn vip(&self, bit: u32) -> u32 {
+        hash::vip_flags(self.vips[hash::vip_place(bit).0 as usize], bit)
+    }
+
+    fn is_steered(&self, bit: u32) -> bool {
+        self.steered[bit as usize / 64] >> (bit % 64) & 1 != 0
     }
 
     fn service(&self, key: &ServiceKey) -> Option<Service> {
@@ -240,9 +271,28 @@ impl Tables for FakeTables {
         self.backends.get(id as usize)
     }
 
-    fn slot(&self, index: u32) -> Option<u32> {
+    fn slot(&self, index: u32) -> Option<Slot> {
         // An array has all its elements, with zeros in those that nobody wrote.
-        (index < DEFAULT_SLOTS).then(|| self.slots.get(index as usize).copied().unwrap_or(0))
+        (index < DEFAULT_SLOTS)
+            .then(|| self.slots.get(index as usize).copied().unwrap_or(Slot::ZERO))
+    }
+
+    fn source(&self, list: u32, address: &[u8; 16]) -> Option<u32> {
+        let matches = |(bits, prefix): &(u32, Source)| {
+            let differ = u128::from_be_bytes(prefix.address) ^ u128::from_be_bytes(*address);
+            prefix.list == list && differ.leading_zeros() >= bits - LIST_BITS
+        };
+        // They are in the order of their lengths.
+        self.sources.iter().rev().find(|(key, _)| matches(key)).map(|(_, verdict)| *verdict)
+    }
+
+    fn bucket(&self, key: &RateKey) -> Option<&mut Bucket> {
+        // SAFETY: buckets are never removed, and one thread uses them, one packet after another.
+        self.buckets.borrow().get(key).map(|bucket| unsafe { &mut *bucket.get() })
+    }
+
+    fn add_bucket(&self, key: &RateKey, bucket: Bucket) {
+        self.buckets.borrow_mut().entry(*key).or_insert_with(|| Box::new(UnsafeCell::new(bucket)));
     }
 
     fn next_cursor(&self, service: u32) -> u32 {
@@ -316,6 +366,13 @@ impl Tables for FakeTables {
     fn report(&self, event: Event) {
         self.events.borrow_mut().push(event);
     }
+
+    fn may_answer(&self) -> bool {
+        let mut paid_ns = self.answered_ns.get();
+        let may = too_big::take_turn(&mut paid_ns, self.now_ns.get());
+        self.answered_ns.set(paid_ns);
+        may
+    }
 }
 
 macro_rules! flows {
@@ -354,6 +411,10 @@ macro_rules! flows {
 
             fn take_port(&self, attempt: u32) -> bool {
                 connect::take_port::<$family, Self>(self, attempt)
+            }
+
+            fn judge(&self, index: u32, flags: u32, rate: u32, burst: u32) -> u32 {
+                admit::judge::<$family, Self>(self, index, flags, rate, burst)
             }
         }
 

@@ -3,6 +3,8 @@
 
 use std::{format, string::String, vec::Vec};
 
+use crate::tunnel::GUE_PORT;
+
 /// Panics unless every length and checksum in the frame is right.
 ///
 /// # Panics
@@ -107,9 +109,18 @@ fn carried(protocol: u8, pseudo: &[u8], bytes: &[u8], len: usize) -> Result<(), 
         17 if whole => {
             need(bytes.len() >= 8, "UDP header is cut off")?;
             need(usize::from(word(bytes, 4)?) == len, "UDP length is wrong")?;
-            let absent = word(bytes, 6)? == 0 && pseudo.len() == 10;
-            need(absent || sum(true) == 0xffff, "UDP checksum is wrong")
+            let tunnel = word(bytes, 2)? == GUE_PORT;
+            let absent = word(bytes, 6)? == 0 && (pseudo.len() == 10 || tunnel);
+            need(absent || sum(true) == 0xffff, "UDP checksum is wrong")?;
+            match bytes[8..] {
+                // Variant 1: an IP header, told by its version.
+                [first, ..] if tunnel && first >> 4 == 4 => ipv4(&bytes[8..], false),
+                [first, ..] if tunnel && first >> 4 == 6 => ipv6(&bytes[8..], false),
+                _ => Ok(()),
+            }
         }
+        4 if whole => ipv4(bytes, false),
+        41 if whole => ipv6(bytes, false),
         1 if whole => {
             need(bytes.len() >= 8, "ICMP header is cut off")?;
             need(sum(false) == 0xffff, "ICMP checksum is wrong")?;

@@ -13,12 +13,19 @@ pub trait Address: Copy + PartialEq {
     fn sum(self) -> Sum;
     /// As in `SERVICES` and `BACKENDS`.
     fn mapped(self) -> [u8; 16];
+    /// [`Address::mapped`] in words.
+    fn mapped_words(self) -> [u64; 2];
     /// Back from [`Address::mapped`].
     fn from_mapped(bytes: &[u8; 16]) -> Self;
     /// Its bit in `VIPS`.
     fn vip_bit(self) -> u32;
     /// Two words to hash.
     fn words(self) -> (u64, u64);
+    /// Whether no host may send from it: "this host", loopback, multicast, reserved (RFC 6890), or
+    /// an IPv4 address in IPv6's form.
+    fn is_unfit_source(self) -> bool;
+    /// As in `RATES`: of IPv6 the first 64 bits, since a host has all of such a network to itself.
+    fn limited(self) -> [u8; 16];
 }
 
 impl Address for u32 {
@@ -33,9 +40,16 @@ impl Address for u32 {
     }
 
     #[inline(always)]
+    fn mapped_words(self) -> [u64; 2] {
+        let [a, b, c, d] = self.to_ne_bytes();
+        [0, u64::from_ne_bytes([0, 0, 0xff, 0xff, a, b, c, d])]
+    }
+
+    #[inline(always)]
     fn from_mapped(bytes: &[u8; 16]) -> Self {
-        let [.., a, b, c, d] = *bytes;
-        Self::from_ne_bytes([a, b, c, d])
+        // SAFETY: 16 bytes are four arrays of 4.
+        let [.., address] = unsafe { &*bytes.as_ptr().cast::<[[u8; 4]; 4]>() };
+        load32(address)
     }
 
     #[inline(always)]
@@ -46,6 +60,17 @@ impl Address for u32 {
     #[inline(always)]
     fn words(self) -> (u64, u64) {
         (u64::from(self), 0)
+    }
+
+    #[inline(always)]
+    fn is_unfit_source(self) -> bool {
+        let first = u32::from_be(self) >> 24;
+        first == 0 || first == 127 || first >= 224
+    }
+
+    #[inline(always)]
+    fn limited(self) -> [u8; 16] {
+        self.mapped()
     }
 }
 
@@ -63,6 +88,11 @@ impl Address for [u64; 2] {
     }
 
     #[inline(always)]
+    fn mapped_words(self) -> [u64; 2] {
+        self
+    }
+
+    #[inline(always)]
     fn from_mapped(bytes: &[u8; 16]) -> Self {
         load128(bytes)
     }
@@ -75,6 +105,18 @@ impl Address for [u64; 2] {
     #[inline(always)]
     fn words(self) -> (u64, u64) {
         (self[0], self[1])
+    }
+
+    #[inline(always)]
+    fn is_unfit_source(self) -> bool {
+        // ff00::/8; ::/96, where `::` and `::1` are, and ::ffff:0:0/96.
+        u64::from_be(self[0]) >> 56 == 0xff
+            || self[0] == 0 && matches!(u64::from_be(self[1]) >> 32, 0 | 0xffff)
+    }
+
+    #[inline(always)]
+    fn limited(self) -> [u8; 16] {
+        [self[0], 0].mapped()
     }
 }
 
@@ -140,10 +182,7 @@ impl<A: Address> Tuple<A> {
     /// A hash of the tuple.
     #[inline(always)]
     pub fn hash(self) -> u32 {
-        let (a, b) = self.src.words();
-        let (c, d) = self.dst.words();
-        let ports = u64::from(self.ports.0);
-        hash::mix(a ^ (ports << 32), b ^ c.rotate_left(32) ^ d.rotate_left(13) ^ ports)
+        hash::tuple(self.src.words(), self.dst.words(), self.ports.0)
     }
 }
 

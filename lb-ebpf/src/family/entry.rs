@@ -1,6 +1,9 @@
 //! Keys and values of the flow tables, of either family.
 
-use lb_common::flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6};
+use lb_common::{
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
+    service::ServiceKey,
+};
 
 use super::{Address, Family, Ports, Tuple, V4, V6, address::Octets};
 use crate::{
@@ -52,6 +55,37 @@ impl From<KeyWords<[u64; 2]>> for FlowKey6 {
     }
 }
 
+/// A service's key in words, for the same reason.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ServiceWords {
+    address: [u64; 2],
+    /// Port in host byte order, protocol, and zero.
+    last: u32,
+    /// No part of the key.
+    unused: u32,
+}
+
+impl ServiceWords {
+    /// The service that packets of the tuple are for.
+    #[inline(always)]
+    pub fn new<A: Address>(tuple: &Tuple<A>, protocol: u8) -> Self {
+        let port = u16::from_be_bytes(tuple.ports.dst());
+        let [a, b] = port.to_ne_bytes();
+        let last = u32::from_ne_bytes([a, b, protocol, 0]);
+        Self { address: tuple.dst.mapped_words(), last, unused: 0 }
+    }
+
+    /// The key itself.
+    #[inline(always)]
+    pub fn key(&self) -> &ServiceKey {
+        const { assert!(size_of::<ServiceKey>() == core::mem::offset_of!(Self, unused)) }
+        let start: *const Self = self;
+        // SAFETY: the first fields are those of the key in the same order, and any bytes are valid.
+        unsafe { &*start.cast() }
+    }
+}
+
 macro_rules! entry {
     ($entry:ty, $family:ty, $ip_delta:expr) => {
         impl Entry<$family> for $entry {
@@ -75,8 +109,9 @@ macro_rules! entry {
                     backend,
                     state,
                     last_seen_ns: 0,
-                    packets: 0,
                     bytes: 0,
+                    packets: 0,
+                    ack: 0,
                     client_mac: [0; 6],
                     local_mac: [0; 6],
                     client_ifindex: 0,
@@ -113,6 +148,11 @@ macro_rules! entry {
             }
 
             #[inline(always)]
+            fn set_backend(&mut self, backend: u32) {
+                self.backend = backend;
+            }
+
+            #[inline(always)]
             fn backend_and_state(&mut self) -> *mut u64 {
                 const {
                     assert!(core::mem::offset_of!($entry, backend) % 8 == 0);
@@ -133,8 +173,18 @@ macro_rules! entry {
             #[inline(always)]
             fn seen(&mut self, now_ns: u64, bytes: u64) {
                 self.last_seen_ns = now_ns;
-                self.packets += 1;
+                self.packets = self.packets.wrapping_add(1);
                 self.bytes += bytes;
+            }
+
+            #[inline(always)]
+            fn ack(&self) -> u32 {
+                self.ack
+            }
+
+            #[inline(always)]
+            fn set_ack(&mut self, ack: u32) {
+                self.ack = ack;
             }
 
             #[inline(always)]

@@ -33,29 +33,31 @@ use crate::packet;
 // flows at the same addresses.
 
 #[btf_map]
-static FLOWS: LruHashMap<Key4, FlowEntry4, { DEFAULT_FLOWS as usize }> = LruHashMap::new();
+pub(crate) static FLOWS: LruHashMap<Key4, FlowEntry4, { DEFAULT_FLOWS as usize }> =
+    LruHashMap::new();
 
 #[btf_map]
-static FLOWS6: LruHashMap<Key6, FlowEntry6, { DEFAULT_FLOWS as usize }> = LruHashMap::new();
+pub(crate) static FLOWS6: LruHashMap<Key6, FlowEntry6, { DEFAULT_FLOWS as usize }> =
+    LruHashMap::new();
 
 /// `FlowKey4` in words.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Key4 {
-    src: u32,
-    dst: u32,
-    ports: u32,
-    protocol: u32,
+pub(crate) struct Key4 {
+    pub(crate) src: u32,
+    pub(crate) dst: u32,
+    pub(crate) ports: u32,
+    pub(crate) protocol: u32,
 }
 
 /// `FlowKey6` in words.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Key6 {
-    src: [u64; 2],
-    dst: [u64; 2],
-    ports: u32,
-    protocol: u32,
+pub(crate) struct Key6 {
+    pub(crate) src: [u64; 2],
+    pub(crate) dst: [u64; 2],
+    pub(crate) ports: u32,
+    pub(crate) protocol: u32,
 }
 
 const _: () = assert!(size_of::<Key4>() == size_of::<FlowKey4>());
@@ -65,7 +67,7 @@ const _: () = assert!(size_of::<Key6>() == size_of::<FlowKey6>());
 static COUNT: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// TCP or UDP.
-trait Transport: Header {
+pub(crate) trait Transport: Header {
     const PROTOCOL: u8;
     fn ports(&mut self) -> &mut [u8; 4];
     fn mend(&mut self, delta: u16);
@@ -167,10 +169,17 @@ fn nat6<L: Transport>(ctx: &XdpContext) -> Option<u32> {
 #[inline(always)]
 fn leave(ethernet: &mut EthernetHdr, macs: Macs) -> Option<u32> {
     macs.store(ethernet.macs_mut());
+    count()?;
+    Some(xdp_action::XDP_TX)
+}
+
+/// Counts a packet.
+#[inline(always)]
+pub(crate) fn count() -> Option<()> {
     let count = COUNT.get_ptr_mut(0)?;
     // SAFETY: this CPU's own element.
     unsafe { *count += 1 };
-    Some(xdp_action::XDP_TX)
+    Some(())
 }
 
 /// Parses, and changes the MAC addresses over.

@@ -8,7 +8,7 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::xdp_action,
     btf_maps::{Array, ProgramArray},
-    helpers::bpf_xdp_adjust_tail,
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
@@ -88,9 +88,17 @@ fn trampoline6(ctx: XdpContext) -> u32 {
 /// Makes the next packet, and runs the program under test on it.
 #[inline(always)]
 fn again(ctx: &XdpContext, write: impl FnOnce(&mut Bytes, &[u8; PACKET_LEN], u64, u32)) -> u32 {
+    // What is longer has grown at its front, by an outer header; what is shorter was cut at its end.
     let surplus = packet(ctx).len() as i32 - PACKET_LEN as i32;
     // SAFETY: the context is the kernel's, and no pointer into the packet is held.
-    if surplus != 0 && unsafe { bpf_xdp_adjust_tail(ctx.as_ptr().cast(), -surplus) } != 0 {
+    let restored = unsafe {
+        match surplus {
+            0 => 0,
+            1.. => bpf_xdp_adjust_head(ctx.as_ptr().cast(), surplus),
+            _ => bpf_xdp_adjust_tail(ctx.as_ptr().cast(), -surplus),
+        }
+    };
+    if restored != 0 {
         return xdp_action::XDP_ABORTED;
     }
     let packet = packet(ctx);

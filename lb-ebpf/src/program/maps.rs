@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use lb_common::{
@@ -12,11 +12,12 @@ use lb_common::{
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
     limits::{
         DEFAULT_BACKENDS, DEFAULT_FLOWS, DEFAULT_HALF_OPEN, DEFAULT_SERVICES, DEFAULT_SLOTS,
-        EVENTS_BYTES, VIP_WORDS,
+        EVENTS_BYTES, MAX_RATES, MAX_SOURCES, STEERED_WORDS, VIP_WORDS,
     },
     reason::Reason,
-    service::{Service, ServiceKey},
-    stats::{BackendStats, Meta, ServiceStats},
+    service::{Service, ServiceKey, Slot},
+    source::{Bucket, RateKey, Source},
+    stats::{BackendSignals, BackendStats, Meta, ServiceStats},
 };
 use lb_ebpf::{
     family::{V4, V6},
@@ -27,6 +28,9 @@ use lb_ebpf::{
 pub(crate) static VIPS: Array<u64, { VIP_WORDS as usize }> = Array::new();
 
 #[btf_map]
+pub(crate) static STEERED: Array<u64, { STEERED_WORDS as usize }> = Array::new();
+
+#[btf_map]
 pub(crate) static SERVICES: HashMap<ServiceKey, Service, { DEFAULT_SERVICES as usize }> =
     HashMap::new();
 
@@ -34,7 +38,7 @@ pub(crate) static SERVICES: HashMap<ServiceKey, Service, { DEFAULT_SERVICES as u
 pub(crate) static BACKENDS: Array<Backend, { DEFAULT_BACKENDS as usize }> = Array::new();
 
 #[btf_map]
-pub(crate) static MAGLEV: Array<u32, { DEFAULT_SLOTS as usize }> = Array::new();
+pub(crate) static MAGLEV: Array<Slot, { DEFAULT_SLOTS as usize }> = Array::new();
 
 #[btf_map]
 pub(crate) static FLOWS: LruHashMap<FlowKey4, FlowEntry4, { DEFAULT_FLOWS as usize }> =
@@ -64,6 +68,16 @@ pub(crate) static BACKEND_STATS: PerCpuArray<BackendStats, { DEFAULT_BACKENDS as
     PerCpuArray::new();
 
 #[btf_map]
+pub(crate) static BACKEND_SIGNALS: PerCpuArray<BackendSignals, { DEFAULT_BACKENDS as usize }> =
+    PerCpuArray::new();
+
+#[btf_map]
+pub(crate) static SOURCES: LpmTrie<Source, u32, { MAX_SOURCES as usize }> = LpmTrie::new();
+
+#[btf_map]
+pub(crate) static RATES: LruHashMap<RateKey, Bucket, { MAX_RATES as usize }> = LruHashMap::new();
+
+#[btf_map]
 pub(crate) static ACTIVE: Array<u64, { DEFAULT_BACKENDS as usize }, { BPF_F_MMAPABLE as usize }> =
     Array::new();
 
@@ -80,6 +94,11 @@ pub(crate) static META: Array<Meta, 1> = Array::new();
 /// When this CPU last told user space of a reason.
 #[btf_map]
 pub(crate) static REPORTED: PerCpuArray<u64, { Reason::COUNT as usize }> = PerCpuArray::new();
+
+/// Until when this CPU's answers about packets that were too long are paid for
+/// (`lb_ebpf::too_big::take_turn`).
+#[btf_map]
+pub(crate) static ANSWERED: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// Scratch of IPv4.
 #[btf_map]

@@ -1,23 +1,29 @@
 //! The data path's state, in BPF maps.
 
-use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_get_prandom_u32};
+use aya_ebpf::{
+    bindings::BPF_NOEXIST, btf_maps::lpm_trie::Key as Prefixed, helpers::bpf_get_prandom_u32,
+};
 use lb_common::{
     backend::Backend,
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
-    service::{Service, ServiceKey},
+    hash,
+    service::{Service, ServiceKey, Slot},
+    source::{Bucket, RateKey, SOURCE_BITS, Source},
 };
 use lb_ebpf::{
-    connect,
+    admit, connect,
     family::{V4, V6},
     tables::{Flows, NotInserted, Scratch, Tables},
+    too_big,
 };
 
 use super::{
     atomic, clock,
     maps::{
-        ACTIVE, BACKEND_STATS, BACKENDS, CURSORS, EVENTS, FLOWS, FLOWS6, HALF_OPEN, HALF_OPEN6,
-        MAGLEV, REPORTED, SCRATCH, SCRATCH6, SERVICE_STATS, SERVICES, VIPS,
+        ACTIVE, ANSWERED, BACKEND_STATS, BACKENDS, CURSORS, EVENTS, FLOWS, FLOWS6, HALF_OPEN,
+        HALF_OPEN6, MAGLEV, RATES, REPORTED, SCRATCH, SCRATCH6, SERVICE_STATS, SERVICES, SOURCES,
+        STEERED, VIPS,
     },
 };
 
@@ -40,8 +46,13 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn is_vip(&self, bit: u32) -> bool {
-        VIPS.get(bit / 64).is_some_and(|word| *word >> (bit % 64) & 1 != 0)
+    fn vip(&self, bit: u32) -> u32 {
+        VIPS.get(hash::vip_place(bit).0).map_or(0, |word| hash::vip_flags(*word, bit))
+    }
+
+    #[inline(always)]
+    fn is_steered(&self, bit: u32) -> bool {
+        STEERED.get(bit / 64).is_some_and(|word| *word >> (bit % 64) & 1 != 0)
     }
 
     #[inline(always)]
@@ -56,8 +67,26 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn slot(&self, index: u32) -> Option<u32> {
+    fn slot(&self, index: u32) -> Option<Slot> {
         MAGLEV.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn source(&self, list: u32, address: &[u8; 16]) -> Option<u32> {
+        SOURCES.get(&Prefixed::new(SOURCE_BITS, Source { list, address: *address })).copied()
+    }
+
+    #[inline(always)]
+    fn bucket(&self, key: &RateKey) -> Option<&mut Bucket> {
+        // SAFETY: the kernel keeps an element's memory valid while the program runs. If it is given to
+        // another source meanwhile, that one pays.
+        RATES.get_ptr_mut(key).map(|bucket| unsafe { &mut *bucket })
+    }
+
+    #[inline(always)]
+    fn add_bucket(&self, key: &RateKey, bucket: Bucket) {
+        // It fails if another CPU was first, or if there is no memory: the source has a token more.
+        let _ = RATES.insert(key, bucket, u64::from(BPF_NOEXIST));
     }
 
     #[inline(always)]
@@ -151,6 +180,13 @@ impl Tables for Maps {
         // A full buffer means that the daemon is gone or slow; the counters tell the same.
         let _ = EVENTS.output(event, 0);
     }
+
+    #[inline(always)]
+    fn may_answer(&self) -> bool {
+        let Some(paid_ns) = ANSWERED.get_ptr_mut(0) else { return false };
+        // SAFETY: this CPU's own element.
+        too_big::take_turn(unsafe { &mut *paid_ns }, self.now_ns())
+    }
 }
 
 #[inline(always)]
@@ -175,8 +211,22 @@ extern "C" fn take_port6(attempt: u32) -> u32 {
     u32::from(connect::take_port::<V6, Maps>(&Maps, attempt))
 }
 
+/// Judges who begins a connection, IPv4.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge4(index: u32, flags: u32, rate: u32, burst: u32) -> u32 {
+    admit::judge::<V4, Maps>(&Maps, index, flags, rate, burst)
+}
+
+/// Judges who begins a connection, IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge6(index: u32, flags: u32, rate: u32, burst: u32) -> u32 {
+    admit::judge::<V6, Maps>(&Maps, index, flags, rate, burst)
+}
+
 macro_rules! flows {
-    ($family:ty, $key:ty, $entry:ty, $flows:ident, $half_open:ident, $scratch:ident, $take_port:ident) => {
+    ($family:ty, $key:ty, $entry:ty, $flows:ident, $half_open:ident, $scratch:ident, $take_port:ident, $judge:ident) => {
         impl Flows<$family> for Maps {
             #[inline(always)]
             fn flow(&self, key: &$key) -> Option<&mut $entry> {
@@ -222,9 +272,14 @@ macro_rules! flows {
             fn take_port(&self, attempt: u32) -> bool {
                 $take_port(attempt) != 0
             }
+
+            #[inline(always)]
+            fn judge(&self, index: u32, flags: u32, rate: u32, burst: u32) -> u32 {
+                $judge(index, flags, rate, burst)
+            }
         }
     };
 }
 
-flows!(V4, FlowKey4, FlowEntry4, FLOWS, HALF_OPEN, SCRATCH, take_port4);
-flows!(V6, FlowKey6, FlowEntry6, FLOWS6, HALF_OPEN6, SCRATCH6, take_port6);
+flows!(V4, FlowKey4, FlowEntry4, FLOWS, HALF_OPEN, SCRATCH, take_port4, judge4);
+flows!(V6, FlowKey6, FlowEntry6, FLOWS6, HALF_OPEN6, SCRATCH6, take_port6, judge6);

@@ -79,7 +79,7 @@ fn tcp_from_syn_to_the_last_ack() {
             assert_eq!((stats.connections, stats.answered), (1, 1), "{name}");
             assert_eq!((stats.forward_packets, stats.return_packets), (8, 7), "{name}");
             let service = host.tables.service_stats(0);
-            assert_eq!(service, ServiceStats { connections: 1, refused: 0 });
+            assert_eq!(service, ServiceStats { connections: 1, ..ServiceStats::ZERO });
             assert_eq!(host.tables.v4.half_open().len() + host.tables.v6.half_open().len(), 0);
             host.assert_counts_agree();
         }

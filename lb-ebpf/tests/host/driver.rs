@@ -72,7 +72,7 @@ impl Host {
         assert_eq!(reason, expected, "for {frame:?}");
         match reason.disposition() {
             Disposition::Pass => assert_eq!(outcome.xdp, Xdp::Pass),
-            Disposition::Drop => assert_eq!(outcome.xdp, Xdp::Drop),
+            Disposition::Drop | Disposition::TooBig => assert_eq!(outcome.xdp, Xdp::Drop),
             Disposition::Reset => assert!(matches!(outcome.xdp, Xdp::Transmit | Xdp::Drop)),
         }
         outcome
@@ -99,6 +99,7 @@ impl Host {
     pub(crate) fn connect(&self, client: SocketAddr) -> Connection {
         let connection = self.begin(client);
         self.forwarded(&self.answer(&connection));
+        self.forwarded(&self.up(&connection, ACK));
         connection
     }
 

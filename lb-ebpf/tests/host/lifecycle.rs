@@ -1,7 +1,10 @@
 //! What moves a connection, and what must not.
 
+use std::collections::BTreeMap;
+
 use lb_common::{
     backend::{FORWARD, RESOLVED},
+    flow::state,
     reason::Reason,
     service::Balance,
 };
@@ -161,11 +164,28 @@ fn only_an_answer_establishes_a_connection() {
             host.forwarded(&host.down(&connection, flags));
             assert_eq!(host.tables.backend_stats(1).answered, 0);
         }
-        host.forwarded(&host.up(&connection, ACK));
+        let ack = host.up(&connection, ACK);
+        host.forwarded(&ack);
         assert_eq!(host.tables.backend_stats(1).answered, 0);
         host.forwarded(&host.answer(&connection));
+        host.forwarded(&host.answer(&connection));
         assert_eq!(host.tables.backend_stats(1).answered, 1);
+        let established = || host.tables.v4.flows().len() + host.tables.v6.flows().len();
+        // Whoever has got the answer knows what to acknowledge; others have to guess.
+        for guess in [0x0102_0304, 0x0103_0305, 0, u32::MAX] {
+            host.forwarded(&ack.clone().numbers(0x0102_0305, guess));
+            assert_eq!(established(), 0, "{guess:#x}");
+        }
+        host.forwarded(&ack.numbers(0x0102_0400, 0x0102_0305));
+        assert_eq!(established(), 2);
         host.assert_counts_agree();
+        // What each side has asked for last.
+        let v4 = host.tables.v4.flows();
+        let v6 = host.tables.v6.flows();
+        let v4 = v4.values().map(|entry| (entry.state, u32::from_be(entry.ack)));
+        let v6 = v6.values().map(|entry| (entry.state, u32::from_be(entry.ack)));
+        let acks: BTreeMap<u32, u32> = v4.chain(v6).collect();
+        assert_eq!(acks, BTreeMap::from([(0, 0x0102_0305), (state::RETURN, 0x0102_0400)]));
     }
 }
 
@@ -212,14 +232,15 @@ fn a_full_flow_table_leaves_nothing_behind() {
         for room in 0..2 {
             let host = Host::single(net);
             let connection = host.begin(net.client);
+            host.forwarded(&host.answer(&connection));
             host.tables.v4.limit(room, usize::MAX);
             host.tables.v6.limit(room, usize::MAX);
-            host.assert_refused(&host.answer(&connection), Reason::TableFull);
+            host.assert_refused(&host.up(&connection, ACK), Reason::TableFull);
             assert_eq!(host.tables.v4.flows().len() + host.tables.v6.flows().len(), 0);
             host.assert_counts_agree();
             host.tables.v4.limit(2, usize::MAX);
             host.tables.v6.limit(2, usize::MAX);
-            host.forwarded(&host.answer(&connection));
+            host.forwarded(&host.up(&connection, ACK));
             host.assert_counts_agree();
         }
     }
@@ -251,7 +272,7 @@ fn an_address_that_only_looks_floating_passes() {
         .expect("an address with the same bit");
     let stranger = std::net::SocketAddr::from((stranger, 80));
     let host = Host::single(net);
-    assert!(host.tables.is_vip(vip_bit(stranger.ip())));
+    assert_ne!(host.tables.vip(vip_bit(stranger.ip())), 0);
     for (frame, reason) in [
         (Frame::syn(net.client, stranger), Reason::NoService),
         (Frame::tcp(net.client, stranger, ACK), Reason::NoService),

@@ -3,6 +3,7 @@
 mod agree;
 mod balance;
 mod bounds;
+mod churn;
 mod conversation;
 mod counts;
 mod driver;
@@ -12,3 +13,5 @@ mod lifecycle;
 mod ports;
 mod races;
 mod resets;
+mod steering;
+mod tunnels;

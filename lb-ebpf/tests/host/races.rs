@@ -3,7 +3,7 @@
 use lb_ebpf::{
     Action,
     fake::{Frame, Net, run, setup::INGRESS},
-    packet::tcp_flags::RST,
+    packet::tcp_flags::{ACK, RST},
     tables::Tables,
 };
 
@@ -11,21 +11,22 @@ use crate::driver::Host;
 
 #[test]
 fn two_cpus_establish_one_connection() {
-    // The backend's answer and its retransmission, at once: the other CPU is between any two steps.
+    // The client's first acknowledgement and a copy, at once: the other CPU is between any two steps.
     for net in Net::both() {
         for after in 0..2 {
             let host = Host::single(net);
             let connection = host.begin(net.client);
-            let answer = host.answer(&connection);
-            let copy = answer.build();
-            let seen = net.at_client(&answer, net.client).build();
+            host.forwarded(&host.answer(&connection));
+            let ack = host.up(&connection, ACK);
+            let copy = ack.build();
+            let seen = net.at_backend(&ack, 1, connection.port).build();
             let expected = seen.clone();
             host.tables.meanwhile(after, move |tables| {
                 let (outcome, decision) = run(&copy, INGRESS, tables);
                 assert_eq!(decision, Ok(Action::Transmit));
                 assert_eq!(outcome.frame, expected);
             });
-            let (outcome, decision) = run(&answer.build(), INGRESS, &host.tables);
+            let (outcome, decision) = run(&ack.build(), INGRESS, &host.tables);
             assert_eq!(decision, Ok(Action::Transmit));
             assert_eq!(outcome.frame, seen);
             assert_eq!(host.tables.active(1), 1);
@@ -37,17 +38,18 @@ fn two_cpus_establish_one_connection() {
 }
 
 #[test]
-fn an_answer_and_the_clients_reset_at_once() {
+fn an_acknowledgement_and_the_backends_reset_at_once() {
     for net in Net::both() {
         for after in 0..2 {
             let host = Host::single(net);
             let connection = host.begin(net.client);
-            let answer = host.answer(&connection);
-            let reset = Frame::tcp(net.client, net.vip, RST).build();
+            host.forwarded(&host.answer(&connection));
+            let ack = host.up(&connection, ACK);
+            let reset = host.down(&connection, RST).build();
             host.tables.meanwhile(after, move |tables| {
                 assert_eq!(run(&reset, INGRESS, tables).1, Ok(Action::Transmit));
             });
-            assert_eq!(run(&answer.build(), INGRESS, &host.tables).1, Ok(Action::Transmit));
+            assert_eq!(run(&ack.build(), INGRESS, &host.tables).1, Ok(Action::Transmit));
             // Whichever came first, a later segment of the backend meets one count for one entry.
             let _ = host.run(&host.down(&connection, RST));
             let _ = host.run(&Frame::tcp(net.client, net.vip, RST));

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     admin::client::{Call, Error},
     control::{
+        reset::Resets,
         status::{NamedFlow, Status},
         task::{Reloaded, Wished},
         verdict::Admin,
@@ -89,6 +90,26 @@ pub(super) fn wish(
             out,
             "{backend} is in {services}, and all of them are meant; --service picks one"
         );
+    }
+    Ok(print(&out)?)
+}
+
+/// `ballast reset`.
+pub(super) fn reset(socket: &Path, call: Call, backend: &str, json: bool) -> anyhow::Result<()> {
+    let text = block_on(call.text(socket))?;
+    if json {
+        return Ok(print(&format!("{text}\n"))?);
+    }
+    let Resets { ended, to_clients, to_backends, untold } =
+        serde_json::from_str(&text).context("understand the daemon's answer")?;
+    let connections = plural(ended as usize, "connection");
+    let mut out = format!(
+        "{connections} to {backend} ended; resets sent to {} and to the backend for {to_backends}\n",
+        plural(to_clients as usize, "client"),
+    );
+    if untold > 0 {
+        // Writing to a `String` cannot fail.
+        let _ = writeln!(out, "{untold} of them could not be told; their next packet ends them");
     }
     Ok(print(&out)?)
 }

@@ -23,6 +23,7 @@ pub(super) fn check(path: &Path, as_json: bool) -> anyhow::Result<ExitCode> {
                     "services": services,
                     "backends": backends,
                     "diagnostics": warnings,
+                    "advice": config::advice(config),
                 })
             }
             Err(Rejected { diagnostics, .. }) => {
@@ -41,7 +42,7 @@ pub(super) fn check(path: &Path, as_json: bool) -> anyhow::Result<ExitCode> {
             if !warnings.is_empty() {
                 line = format!("{line}, {}", summary(&warnings));
             }
-            print(&format!("{line}\n"))?;
+            print(&format!("{line}\n{}", config::advice(&config)))?;
         }
         Err(rejected) => refuse(path, &rejected),
     }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::output::{age, bytes, columns};
 use crate::{
     control::{
-        status::{Backend, Service, Status},
+        status::{Backend, Service, Slots, Status},
         verdict::Admin,
     },
     dataplane::AttachMode,
@@ -124,8 +124,18 @@ fn head(service: &Service) -> String {
     if !serves {
         flags.push_str("  DOWN: no backend serves");
     }
+    let forward = match &service.encapsulation {
+        Some(encapsulation) => format!("{} ({encapsulation})", service.forward),
+        None => service.forward.clone(),
+    };
+    let slots = match service.slots {
+        Some(Slots { total, disturbed }) if disturbed > 0 => {
+            format!("  {disturbed} of {total} slots remember an earlier table")
+        }
+        _ => String::new(),
+    };
     format!(
-        "SERVICE {}  {} {}  {}  {} connections ({:.1}/s), {} refused{flags}\n",
+        "SERVICE {}  {} {}  {forward}  {}  {} connections ({:.1}/s), {} refused{slots}{flags}\n",
         service.name,
         service.protocol,
         service.listen,

@@ -14,6 +14,8 @@ use super::{
     value::{AbsolutePath, Whole},
 };
 
+mod forward;
+mod guard;
 mod health;
 mod later;
 mod network;

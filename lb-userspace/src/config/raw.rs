@@ -12,12 +12,13 @@ use lb_common::{
 };
 
 use super::{
-    OnDown, Protocol,
+    Encapsulation, OnDown, Protocol,
     read::{List, section},
     value::{
         AbsolutePath, Argument, Bytes, Host, Interface, Name, Secret, Text, Url, UrlPath, Whole,
         address::{Address, Endpoint, Prefix},
         expect::Expect,
+        source::Source,
         word::{AlertKind, Checksum, Forward, NextUpstream, Probe, Promotion, Route},
     },
 };
@@ -79,10 +80,15 @@ section! {
         protocol: Protocol;
         path: Route;
         forward: Forward;
+        encapsulation: Encapsulation;
         balance: Balance;
         on_down: OnDown;
         drain_timeout: Duration;
         slow_start: Duration;
+        allow: List<Source>;
+        deny: List<Source>;
+        source_rate: Whole<1, 1_000_000>;
+        source_burst: Whole<1, 1_000_000>;
         backend: List<Backend>, required "[[service.backend]]` with `name` and `address";
         health: Health;
         proxy: Proxy, later "no request is proxied or retried";

@@ -4,14 +4,15 @@
 
 use lb_common::{limits, maglev, service::Balance};
 
-use super::{Config, Service};
+use super::{Config, Forwarding, Service};
 use crate::dataplane::Sizes;
 
 /// Most slots of a schedule, the table of a service that is not balanced by `maglev`.
 const LONGEST_SCHEDULE: u32 = 4096;
 
 /// Slots that the tables of all services may have together before they are made sparser, if the
-/// configuration does not say so: 128 MiB, and as much again for the tables that replace them.
+/// configuration does not say so: 128 MiB, and as much again for the tables that replace them. Those of
+/// steered services come on top.
 const DEFAULT_ROOM: u64 = 1 << 24;
 
 /// What is tried in turn: slots for each backend of a Maglev table.
@@ -69,9 +70,12 @@ pub struct Needs {
 
 /// What `config` needs.
 pub fn needs(config: &Config) -> Needs {
-    let room = config.dataplane.max_slots.map_or(DEFAULT_ROOM, |slots| u64::from(slots / 2));
+    let (steered, others): (Vec<_>, Vec<_>) = config.services.iter().partition(|it| is_steered(it));
+    let steered: u64 = steered.into_iter().map(|service| slots(service, Density::FULL)).sum();
+    let said = config.dataplane.max_slots.map(|slots| u64::from(slots / 2));
+    let room = said.map_or(DEFAULT_ROOM, |slots| slots.saturating_sub(steered));
     let total = |density: u32| -> u64 {
-        config.services.iter().map(|service| slots(service, Density(density))).sum()
+        others.iter().map(|service| slots(service, Density(density))).sum()
     };
     // The sparsest one is not given up: `check` or the size of the map answers for it.
     let density = DENSITIES.into_iter().find(|&density| total(density) <= room);
@@ -80,14 +84,24 @@ pub fn needs(config: &Config) -> Needs {
     Needs {
         services: config.services.len() as u32,
         backends: backends as u32,
-        slots: total(density),
+        slots: steered + total(density),
         density: Density(density),
     }
 }
 
+fn is_steered(service: &Service) -> bool {
+    service.forward != Forwarding::Nat
+}
+
 /// Slots of a service's table.
+///
+/// That of a steered service has one size, however short room is: connections that nothing is known of
+/// but their slot are in it, so it can grow but never shrink.
 fn slots(service: &Service, density: Density) -> u64 {
     let backends = service.backends.len() as u32;
+    if is_steered(service) {
+        return maglev::steered_size(backends).into();
+    }
     let members = if service.balance == Balance::LeastConn { backends } else { 0 };
     let table = if service.balance == Balance::Maglev {
         density.maglev_size(backends)
@@ -213,6 +227,22 @@ mod tests {
         roomy.dataplane.max_slots = Some(limits::MOST_SLOTS);
         assert_eq!(needs(&roomy).density, Density(50));
         assert_eq!(sizes(&roomy).slots, limits::MOST_SLOTS);
+    }
+
+    #[test]
+    fn tables_of_steered_services_count_with_their_one_size() {
+        let mut config = config(1001, 100, Balance::Maglev);
+        for service in &mut config.services[1..] {
+            service.forward = Forwarding::Direct;
+        }
+        let full = needs(&config);
+        assert_eq!((full.slots, full.density), (1000 * 16_384 + 16_381, Density::FULL));
+        config.services.extend(vec![config.services[1].clone(); 1000]);
+        let more = needs(&config);
+        assert_eq!((more.slots, more.density), (2000 * 16_384 + 16_381, Density::FULL));
+        // What the file says is for all of them.
+        config.dataplane.max_slots = Some(2 * (2000 * 16_384 + 1021));
+        assert_eq!(needs(&config).slots, 2000 * 16_384 + 1021);
     }
 
     #[test]

@@ -12,6 +12,8 @@ use super::{
     report::{Diagnostic, Severity},
 };
 
+mod forward;
+mod guard;
 mod later;
 mod network;
 mod service;
@@ -272,9 +274,10 @@ state = "lib"
         (15, "`protocol` cannot be \"http\""),
         (16, "`balance` must be a word, but is a whole number"),
         (17, "`drain_timeout` has no unit"),
-        (18, "`forward = \"direct\"` is not in this version yet"),
+        (21, "the backend's port is 8080, but with `forward = \"direct\"` packets keep port 80"),
         (22, "`weight` is 0, which is out of range"),
         (24, "two backends of this service have the name `app`"),
+        (25, "the backend's port is 8080, but with `forward = \"direct\"` packets keep port 80"),
         (25, "the backend's address 192.0.2.101 is a floating address"),
         (28, "`command` needs `probe = \"command\"`"),
         (29, "`expect` has `2xx`, which is no status code"),

@@ -12,6 +12,7 @@ use super::{
 
 pub(super) mod address;
 pub(super) mod expect;
+pub(super) mod source;
 pub(super) mod word;
 
 impl Read for bool {

@@ -1,6 +1,7 @@
 //! The kernel's side as the control plane uses it: [`Dataplane`], or a model of it in tests.
 
 use std::{
+    collections::BTreeSet,
     fmt,
     ops::ControlFlow,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -9,7 +10,8 @@ use std::{
 use lb_common::event::Event;
 
 use crate::dataplane::{
-    Adopted, AttachMode, Counters, Dataplane, Flow, Info, Op, Reader, Sweep, Sweeper, Timeouts,
+    Adopted, AttachMode, Connection, Counters, Cut, Dataplane, Flow, Info, Op, Reader, Sweep,
+    Sweeper, Timeouts,
 };
 
 /// What the control plane asks of the kernel's side. The calls block; they are made from blocking
@@ -33,6 +35,10 @@ pub trait Kernel: fmt::Debug + Send + Sync {
         wanted: &dyn Fn(u32) -> bool,
         each: &mut dyn FnMut(Flow) -> ControlFlow<()>,
     ) -> anyhow::Result<()>;
+    /// See [`Reader::connections`].
+    fn connections(&self, backends: &BTreeSet<u32>) -> anyhow::Result<Vec<Connection>>;
+    /// See [`Dataplane::cut`].
+    fn cut(&self, connections: &[Connection]) -> anyhow::Result<Vec<Cut>>;
     /// See [`Sweeper::slice`].
     fn sweep(&self, now_ns: u64, timeouts: &Timeouts) -> anyhow::Result<Option<Sweep>>;
     /// See [`Dataplane::take_events`].
@@ -94,6 +100,14 @@ impl Kernel for Shared {
         each: &mut dyn FnMut(Flow) -> ControlFlow<()>,
     ) -> anyhow::Result<()> {
         self.reader.read(wanted, each)
+    }
+
+    fn connections(&self, backends: &BTreeSet<u32>) -> anyhow::Result<Vec<Connection>> {
+        self.reader.connections(backends)
+    }
+
+    fn cut(&self, connections: &[Connection]) -> anyhow::Result<Vec<Cut>> {
+        self.lock().cut(connections)
     }
 
     fn sweep(&self, now_ns: u64, timeouts: &Timeouts) -> anyhow::Result<Option<Sweep>> {

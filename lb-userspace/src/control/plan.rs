@@ -10,9 +10,13 @@
 //! that began after it was cut off has found no flow that names it. A run of slots rests before it
 //! is used again ([`Ranges`]), and a table is never changed while a service points to it.
 //!
+//! A service that is removed goes when its last backend has drained. What is special about the tables
+//! of steered services is in [`steer`].
+//!
 //! A service that has been planned once without any write to make is settled: until another state is
 //! desired of it, planning costs nothing for it. So a change costs as much as it changes, however
-//! many services there are.
+//! many services there are. The table of a steered service changes by time too, so such a service is
+//! not settled while slots of it are disturbed.
 //!
 //! A planned write counts only once [`Planner::applied`] has been told of it. So a plan that failed
 //! half-way is simply planned again.
@@ -26,25 +30,29 @@ use std::{
 
 use lb_common::{
     backend::{self, Backend},
-    service::{Balance, Service, ServiceKey},
+    service::{Balance, STEERED, Service, ServiceKey},
 };
 
+use self::steer::{Base, Steering};
 use super::{ranges::Ranges, table::Member};
 use crate::{
-    config::sizes::Density,
+    config::{Forwarding, Guard, sizes::Density},
     dataplane::{Adopted, Op, Sizes},
     net::NextHops,
 };
 
 mod encode;
+mod guard;
 mod numbers;
 mod place;
+mod steer;
 #[cfg(test)]
 mod tests;
 mod write;
 
 pub use encode::service_key;
 use numbers::Numbers;
+pub use steer::Swept as SweptSteered;
 
 /// How long the connections of a backend that a previous daemon left behind may go on, when the
 /// configuration does not say so.
@@ -60,6 +68,12 @@ pub struct Desired {
     pub services: Vec<Arc<DesiredService>>,
     /// Next hops, at least those of all backends.
     pub next_hops: Arc<NextHops>,
+    /// How long a TCP connection may be silent and still lives.
+    pub tcp_idle: Duration,
+    /// The same for UDP.
+    pub udp_idle: Duration,
+    /// No packet can have come yet: what stands in the tables has decided nothing.
+    pub untouched: bool,
 }
 
 /// A service as it should be.
@@ -69,10 +83,14 @@ pub struct DesiredService {
     pub key: ServiceKey,
     /// How a backend is chosen.
     pub balance: Balance,
+    /// How packets get to the backends.
+    pub forward: Forwarding,
     /// How long the connections of a backend that is removed may go on.
     pub drain_timeout: Duration,
     /// All configured backends, serving or not.
     pub backends: Vec<DesiredBackend>,
+    /// Who may connect, and how often.
+    pub guard: Guard,
 }
 
 /// A backend as it should be.
@@ -135,6 +153,8 @@ pub struct Planner {
     sizes: Sizes,
     density: Density,
     vips: Option<Vec<u64>>,
+    /// `STEERED`.
+    filter: Option<Vec<u64>>,
     services: BTreeMap<ServiceKey, Placed>,
     backends: BTreeMap<u32, Entry>,
     /// Identifiers by service and address.
@@ -148,6 +168,7 @@ pub struct Planner {
     free_ids: Numbers,
     /// A service may have lost its last backend.
     forgetful: bool,
+    sources: guard::Sources,
     ranges: Ranges,
 }
 
@@ -161,12 +182,34 @@ struct Placed {
     runs: Vec<(u32, u32)>,
     /// What the table in `runs` was made of; unknown if a previous daemon made it.
     source: Option<Source>,
+    /// The table in `runs`, if the service is steered.
+    steering: Option<Steering>,
     /// A table that is planned, and that no service points to yet.
-    pending: Option<(Service, Source)>,
+    pending: Option<Pending>,
     /// Its configured backends, by the last plan.
     members: Vec<u32>,
     /// What stands in the maps in full.
     settled: Option<Arc<DesiredService>>,
+}
+
+impl Placed {
+    /// Whether its packets are steered now.
+    fn is_steered(&self) -> bool {
+        self.written.is_some_and(|service| service.flags & STEERED != 0)
+    }
+
+    /// Whether time alone will change its table.
+    fn is_disturbed(&self) -> bool {
+        self.steering.as_ref().is_some_and(|steering| steering.disturbed() > 0)
+    }
+}
+
+/// A table that no service points to yet.
+#[derive(Clone, Debug)]
+struct Pending {
+    service: Service,
+    source: Source,
+    steering: Option<Steering>,
 }
 
 /// Everything that a table depends on.
@@ -174,6 +217,7 @@ struct Placed {
 struct Source {
     balance: Balance,
     density: Density,
+    steered: bool,
     members: Vec<Member>,
 }
 
@@ -189,6 +233,8 @@ struct Entry {
     service: u32,
     address: SocketAddr,
     written: Option<Backend>,
+    /// When its packets were last stopped; `None` while they are forwarded.
+    stopped: Option<Duration>,
     life: Life,
 }
 
@@ -211,6 +257,7 @@ impl Planner {
     pub fn adopt(adopted: Adopted) -> Self {
         let mut ranges = Ranges::new(adopted.sizes.slots);
         let mut services = BTreeMap::new();
+        let mut steered = adopted.steered;
         for (key, service) in adopted.services {
             let runs = [
                 (service.table_start, service.table_len),
@@ -222,6 +269,7 @@ impl Planner {
                 index: service.index,
                 runs: runs.collect(),
                 written: Some(service),
+                steering: steered.remove(&key).map(Steering::adopt),
                 ..Placed::default()
             };
             services.insert(key, placed);
@@ -230,6 +278,7 @@ impl Planner {
             sizes: adopted.sizes,
             density: Density::FULL,
             vips: None,
+            filter: None,
             services,
             backends: BTreeMap::new(),
             known: HashMap::new(),
@@ -238,13 +287,15 @@ impl Planner {
             waned: 0,
             free_ids: Numbers::new(adopted.sizes.backends),
             forgetful: false,
+            sources: adopted.sources.into_iter().collect(),
             ranges,
         };
         for (id, backend) in adopted.backends {
             let address = encode::backend_address(&backend);
             let (service, written) = (backend.service, Some(backend));
+            let stopped = (backend.flags & backend::FORWARD == 0).then_some(Duration::ZERO);
             planner.free_ids.take(id);
-            planner.add(id, Entry { service, address, written, life: Life::Found });
+            planner.add(id, Entry { service, address, written, stopped, life: Life::Found });
             planner.waning.insert(id);
         }
         planner
@@ -265,20 +316,30 @@ impl Planner {
         let changed = self.changed(desired);
         let places = self.place(desired, &changed, now, &mut plan);
         let (early, late) = self.backend_ops(desired, &places, now);
-        let (tables, services) = self.service_ops(desired, &changed, &places, now, &mut plan);
-        self.settle(desired, &changed, &[&early, &late, &services], &plan);
-        let vips = self.vip_words(desired);
-        let union = encode::union(self.vips.as_deref(), &vips);
-        if self.vips.as_ref() != Some(&union) {
-            plan.ops.push(Op::SetVips { words: union.clone() });
+        let (tables, services, steered) =
+            self.service_ops(desired, &changed, &places, now, &mut plan);
+        let vips = self.vip_words(desired, &steered);
+        let filter = encode::steered_words(&steered);
+        let all_vips = encode::union(self.vips.as_deref(), &vips);
+        let whole_filter = encode::union(self.filter.as_deref(), &filter);
+        if self.filter.as_ref() != Some(&whole_filter) {
+            plan.ops.push(Op::SetSteered { words: whole_filter.clone() });
+        }
+        if self.vips.as_ref() != Some(&all_vips) {
+            plan.ops.push(Op::SetVips { words: all_vips.clone() });
         }
         plan.ops.extend(early);
         plan.ops.extend(tables);
         plan.ops.extend(services);
         plan.ops.extend(late);
-        if union != vips {
+        if all_vips != vips {
             plan.ops.push(Op::SetVips { words: vips });
         }
+        self.guard(desired, &changed, &mut plan.ops);
+        if whole_filter != filter {
+            plan.ops.push(Op::SetSteered { words: filter });
+        }
+        self.settle(desired, &changed, &plan);
         plan
     }
 
@@ -296,10 +357,13 @@ impl Planner {
     pub fn applied(&mut self, op: &Op, now: Duration) {
         match op {
             Op::SetVips { words } => self.vips = Some(words.clone()),
+            Op::SetSteered { words } => self.filter = Some(words.clone()),
             Op::SetTable { .. } => {}
             Op::SetBackend { id, backend } => {
                 if let Some(entry) = self.backends.get_mut(id) {
                     entry.written = Some(*backend);
+                    entry.stopped = (backend.flags & backend::FORWARD == 0)
+                        .then(|| entry.stopped.unwrap_or(now));
                     if matches!(entry.life, Life::Draining { .. })
                         && backend.flags & backend::FORWARD == 0
                     {
@@ -310,16 +374,34 @@ impl Planner {
             Op::ClearBackend { id } => self.remove(*id),
             Op::SetService { key, service } => {
                 let Some(placed) = self.services.get_mut(key) else { return };
+                if placed.pending.is_none() {
+                    // Its table is the same as before.
+                    placed.written = Some(*service);
+                    return;
+                }
                 let old = std::mem::replace(&mut placed.runs, vec![write::run(service)]);
                 placed.written = Some(*service);
-                placed.source = placed.pending.take().map(|(_, source)| source);
+                (placed.source, placed.steering) = match placed.pending.take() {
+                    Some(pending) => (Some(pending.source), pending.steering),
+                    None => (None, None),
+                };
+                if let Some(steering) = &mut placed.steering {
+                    steering.written(now);
+                }
                 self.give_back(old, now);
+            }
+            Op::SetSource { bits, source, verdict } => {
+                self.sources.insert((*source, *bits), *verdict);
+            }
+            Op::RemoveSource { bits, source } => {
+                self.sources.remove(&(*source, *bits));
             }
             Op::RemoveService { key } => {
                 let Some(placed) = self.services.get_mut(key) else { return };
                 placed.written = None;
                 placed.source = None;
                 placed.settled = None;
+                placed.steering = None;
                 let old = std::mem::take(&mut placed.runs);
                 self.give_back(old, now);
                 self.forgetful = true;
@@ -346,6 +428,29 @@ impl Planner {
                 entry.life = Life::Unused;
             }
         }
+    }
+
+    /// Takes what the same sweep saw of the entries of steered connections.
+    pub fn swept_steered(&mut self, seen: &SweptSteered, began: Duration) {
+        let mut by_service: HashMap<u32, Vec<u32>> = HashMap::new();
+        for &id in seen.keys() {
+            if let Some(entry) = self.backends.get(&id) {
+                by_service.entry(entry.service).or_default().push(id);
+            }
+        }
+        for placed in self.services.values_mut().filter(|placed| placed.is_disturbed()) {
+            let Some(steering) = &mut placed.steering else { continue };
+            let ids = by_service.get(&placed.index).into_iter().flatten();
+            let seen = ids.filter_map(|id| Some((*id, seen.get(id)?.clone()))).collect();
+            steering.swept(&seen, began);
+        }
+    }
+
+    /// How many slots of a steered service are disturbed, of how many; `None` if it is not steered.
+    pub fn disturbed(&self, key: &ServiceKey) -> Option<(u32, u32)> {
+        let placed = self.services.get(key).filter(|placed| placed.is_steered())?;
+        let steering = placed.steering.as_ref()?;
+        Some((steering.disturbed(), steering.slots().len() as u32))
     }
 
     /// The index of a service.
@@ -443,8 +548,21 @@ impl Planner {
         }
     }
 
+    /// How a backend stands that packets without an entry are steered to; those of `forwarding` forward
+    /// when the table is written.
+    fn base(backends: &BTreeMap<u32, Entry>, forwarding: &BTreeSet<u32>, id: u32) -> Base {
+        match backends.get(&id) {
+            None => Base::Unknown,
+            Some(_) if forwarding.contains(&id) => Base::Lives,
+            Some(entry) => entry.stopped.map_or(Base::Lives, Base::Cut),
+        }
+    }
+
     /// Which of these backends the table behind a written service may name.
     fn named_by(&self, placed: &Placed, of: &BTreeSet<u32>) -> Vec<u32> {
+        if let Some(steering) = placed.steering.as_ref().filter(|_| placed.is_steered()) {
+            return steering.named().filter(|id| of.contains(id)).collect();
+        }
         match (&placed.written, &placed.source) {
             (None, _) => Vec::new(),
             (Some(_), Some(source)) => source.serving().filter(|id| of.contains(id)).collect(),

@@ -200,7 +200,12 @@ impl State {
     /// What the maps should say, by the last verdicts.
     pub fn desired(&self, floating: BTreeSet<IpAddr>) -> Desired {
         let services = self.services.iter().map(|service| Arc::clone(&service.desired));
-        Desired { floating, services: services.collect(), next_hops: Arc::clone(&self.next_hops) }
+        Desired {
+            floating,
+            services: services.collect(),
+            next_hops: Arc::clone(&self.next_hops),
+            ..Desired::default()
+        }
     }
 
     /// When a verdict changes by time alone: a drain ends, or a slow start takes its next step.
@@ -322,6 +327,8 @@ impl ServiceState {
             desired: Arc::new(DesiredService {
                 key: service_key(service.listen, service.protocol),
                 balance: service.balance,
+                forward: service.forward,
+                guard: service.guard.clone(),
                 drain_timeout: service.drain_timeout,
                 backends: Vec::new(),
             }),
@@ -343,6 +350,8 @@ impl ServiceState {
         let desired = DesiredService {
             key: service_key(self.config.listen, self.config.protocol),
             balance: self.config.balance,
+            forward: self.config.forward,
+            guard: self.config.guard.clone(),
             drain_timeout: self.config.drain_timeout,
             backends: self
                 .records

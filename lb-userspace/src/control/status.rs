@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::verdict::Admin;
 use crate::{
-    config::Protocol,
+    config::{Encapsulation, Forwarding, Protocol},
     dataplane::{Flow, Info},
     health::Health,
 };
@@ -84,6 +84,15 @@ pub struct Service {
     pub listen: SocketAddr,
     /// `tcp` or `udp`.
     pub protocol: String,
+    /// How packets get to the backends: `nat`, `direct` or `tunnel`.
+    #[serde(default)]
+    pub forward: String,
+    /// What packets are wrapped in: `ipip` or `gue`, with `tunnel` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encapsulation: Option<String>,
+    /// With `direct` and `tunnel`: what the table remembers of earlier ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<Slots>,
     /// How a backend is chosen.
     pub balance: String,
     /// No backend is fit, so all that are enabled serve.
@@ -105,6 +114,16 @@ pub struct Service {
     /// Backends, in the order of the configuration. Empty, whatever `backend_count` says, in an
     /// overview of very many: see [`View`].
     pub backends: Vec<Backend>,
+}
+
+/// The slots of a steered service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slots {
+    /// All of them.
+    pub total: u32,
+    /// Those whose connections may be elsewhere than the table says, so that their packets are looked
+    /// up.
+    pub disturbed: u32,
 }
 
 /// A backend.
@@ -189,6 +208,16 @@ pub fn balance_word(balance: Balance) -> &'static str {
         Balance::RoundRobin => "round_robin",
         Balance::Random => "random",
         Balance::LeastConn => "least_conn",
+    }
+}
+
+/// The words for a way in the configuration: `forward`, and `encapsulation` if it has one.
+pub fn forward_words(forward: Forwarding) -> (&'static str, Option<&'static str>) {
+    match forward {
+        Forwarding::Nat => ("nat", None),
+        Forwarding::Direct => ("direct", None),
+        Forwarding::Tunnel(Encapsulation::Ipip) => ("tunnel", Some("ipip")),
+        Forwarding::Tunnel(Encapsulation::Gue) => ("tunnel", Some("gue")),
     }
 }
 

@@ -42,7 +42,10 @@ pub fn build(balance: Balance, members: &[Member], density: Density) -> Table {
         return Table::default();
     }
     match balance {
-        Balance::Maglev => Table { slots: maglev(&members, density), members: Vec::new() },
+        Balance::Maglev => {
+            let size = density.maglev_size(members.len() as u32);
+            Table { slots: maglev(&members, size, maglev::preference), members: Vec::new() }
+        }
         Balance::RoundRobin | Balance::Random => {
             Table { slots: schedule(&serving, density), members: Vec::new() }
         }
@@ -53,6 +56,21 @@ pub fn build(balance: Balance, members: &[Member], density: Density) -> Table {
     }
 }
 
+/// The table of a steered service with these backends; empty if none serves. Its size depends on how
+/// many are configured, and is one of [`maglev::STEERED_SIZES`].
+pub fn steered(members: &[Member]) -> Vec<u32> {
+    if members.iter().all(|member| member.weight == 0) {
+        return Vec::new();
+    }
+    let mut members = members.to_vec();
+    members.sort_unstable_by_key(|member| member.address);
+    let size = maglev::steered_size(members.len() as u32);
+    maglev(&members, size, maglev::steered_preference)
+}
+
+/// The slot that a backend prefers after so many others: seeds, step, size of the table.
+type Preference = fn(u32, u32, u32, u32) -> u32;
+
 /// A Maglev table in two rounds.
 ///
 /// In the first, all configured backends take their turns, as the paper has it. In the second, the
@@ -60,8 +78,8 @@ pub fn build(balance: Balance, members: &[Member], density: Density) -> Table {
 /// their full weight) are given to the others, again by turns. So a backend that goes down or
 /// comes back moves no slot of another. Plain Maglev hashing moves a few percent of them, and with
 /// unlucky neighbours a third. The shares are the same.
-fn maglev(members: &[Member], density: Density) -> Vec<u32> {
-    let mut table = MaglevTable::new(members, density);
+fn maglev(members: &[Member], size: u32, preference: Preference) -> Vec<u32> {
+    let mut table = MaglevTable::new(members, size, preference);
     table.give_out(&members.iter().map(|member| member.full_weight).collect::<Vec<_>>());
     for (index, member) in members.iter().enumerate() {
         let mine = table.taken[index].len() as u64;
@@ -78,6 +96,7 @@ fn maglev(members: &[Member], density: Density) -> Vec<u32> {
 
 /// A Maglev table that is being filled.
 struct MaglevTable {
+    preference: Preference,
     /// Index of the member that has the slot.
     owners: Vec<Option<usize>>,
     free: u32,
@@ -90,9 +109,9 @@ struct MaglevTable {
 }
 
 impl MaglevTable {
-    fn new(members: &[Member], density: Density) -> Self {
-        let size = density.maglev_size(members.len() as u32);
+    fn new(members: &[Member], size: u32, preference: Preference) -> Self {
         Self {
+            preference,
             owners: vec![None; size as usize],
             free: size,
             seeds: members.iter().map(|member| seeds(member.address)).collect(),
@@ -122,7 +141,7 @@ impl MaglevTable {
         let (offset, skip) = self.seeds[index];
         loop {
             let size = self.owners.len() as u32;
-            let slot = maglev::preference(offset, skip, self.steps[index], size);
+            let slot = (self.preference)(offset, skip, self.steps[index], size);
             self.steps[index] += 1;
             let owner = &mut self.owners[slot as usize];
             if owner.is_none() {

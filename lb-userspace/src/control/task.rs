@@ -35,6 +35,7 @@ use crate::{
 mod addresses;
 mod attach;
 mod faults;
+mod flood;
 mod handle;
 mod probes;
 mod reconcile;
@@ -46,7 +47,8 @@ mod wish;
 use addresses::Addresses;
 use attach::Attachments;
 use faults::{Faults, KernelNews};
-pub use handle::{FlowsError, Handle};
+use flood::Flood;
+pub use handle::{FlowsError, Handle, ResetError};
 use probes::Probes;
 pub(crate) use reload::warnings;
 pub use reload::{Refused, Reloaded};
@@ -91,6 +93,7 @@ pub struct Setup {
 enum Command {
     Snapshot(View, oneshot::Sender<snapshot::Snapshot>),
     FlowNames(Option<String>, oneshot::Sender<Result<snapshot::FlowNames, Vec<String>>>),
+    BackendIds(String, Option<String>, oneshot::Sender<Result<BTreeSet<u32>, String>>),
     Reload(oneshot::Sender<Result<Reloaded, Refused>>),
     Wish(wish::Request, oneshot::Sender<Result<Vec<Wished>, WishError>>),
     Stop(oneshot::Sender<()>),
@@ -122,6 +125,7 @@ pub struct Task {
     attachments: Attachments,
     faults: Faults,
     kernel_news: KernelNews,
+    flood: Flood,
     /// When writes that failed are tried again, and how long the wait was.
     retry: Option<(Duration, Duration)>,
     sweeping: bool,
@@ -183,6 +187,7 @@ impl Task {
             attachments: Attachments::default(),
             faults: Faults::default(),
             kernel_news: KernelNews::default(),
+            flood: Flood::default(),
             retry: None,
             sweeping: false,
             swept: swept_sender,
@@ -257,6 +262,9 @@ impl Task {
             }
             Command::FlowNames(service, answer) => {
                 let _ = answer.send(self.flow_names(service.as_deref()));
+            }
+            Command::BackendIds(backend, service, answer) => {
+                let _ = answer.send(self.backend_ids(&backend, service.as_deref()));
             }
             Command::Reload(answer) => {
                 let result = self.reload(reports).await;

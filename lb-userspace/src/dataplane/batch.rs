@@ -16,6 +16,7 @@ const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 
 const BPF_NOEXIST: u64 = 1;
+const BPF_EXIST: u64 = 2;
 
 /// Entries asked for in one call. A hash table's bucket must fit; buckets hold a handful.
 const CHUNK: usize = 4096;
@@ -206,6 +207,28 @@ pub(super) fn update_array<V: Pod>(
     update(map, &keys, values)
 }
 
+/// Reads `len` consecutive elements of an array map, from `start` up, or as many as there are.
+pub(super) fn read_array<V: Pod>(map: BorrowedFd<'_>, start: u32, len: u32) -> io::Result<Vec<V>> {
+    let mut read = Vec::with_capacity(len as usize);
+    let mut keys: Vec<u32> = Vec::with_capacity(CHUNK);
+    let mut values: Vec<V> = Vec::with_capacity(CHUNK);
+    // An array's place in a walk is the index that was read last.
+    let mut cursor = Cursor(start.checked_sub(1));
+    while read.len() < len as usize {
+        let room = CHUNK.min(len as usize - read.len());
+        let (to_keys, to_values) = (keys.as_mut_ptr() as u64, values.as_mut_ptr() as u64);
+        let (count, more) = lookup(map, &mut cursor, to_keys, to_values, room)?;
+        // SAFETY: the kernel has written `count` values, at most the capacity; all bit patterns are
+        // valid (`Pod`).
+        unsafe { values.set_len(count) };
+        read.extend_from_slice(&values);
+        if !more || count == 0 {
+            break;
+        }
+    }
+    Ok(read)
+}
+
 /// Writes the same value of every CPU to these indexes of a per-CPU array. The size of `V` must be
 /// a multiple of 8.
 pub(super) fn update_per_cpu<V: Pod>(
@@ -274,22 +297,38 @@ fn read_one<K: Pod, V: Pod>(
     }
 }
 
-/// Adds an entry, unless there is one of that key.
+/// Adds an entry, unless there is one of that key: then the answer is false.
 pub(super) fn insert_new<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
     key: &K,
     value: &V,
 ) -> io::Result<bool> {
+    write_one(map, key, value, BPF_NOEXIST, libc::EEXIST)
+}
+
+/// Replaces the entry of a key, if there is one: otherwise the answer is false.
+pub(super) fn replace<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<bool> {
+    write_one(map, key, value, BPF_EXIST, libc::ENOENT)
+}
+
+/// False if it is refused with the error `no`.
+fn write_one<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    key: &K,
+    value: &V,
+    flags: u64,
+    no: i32,
+) -> io::Result<bool> {
     let mut attributes = Element {
         map_fd: map.as_raw_fd() as u32,
         key: std::ptr::from_ref(key) as u64,
         value: std::ptr::from_ref(value) as u64,
-        flags: BPF_NOEXIST,
+        flags,
         ..Element::default()
     };
     match bpf(BPF_MAP_UPDATE_ELEM, &mut attributes) {
         Ok(()) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        Err(error) if error.raw_os_error() == Some(no) => Ok(false),
         Err(error) => Err(error),
     }
 }

@@ -38,6 +38,8 @@ fn sum_service(cpus: &[ServiceStats]) -> ServiceStats {
     cpus.iter().fold(ServiceStats::ZERO, |sum, cpu| ServiceStats {
         connections: sum.connections + cpu.connections,
         refused: sum.refused + cpu.refused,
+        replayed: sum.replayed + cpu.replayed,
+        not_replayed: sum.not_replayed + cpu.not_replayed,
     })
 }
 

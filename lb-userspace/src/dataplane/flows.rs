@@ -15,25 +15,35 @@ use std::{
 use anyhow::Context;
 use aya::{Pod, maps::MapData};
 use lb_common::{
+    backend::Backend,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, state},
-    names,
+    hash, names,
 };
 
 use super::{Flow, Timeouts, batch};
 use crate::clock;
 
+mod cut;
 mod sweep;
 
+pub use cut::{Connection, Cut};
 pub use sweep::Sweeper;
 
 /// A TCP connection that its backend has not answered is forgotten after so long: longer than the
 /// retransmissions of a client that still tries (RFC 5382, REQ-5, "transitory", allows 4 minutes).
 const HALF_OPEN_NS: u64 = 60_000_000_000;
 
+/// A steered connection whose backend is cut off is forgotten after so long: those that still send have
+/// been told by then.
+const STOPPED_NS: u64 = 60_000_000_000;
+
 /// A closed connection is kept for so long, for what its sides may still send or repeat.
 const CLOSED_NS: u64 = 5_000_000_000;
 
 const TCP: u8 = 6;
+
+/// The phase of an entry that stands alone.
+const STEERED: &str = "steered";
 
 /// A key of either family.
 pub(super) trait Key: Pod + Eq + Hash + Copy {
@@ -43,6 +53,8 @@ pub(super) trait Key: Pod + Eq + Hash + Copy {
     fn partner(&self, entry: &Self::Entry) -> Self;
     /// What the two families share.
     fn view(&self, entry: &Self::Entry) -> View;
+    /// The hash of the tuple, by which the kernel program chooses a slot.
+    fn tuple_hash(&self) -> u32;
 }
 
 /// An entry, read.
@@ -61,7 +73,7 @@ pub(super) struct View {
 }
 
 macro_rules! key {
-    ($key:ident, $entry:ty, $address:ty) => {
+    ($key:ident, $entry:ty, $address:ty, $words:ident) => {
         impl Key for $key {
             type Entry = $entry;
 
@@ -74,6 +86,12 @@ macro_rules! key {
                     protocol: self.protocol,
                     reserved: [0; 3],
                 }
+            }
+
+            fn tuple_hash(&self) -> u32 {
+                let ([a, b], [c, d]) = (self.src_port, self.dst_port);
+                let ports = u32::from_ne_bytes([a, b, c, d]);
+                hash::tuple($words(self.src), $words(self.dst), ports)
             }
 
             fn view(&self, entry: &$entry) -> View {
@@ -92,7 +110,7 @@ macro_rules! key {
                     backend: entry.backend,
                     state: entry.state,
                     last_seen_ns: entry.last_seen_ns,
-                    packets: entry.packets,
+                    packets: u64::from(entry.packets),
                     bytes: entry.bytes,
                 }
             }
@@ -100,12 +118,50 @@ macro_rules! key {
     };
 }
 
-key!(FlowKey4, FlowEntry4, Ipv4Addr);
-key!(FlowKey6, FlowEntry6, Ipv6Addr);
+key!(FlowKey4, FlowEntry4, Ipv4Addr, words4);
+key!(FlowKey6, FlowEntry6, Ipv6Addr, words6);
+
+/// An address as [`hash::tuple`] takes it.
+fn words4(address: [u8; 4]) -> (u64, u64) {
+    (u64::from(u32::from_ne_bytes(address)), 0)
+}
+
+/// The same for IPv6.
+fn words6(address: [u8; 16]) -> (u64, u64) {
+    let word = |at: usize| u64::from_ne_bytes(std::array::from_fn(|byte| address[at + byte]));
+    (word(0), word(8))
+}
 
 impl View {
     fn is_return(&self) -> bool {
         self.state & state::RETURN != 0
+    }
+
+    /// Whether it stands alone: no other half, and not among the open connections that are counted.
+    fn is_steered(&self) -> bool {
+        self.state & state::STEERED != 0
+    }
+
+    /// The connection of an entry that stands alone. It does not hold the backend's address, which is
+    /// `backend` if it is known.
+    fn steered(&self, backend: Option<&Backend>, now_ns: u64) -> Flow {
+        let address = |backend: &Backend| {
+            SocketAddr::new(Ipv6Addr::from(backend.address).to_canonical(), backend.port)
+        };
+        Flow {
+            protocol: self.protocol,
+            client: self.src,
+            listen: self.dst,
+            nat: self.src,
+            backend: backend.map_or(self.dst, address),
+            backend_id: self.backend,
+            phase: self.phase(false).to_owned(),
+            idle_ms: now_ns.saturating_sub(self.last_seen_ns) / 1_000_000,
+            forward_packets: self.packets,
+            forward_bytes: self.bytes,
+            return_packets: 0,
+            return_bytes: 0,
+        }
     }
 
     /// Age at which it is forgotten, in an established (`false`) or half-open table.
@@ -120,6 +176,9 @@ impl View {
     }
 
     fn phase(&self, half_open: bool) -> &'static str {
+        if self.is_steered() {
+            return STEERED;
+        }
         match (self.protocol, half_open) {
             (TCP, true) => "half_open",
             (TCP, false) if state::closed(self.state) => "closed",
@@ -163,6 +222,7 @@ impl<K: Key> Table<K> {
     fn read(
         &self,
         now_ns: u64,
+        backends: BorrowedFd<'_>,
         wanted: &dyn Fn(u32) -> bool,
         each: &mut dyn FnMut(Flow) -> ControlFlow<()>,
     ) -> anyhow::Result<ControlFlow<()>> {
@@ -172,9 +232,15 @@ impl<K: Key> Table<K> {
             if client.is_return() || !wanted(client.backend) {
                 return ControlFlow::Continue(());
             }
-            match self.other_half(key, entry) {
-                Ok(server) => {
-                    let flow = each(self.flow(&client, server, now_ns));
+            let flow = if client.is_steered() {
+                backend(backends, client.backend)
+                    .map(|backend| client.steered(backend.as_ref(), now_ns))
+            } else {
+                self.other_half(key, entry).map(|server| self.flow(&client, server, now_ns))
+            };
+            match flow {
+                Ok(flow) => {
+                    let flow = each(flow);
                     if flow.is_break() {
                         result = Ok(flow);
                     }
@@ -209,6 +275,11 @@ impl<K: Key> Table<K> {
     }
 }
 
+/// The entry of a backend, if there is such an identifier.
+fn backend(backends: BorrowedFd<'_>, id: u32) -> anyhow::Result<Option<Backend>> {
+    batch::get(backends, &id).context("read BACKENDS")
+}
+
 /// Reads the flow tables, without a lock and beside whatever else goes on with them.
 #[derive(Debug)]
 pub struct Reader {
@@ -216,6 +287,7 @@ pub struct Reader {
     flows6: Table<FlowKey6>,
     half_open: Table<FlowKey4>,
     half_open6: Table<FlowKey6>,
+    backends: MapData,
 }
 
 impl Reader {
@@ -225,6 +297,7 @@ impl Reader {
             flows6: Table::open(pins, names::FLOWS6, false)?,
             half_open: Table::open(pins, names::HALF_OPEN, true)?,
             half_open6: Table::open(pins, names::HALF_OPEN6, true)?,
+            backends: super::pinned(pins, names::BACKENDS)?,
         })
     }
 
@@ -236,12 +309,13 @@ impl Reader {
         each: &mut dyn FnMut(Flow) -> ControlFlow<()>,
     ) -> anyhow::Result<()> {
         let now_ns = clock::monotonic_coarse_ns();
-        let ended = self.flows.read(now_ns, wanted, each)?.is_break()
-            || self.flows6.read(now_ns, wanted, each)?.is_break()
-            || self.half_open.read(now_ns, wanted, each)?.is_break();
+        let backends = self.backends.fd().as_fd();
+        let ended = self.flows.read(now_ns, backends, wanted, each)?.is_break()
+            || self.flows6.read(now_ns, backends, wanted, each)?.is_break()
+            || self.half_open.read(now_ns, backends, wanted, each)?.is_break();
         if !ended {
             // Whether the last one broke off makes no difference.
-            let _ = self.half_open6.read(now_ns, wanted, each)?;
+            let _ = self.half_open6.read(now_ns, backends, wanted, each)?;
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use aya::{
 };
 use lb_common::names;
 
-use super::{AttachMode, Attachment, Options, grow, pins};
+use super::{AttachMode, Attachment, Options, grow, kernel, pins};
 
 /// The object that the build put into this binary. Aligned, because the ELF reader reads words.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ballast-xdp"));
@@ -38,21 +38,29 @@ pub(super) fn load(options: &Options, found: &pins::Found) -> anyhow::Result<Ebp
         }
     }
     let mut ebpf = loader.load(OBJECT).map_err(explain).context("create the BPF maps")?;
-    program(&mut ebpf)?.load().map_err(|error| {
+    verified(&mut ebpf, names::PROGRAM)?;
+    Ok(ebpf)
+}
+
+/// The XDP program of this name in a loaded object, once the verifier has accepted it.
+pub(super) fn verified<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Xdp> {
+    let program = find(ebpf, name)?;
+    program.load().map_err(|error| {
         let error = anyhow!(error);
         match error.downcast_ref::<ProgramError>() {
             Some(ProgramError::LoadError { io_error, verifier_log }) => anyhow!(
-                "load the XDP program: {io_error}{}\n{}",
+                "load the XDP program into Linux {}: {io_error}{}\n{}",
+                kernel::release(),
                 denied(io_error.raw_os_error()),
                 tail(&verifier_log.to_string()),
             ),
             _ => error.context("load the XDP program"),
         }
     })?;
-    Ok(ebpf)
+    Ok(program)
 }
 
-fn explain(error: aya::EbpfError) -> anyhow::Error {
+pub(super) fn explain(error: aya::EbpfError) -> anyhow::Error {
     let denied = std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source())
         .filter_map(|e| e.downcast_ref::<std::io::Error>())
         .any(|e| matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES)));
@@ -65,7 +73,7 @@ fn denied(errno: Option<i32>) -> &'static str {
 }
 
 const fn denied_hint() -> &'static str {
-    " (run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_NET_RAW)"
+    " (run as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_NET_RAW)"
 }
 
 /// The last lines of the verifier's log, where it says what it refused.
@@ -76,9 +84,12 @@ fn tail(log: &str) -> String {
 
 /// The XDP program of a loaded object.
 pub(super) fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
-    let program: &mut Program = ebpf
-        .program_mut(names::PROGRAM)
-        .with_context(|| format!("the object has no program `{}`", names::PROGRAM))?;
+    find(ebpf, names::PROGRAM)
+}
+
+fn find<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Xdp> {
+    let program: &mut Program =
+        ebpf.program_mut(name).with_context(|| format!("the object has no program `{name}`"))?;
     Ok(program.try_into()?)
 }
 

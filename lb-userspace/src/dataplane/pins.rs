@@ -7,15 +7,16 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use aya::maps::{Array, Map, MapData, MapInfo, MapType};
+use aya::maps::{Array, Map, MapData, MapInfo, MapType, lpm_trie::Key as Prefixed};
 use lb_common::{
     backend::Backend,
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
     limits, names,
     reason::Reason,
-    service::{Service, ServiceKey},
-    stats::{BackendStats, Meta, ServiceStats},
+    service::{Service, ServiceKey, Slot},
+    source::{Bucket, RateKey, Source},
+    stats::{BackendSignals, BackendStats, Meta, ServiceStats},
 };
 
 use super::{AttachMode, Options, Sizes, grow, link as pinned_link};
@@ -58,9 +59,10 @@ pub(super) fn layouts(options: &Options) -> Vec<Layout> {
     let Sizes { services, backends, slots } = options.sizes;
     vec![
         map::<u32, u64>(names::VIPS, MapType::Array, limits::VIP_WORDS),
+        map::<u32, u64>(names::STEERED, MapType::Array, limits::STEERED_WORDS),
         sized::<ServiceKey, Service>(names::SERVICES, MapType::Hash, services),
         sized::<u32, Backend>(names::BACKENDS, MapType::Array, backends),
-        sized::<u32, u32>(names::MAGLEV, MapType::Array, slots),
+        sized::<u32, Slot>(names::MAGLEV, MapType::Array, slots),
         flows::<FlowKey4, FlowEntry4>(names::FLOWS, flow_entries),
         flows::<FlowKey6, FlowEntry6>(names::FLOWS6, flow_entries),
         flows::<FlowKey4, FlowEntry4>(names::HALF_OPEN, half_open),
@@ -68,6 +70,9 @@ pub(super) fn layouts(options: &Options) -> Vec<Layout> {
         map::<u32, u64>(names::REASONS, MapType::PerCpuArray, Reason::COUNT),
         sized::<u32, ServiceStats>(names::SERVICE_STATS, MapType::PerCpuArray, services),
         sized::<u32, BackendStats>(names::BACKEND_STATS, MapType::PerCpuArray, backends),
+        sized::<u32, BackendSignals>(names::BACKEND_SIGNALS, MapType::PerCpuArray, backends),
+        map::<Prefixed<Source>, u32>(names::SOURCES, MapType::LpmTrie, limits::MAX_SOURCES),
+        map::<RateKey, Bucket>(names::RATES, MapType::LruHash, limits::MAX_RATES),
         sized::<u32, u64>(names::ACTIVE, MapType::Array, backends),
         sized::<u32, u64>(names::CURSORS, MapType::Array, services),
         Layout {
@@ -180,7 +185,12 @@ pub(super) fn sizes(pins: &Path) -> anyhow::Result<Sizes> {
     };
     Ok(Sizes {
         services: least(&[names::SERVICES, names::SERVICE_STATS, names::CURSORS])?,
-        backends: least(&[names::BACKENDS, names::BACKEND_STATS, names::ACTIVE])?,
+        backends: least(&[
+            names::BACKENDS,
+            names::BACKEND_STATS,
+            names::BACKEND_SIGNALS,
+            names::ACTIVE,
+        ])?,
         slots: entries(names::MAGLEV)?,
     })
 }
@@ -197,7 +207,7 @@ fn pinned_version(pins: &Path) -> anyhow::Result<u32> {
 }
 
 /// Fails unless the directory lies, or would lie, on a BPF file system.
-fn require_bpffs(pins: &Path) -> anyhow::Result<()> {
+pub(super) fn require_bpffs(pins: &Path) -> anyhow::Result<()> {
     let existing = pins.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let kind = nix::sys::statfs::statfs(existing)
         .with_context(|| format!("look at {}", existing.display()))?
@@ -227,18 +237,26 @@ pub(super) fn links(pins: &Path) -> anyhow::Result<Vec<(u32, AttachMode)>> {
     let list = || format!("list {}", pins.display());
     let mut links = Vec::new();
     for entry in fs::read_dir(pins).with_context(list)? {
-        let name = entry.with_context(list)?.file_name();
-        let parts: Vec<_> = name.to_str().unwrap_or_default().split('_').collect();
-        let ["link", ifindex, mode] = parts[..] else { continue };
-        let mode = match mode {
-            "driver" => AttachMode::Driver,
-            "generic" => AttachMode::Generic,
-            _ => continue,
-        };
-        links.extend(ifindex.parse().ok().map(|ifindex| (ifindex, mode)));
+        links.extend(parse_link(&entry.with_context(list)?.path()));
     }
     links.sort_unstable_by_key(|&(ifindex, _)| ifindex);
     Ok(links)
+}
+
+/// How the program of a pinned link is attached; `None` if the path is no link's.
+pub(super) fn link_mode(path: &Path) -> Option<AttachMode> {
+    parse_link(path).map(|(_, mode)| mode)
+}
+
+/// The interface and the mode of a link, by the name of its pin.
+fn parse_link(path: &Path) -> Option<(u32, AttachMode)> {
+    let (ifindex, mode) = path.file_name()?.to_str()?.strip_prefix("link_")?.split_once('_')?;
+    let mode = match mode {
+        "driver" => AttachMode::Driver,
+        "generic" => AttachMode::Generic,
+        _ => return None,
+    };
+    Some((ifindex.parse().ok()?, mode))
 }
 
 /// Takes the program of a pinned link off its interface, and removes the pin.

@@ -3,10 +3,10 @@
 use std::os::fd::AsFd as _;
 
 use anyhow::Context as _;
-use aya::maps::MapError;
+use aya::maps::{MapError, lpm_trie::Key as Prefixed};
 use lb_common::{
     backend::Backend,
-    service::{Service, ServiceKey},
+    service::{Service, ServiceKey, Slot},
     stats::{BackendStats, ServiceStats},
 };
 
@@ -44,7 +44,20 @@ impl Dataplane {
                     self.services.remove(key)?;
                 }
             }
+            Op::SetSource { bits, source, verdict } => {
+                self.sources.insert(&Prefixed::new(*bits, *source), verdict, 0)?;
+            }
+            Op::RemoveSource { bits, source } => {
+                match self.sources.remove(&Prefixed::new(*bits, *source)) {
+                    Err(MapError::SyscallError(error))
+                        if error.io_error.raw_os_error() == Some(libc::ENOENT) => {}
+                    removed => removed?,
+                }
+            }
             Op::SetVips { words } => batch::update_array(self.vips.fd().as_fd(), 0, words)?,
+            Op::SetSteered { words } => {
+                batch::update_array(self.steered.fd().as_fd(), 0, words)?;
+            }
             Op::SetBackend { .. }
             | Op::ClearBackend { .. }
             | Op::SetTable { .. }
@@ -80,7 +93,7 @@ impl Dataplane {
 
     /// Tables that follow one another, as those of a fresh start do, are one run of slots.
     fn set_tables(&self, run: &[Op]) -> anyhow::Result<()> {
-        let mut slots: Vec<u32> = Vec::new();
+        let mut slots: Vec<Slot> = Vec::new();
         let mut first = 0;
         for op in run {
             let Op::SetTable { start, slots: table } = op else { continue };
@@ -148,7 +161,9 @@ impl Op {
                 format!("MAGLEV[{start}..{}]", u64::from(*start) + slots.len() as u64)
             }
             Self::SetService { .. } | Self::RemoveService { .. } => "SERVICES".to_owned(),
+            Self::SetSource { .. } | Self::RemoveSource { .. } => "SOURCES".to_owned(),
             Self::SetVips { .. } => "VIPS".to_owned(),
+            Self::SetSteered { .. } => "STEERED".to_owned(),
         }
     }
 }

@@ -16,7 +16,7 @@ use rtnetlink::{
         neighbour::{
             NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
         },
-        route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
     },
 };
 use tokio::{task::JoinSet, time::timeout};
@@ -92,6 +92,10 @@ pub(crate) struct Route {
     pub(crate) ifindex: u32,
     /// The neighbour: the gateway, or the destination itself.
     pub(crate) via: IpAddr,
+    /// The address of ours that it would write as the source.
+    pub(crate) source: Option<IpAddr>,
+    /// The route's own limit of a packet's length, if it has one.
+    pub(crate) mtu: Option<u32>,
 }
 
 /// An address of this host.
@@ -381,7 +385,7 @@ fn route(message: &RouteMessage, destination: IpAddr) -> Option<Route> {
     if message.header.kind != RouteType::Unicast {
         return None;
     }
-    let (mut ifindex, mut via) = (None, destination);
+    let (mut ifindex, mut via, mut source, mut mtu) = (None, destination, None, None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(index) => ifindex = Some(*index),
@@ -390,10 +394,22 @@ fn route(message: &RouteMessage, destination: IpAddr) -> Option<Route> {
             // RFC 5549: a gateway of the other family.
             RouteAttribute::Gateway(RouteAddress::Inet6(gateway))
             | RouteAttribute::Via(RouteVia::Inet6(gateway)) => via = IpAddr::V6(*gateway),
+            RouteAttribute::PrefSource(RouteAddress::Inet(address)) => {
+                source = Some(IpAddr::V4(*address));
+            }
+            RouteAttribute::PrefSource(RouteAddress::Inet6(address)) => {
+                source = Some(IpAddr::V6(*address));
+            }
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) if *mtu > 0 => Some(*mtu),
+                    _ => None,
+                });
+            }
             _ => {}
         }
     }
-    Some(Route { ifindex: ifindex?, via })
+    Some(Route { ifindex: ifindex?, via, source, mtu })
 }
 
 #[cfg(test)]
@@ -459,10 +475,16 @@ mod tests {
         let mut message = RouteMessage::default();
         message.header.kind = RouteType::Unicast;
         message.attributes.push(RouteAttribute::Oif(4));
-        assert_eq!(route(&message, destination), Some(Route { ifindex: 4, via: destination }));
+        let direct = Route { ifindex: 4, via: destination, source: None, mtu: None };
+        assert_eq!(route(&message, destination), Some(direct));
         let gateway: std::net::Ipv6Addr = "fe80::1".parse().unwrap();
         message.attributes.push(RouteAttribute::Via(RouteVia::Inet6(gateway)));
-        assert_eq!(route(&message, destination), Some(Route { ifindex: 4, via: gateway.into() }));
+        let ours: std::net::Ipv6Addr = "2001:db8::11".parse().unwrap();
+        message.attributes.push(RouteAttribute::PrefSource(RouteAddress::Inet6(ours)));
+        message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(1400)]));
+        let routed =
+            Route { via: gateway.into(), source: Some(ours.into()), mtu: Some(1400), ..direct };
+        assert_eq!(route(&message, destination), Some(routed));
         for kind in [RouteType::Local, RouteType::BlackHole, RouteType::Broadcast] {
             message.header.kind = kind;
             assert_eq!(route(&message, destination), None);

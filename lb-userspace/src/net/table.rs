@@ -12,8 +12,8 @@ pub(super) type Neighbour = (u32, IpAddr);
 
 #[derive(Debug, Default)]
 pub(super) struct Table {
-    /// By interface number; `None` for interfaces that are not Ethernet.
-    links: BTreeMap<u32, Option<[u8; 6]>>,
+    /// By interface number: MAC address and MTU; `None` for interfaces that are not Ethernet.
+    links: BTreeMap<u32, Option<([u8; 6], u32)>>,
     /// Those with a MAC address that can be used.
     neighbours: BTreeMap<Neighbour, [u8; 6]>,
     /// By wanted address.
@@ -23,7 +23,7 @@ pub(super) struct Table {
 impl Table {
     pub(super) fn new(links: Vec<Link>, neighbours: Vec<(u32, IpAddr, [u8; 6])>) -> Self {
         Self {
-            links: links.into_iter().map(|link| (link.ifindex, link.mac)).collect(),
+            links: links.into_iter().map(|link| (link.ifindex, ethernet(&link))).collect(),
             neighbours: neighbours
                 .into_iter()
                 .map(|(ifindex, address, mac)| ((ifindex, address), mac))
@@ -41,7 +41,7 @@ impl Table {
         match event {
             // A link that goes up or down takes routes with it, not all of which are announced.
             Event::Link(link) => {
-                self.links.insert(link.ifindex, link.mac);
+                self.links.insert(link.ifindex, ethernet(&link));
                 true
             }
             Event::LinkGone(ifindex) => {
@@ -63,9 +63,12 @@ impl Table {
 
     pub(super) fn next_hops(&self) -> NextHops {
         let next_hop = |(&wanted, route): (&IpAddr, &Route)| {
-            let source_mac = self.links.get(&route.ifindex).copied().flatten()?;
+            let (source_mac, mtu) = self.links.get(&route.ifindex).copied().flatten()?;
             let mac = self.neighbours.get(&(route.ifindex, route.via)).copied();
-            Some((wanted, NextHop { ifindex: route.ifindex, source_mac, mac }))
+            let Route { ifindex, source, .. } = *route;
+            // A route may ask for less than its link.
+            let mtu = route.mtu.map_or(mtu, |of_route| of_route.min(mtu));
+            Some((wanted, NextHop { ifindex, source_mac, mac, mtu, source }))
         };
         self.routes.iter().filter_map(next_hop).collect()
     }
@@ -81,6 +84,11 @@ impl Table {
             .map(|neighbour| (neighbour, self.neighbours.contains_key(&neighbour)))
             .collect()
     }
+}
+
+/// MAC address and MTU of a link that packets are forwarded by.
+fn ethernet(link: &Link) -> Option<([u8; 6], u32)> {
+    link.mac.map(|mac| (mac, link.mtu))
 }
 
 #[cfg(test)]
@@ -99,6 +107,10 @@ mod tests {
         Link { ifindex, name: format!("eth{ifindex}"), mac, running: true, mtu: 1500 }
     }
 
+    fn route(ifindex: u32, via: &str) -> Route {
+        Route { ifindex, via: ip(via), source: Some(ip("192.0.2.11")), mtu: None }
+    }
+
     /// eth1 with a neighbour and a gateway, and a tunnel without MAC addresses.
     fn table() -> Table {
         let mut table = Table::new(
@@ -106,17 +118,18 @@ mod tests {
             vec![(1, ip("192.0.2.21"), THEIRS)],
         );
         table.set_routes(BTreeMap::from([
-            (ip("192.0.2.21"), Route { ifindex: 1, via: ip("192.0.2.21") }),
-            (ip("203.0.113.5"), Route { ifindex: 1, via: ip("192.0.2.1") }),
-            (ip("203.0.113.6"), Route { ifindex: 1, via: ip("192.0.2.1") }),
-            (ip("198.51.100.1"), Route { ifindex: 2, via: ip("198.51.100.1") }),
+            (ip("192.0.2.21"), route(1, "192.0.2.21")),
+            (ip("203.0.113.5"), route(1, "192.0.2.1")),
+            (ip("203.0.113.6"), route(1, "192.0.2.1")),
+            (ip("198.51.100.1"), route(2, "198.51.100.1")),
         ]));
         table
     }
 
     #[test]
     fn next_hops_of_neighbours_and_gateways() {
-        let hop = |mac| NextHop { ifindex: 1, source_mac: OURS, mac };
+        let source = Some(ip("192.0.2.11"));
+        let hop = |mac| NextHop { ifindex: 1, source_mac: OURS, mac, mtu: 1500, source };
         assert_eq!(
             table().next_hops(),
             BTreeMap::from([
@@ -145,6 +158,21 @@ mod tests {
         // The same address on another interface is another neighbour.
         table.apply(Event::Neighbour(2, ip("192.0.2.21"), Some(OTHER)));
         assert_eq!(mac(&table, "192.0.2.21"), None);
+    }
+
+    #[test]
+    fn the_mtu_is_the_links_unless_the_route_has_a_smaller_one() {
+        let mut table = table();
+        let mtu = |table: &Table| table.next_hops()[&ip("192.0.2.21")].mtu;
+        let mut longer = link(1, Some(OURS));
+        longer.mtu = 9000;
+        table.apply(Event::Link(longer));
+        assert_eq!(mtu(&table), 9000);
+        for (of_route, expected) in [(1400, 1400), (9001, 9000)] {
+            let short = Route { mtu: Some(of_route), ..route(1, "192.0.2.21") };
+            table.set_routes(BTreeMap::from([(ip("192.0.2.21"), short)]));
+            assert_eq!(mtu(&table), expected);
+        }
     }
 
     #[test]

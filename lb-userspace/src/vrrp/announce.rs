@@ -10,8 +10,11 @@ use std::{
     os::fd::AsFd,
 };
 
-use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
+use socket2::Socket;
 use tokio::io::{Interest, unix::AsyncFd};
+
+pub use crate::net::inject::Sender;
+use crate::net::inject::{link_address, packet_socket};
 
 /// `ETH_P_ARP`.
 const ARP: u16 = 0x0806;
@@ -130,23 +133,6 @@ impl<const N: usize> Frame<N> {
     }
 }
 
-/// Sends frames on any interface of its network namespace.
-#[derive(Debug)]
-pub struct Sender(Socket);
-
-impl Sender {
-    /// Opens a socket in the network namespace of this thread. It receives nothing.
-    pub fn open() -> io::Result<Self> {
-        packet_socket(0).map(Self)
-    }
-
-    /// Sends `frame` as it is. A full queue of the interface is an error, not a wait.
-    pub fn send(&self, ifindex: u32, frame: &[u8]) -> io::Result<()> {
-        let ethertype = u16::from_be_bytes([frame[12], frame[13]]);
-        self.0.send_to(frame, &link_address(ifindex, ethertype)).map(|_| ())
-    }
-}
-
 /// Hears the ARP packets that arrive at an interface.
 #[derive(Debug)]
 pub struct ArpListener(AsyncFd<Socket>);
@@ -177,25 +163,6 @@ impl ArpListener {
             }
         }
     }
-}
-
-fn packet_socket(protocol: i32) -> io::Result<Socket> {
-    // socket2 adds SOCK_CLOEXEC.
-    let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(protocol)))?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
-}
-
-fn link_address(ifindex: u32, ethertype: u16) -> SockAddr {
-    let mut storage = SockAddrStorage::zeroed();
-    // SAFETY: `sockaddr_ll` is a socket address of the kernel's: no larger than the storage, and all
-    // zeros are a valid value of it.
-    let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
-    address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = ethertype.to_be();
-    address.sll_ifindex = ifindex as i32;
-    // SAFETY: the storage holds an address of family AF_PACKET, of the length given.
-    unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) }
 }
 
 #[cfg(test)]

@@ -21,6 +21,8 @@ use super::Case;
 
 mod icmp;
 mod odd;
+mod protection;
+mod steered;
 
 /// All rows.
 #[must_use]
@@ -34,6 +36,10 @@ pub fn cases() -> Vec<Case> {
             icmp::rows(&talk),
             odd::others(&talk),
             odd::wrong(&talk),
+            steered::rows(net),
+            protection::sources(&talk),
+            protection::windows(&talk),
+            protection::oddities(&talk),
         ]);
         let family = if net.vip.is_ipv4() { "IPv4" } else { "IPv6" };
         cases.extend(
@@ -41,6 +47,8 @@ pub fn cases() -> Vec<Case> {
         );
     }
     cases.extend(odd::ipv4_only(&Talk::new(Net::v4())));
+    cases.extend(protection::ipv4_only(&Talk::new(Net::v4())));
+    cases.extend(protection::ipv6_only(&Talk::new(Net::v6())));
     cases
 }
 
@@ -87,7 +95,10 @@ impl Talk {
 
     /// An established connection.
     fn open(&self, name: &str) -> Case {
-        self.single(name).then(self, &[self.syn()]).also(self, &[self.syn_ack()])
+        self.single(name)
+            .then(self, &[self.syn()])
+            .also(self, &[self.syn_ack()])
+            .then(self, &[self.up(ACK)])
     }
 
     /// An established flow of UDP.
@@ -238,7 +249,7 @@ fn refusals(talk: &Talk) -> Vec<Case> {
             .drops(&syn.ttl(0), Reason::TtlExpired)
             .resets(
                 &talk.up(ACK),
-                &Talk::reset(&talk.up(ACK), RST, 0x0506_0708, 0),
+                &Talk::reset(&talk.up(ACK), RST, 0x0102_0708, 0),
                 Reason::NoFlow,
             ),
         talk.open("data on its last hop ends")
@@ -375,7 +386,7 @@ fn udp(talk: &Talk) -> Vec<Case> {
             .then(talk, &[talk.question(), empty, odd])
             .also(talk, &[talk.reply(), talk.reply()]),
         talk.open_udp("UDP: apart from TCP with the same ports")
-            .resets(&talk.up(ACK), &Talk::reset(&talk.up(ACK), RST, 0x0506_0708, 0), Reason::NoFlow)
+            .resets(&talk.up(ACK), &Talk::reset(&talk.up(ACK), RST, 0x0102_0708, 0), Reason::NoFlow)
             .passes(&talk.down(ACK), Reason::NoService),
         talk.single("UDP: in a VLAN").then(talk, &[talk.question().vlan(VLAN, 9)]),
         talk.single("UDP: on its last hop").drops(&talk.question().ttl(1), Reason::TtlExpired),

@@ -89,6 +89,7 @@ pub(super) struct OnHost {
 
 /// `cargo xtask lab up …`
 #[derive(Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(super) struct UpArgs {
     #[command(flatten)]
     name: Name,
@@ -101,6 +102,10 @@ pub(super) struct UpArgs {
     /// Starts no databases
     #[arg(long)]
     no_postgres: bool,
+    /// The app servers can answer the clients by themselves, on ports 80 to 83: for services with
+    /// `forward = "direct"` or `"tunnel"`
+    #[arg(long)]
+    steered: bool,
     /// Configuration for the balancers, instead of the lab's own
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -151,6 +156,7 @@ impl UpArgs {
             name: self.name.name,
             balancers,
             postgres: !self.no_postgres,
+            steered: self.steered,
             config,
             ..Options::default()
         })?;

@@ -8,7 +8,11 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{HostName, Lab, netns, process::Program, topology::ECHO_PORT};
+use super::{
+    HostName, Lab, netns,
+    process::Program,
+    topology::{ECHO_PORT, FLOATING_V4, FLOATING_V6},
+};
 
 /// How long a connection within one host may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
@@ -17,6 +21,11 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 pub(super) fn program(lab: &Lab, host: HostName) -> Program {
     let mut command = netns::command(&lab.namespace(host), lab.tool());
     command.args(["serve-udp-echo", "--name", host.as_str()]);
+    if lab.options.steered {
+        let floating: [SocketAddr; 2] =
+            [(FLOATING_V4, ECHO_PORT).into(), (FLOATING_V6, ECHO_PORT).into()];
+        command.args(floating.map(|socket| socket.to_string()));
+    }
     command.args(host.sockets(ECHO_PORT).map(|socket| socket.to_string()));
     let namespace = lab.namespace(host);
     // Of its sockets this one is opened last.

@@ -139,7 +139,8 @@ fn batch(namespace: &str, commands: &str) -> Result<()> {
     shell::output_of(&mut command, commands).map(drop)
 }
 
-fn set(namespace: &str, settings: &[(&str, &str)]) -> Result<()> {
+/// Sets kernel parameters in a namespace.
+pub(super) fn set(namespace: &str, settings: &[(&str, &str)]) -> Result<()> {
     // /proc/sys/net shows the namespace of the thread that looks.
     netns::within(namespace, || {
         settings.iter().try_for_each(|(key, value)| {

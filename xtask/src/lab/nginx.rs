@@ -9,7 +9,11 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::unistd::{Group, User};
 
-use super::{HostName, Lab, netns, paths, process::Program, topology::APP_PORT};
+use super::{
+    HostName, Lab, netns, paths,
+    process::Program,
+    topology::{APP_PORT, STEERED_PORTS},
+};
 use crate::shell;
 
 /// Size of what `/big` answers with.
@@ -27,6 +31,7 @@ http {
     access_log off;
     default_type text/plain;
     sendfile on;
+    keepalive_timeout 10m;
     client_max_body_size 0;
     client_body_temp_path @DATA@/body;
     proxy_temp_path @DATA@/proxy;
@@ -35,7 +40,7 @@ http {
     uwsgi_temp_path @DATA@/uwsgi;
     server {
         listen @IPV4@:@PORT@ backlog=4096;
-        listen [@IPV6@]:@PORT@ backlog=4096;
+        listen [@IPV6@]:@PORT@ backlog=4096;@STEERED@
 
         location = / {
             default_type text/html;
@@ -114,8 +119,24 @@ pub(super) fn prepare(lab: &Lab, host: HostName) -> Result<()> {
         .replace("@IPV4@", &host.ipv4().to_string())
         .replace("@IPV6@", &host.ipv6().to_string())
         .replace("@PORT@", &APP_PORT.to_string())
+        .replace("@STEERED@", &steered(lab))
         .replace("@HOST@", host.as_str());
     fs::write(folder.join("nginx.conf"), text).context("write nginx.conf")
+}
+
+/// What else it listens on if the app servers answer the clients by themselves: any address, as the
+/// floating ones and the host's own are both asked.
+fn steered(lab: &Lab) -> String {
+    if !lab.options.steered {
+        return String::new();
+    }
+    let listen = |port| {
+        format!(
+            "\n        listen {port} backlog=4096;\n        listen [::]:{port} backlog=4096 \
+             ipv6only=on;"
+        )
+    };
+    STEERED_PORTS.map(listen).concat()
 }
 
 /// The file behind `/big`: made once on a machine, the same on every machine.

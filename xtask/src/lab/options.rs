@@ -46,6 +46,10 @@ pub struct Options {
     pub apps: usize,
     /// Whether the databases run.
     pub postgres: bool,
+    /// Whether the app servers can answer the clients by themselves: they have the floating addresses
+    /// on `lo`, listen on the services' ports, and take packets out of tunnels.
+    #[serde(default)]
+    pub steered: bool,
     /// The balancers' configuration; [`default_config`] if absent.
     pub config: Option<String>,
     /// The `ballast` binary; built if absent and needed.
@@ -59,6 +63,7 @@ impl Default for Options {
             balancers: Balancers::default(),
             apps: 3,
             postgres: false,
+            steered: false,
             config: None,
             ballast: None,
         }
@@ -90,13 +95,15 @@ pub(super) fn complete(mut options: Options, old: Option<&Options>) -> Result<Op
         options.balancers = options.balancers.max(old.balancers);
         options.apps = options.apps.max(old.apps);
         options.postgres |= old.postgres;
+        options.steered |= old.steered;
         options.config = options.config.or_else(|| old.config.clone());
         options.ballast = options.ballast.or_else(|| old.ballast.clone());
     }
     if options.apps > 3 {
         bail!("the lab has 3 app servers, not {}", options.apps);
     }
-    if options.balancers != Balancers::None && options.ballast.is_none() {
+    let needs_ballast = options.balancers != Balancers::None || options.steered;
+    if needs_ballast && options.ballast.is_none() {
         options.ballast = Some(build::ballast()?);
     }
     Ok(options)

@@ -67,6 +67,10 @@ pub const FLOATING_V6: Ipv6Addr = ipv6(FLOATING);
 /// Port of nginx on the app servers.
 pub const APP_PORT: u16 = 8080;
 
+/// More ports of nginx on the app servers, if they answer the clients by themselves: those that clients
+/// use.
+pub const STEERED_PORTS: [u16; 4] = [80, 81, 82, 83];
+
 /// Port of the echo on the app servers: UDP; TCP connections are accepted and closed, for probes.
 pub const ECHO_PORT: u16 = 9000;
 

@@ -20,13 +20,15 @@ const fn tool(program: &'static str, package: &'static str) -> Tool {
 }
 
 /// What the lab, the tests and the benchmarks run.
-pub(super) const TOOLS: [Tool; 12] = [
+pub(super) const TOOLS: [Tool; 14] = [
     // A linker for Rust, and a C compiler for the cryptography that `https` probes use.
     tool("cc", "gcc"),
     tool("bpftool", "bpftool"),
     tool("curl", "curl"),
     tool("ethtool", "ethtool"),
+    tool("haproxy", "haproxy"),
     tool("ip", "iproute2"),
+    tool("nft", "nftables"),
     tool("nginx", "nginx"),
     tool("nsenter", "util-linux"),
     tool("pgrep", "procps"),

@@ -51,6 +51,7 @@ const ONLY: [Only; 9] = [
             "lb-ebpf/src/program/",
             "lb-ebpf/src/program.rs",
             // The benchmark's own BPF binary.
+            "lb-ebpf/src/decap_program.rs",
             "lb-ebpf/src/floors.rs",
             "lb-ebpf/src/floors/",
         ],

@@ -44,6 +44,8 @@ impl Frame {
                     self.ip_options.as_slice().try_into().expect("options of whole words");
                 header.total_len += self.ip_options.len() as u16;
                 header.identification = self.label;
+                header.dscp = (self.traffic_class >> 2).try_into().expect("6 bits");
+                header.ecn = (self.traffic_class & 3).try_into().expect("2 bits");
                 if let Some((offset, more)) = self.fragment {
                     header.dont_fragment = false;
                     header.fragment_offset = IpFragOffset::try_new(offset).expect("13 bits");
@@ -59,7 +61,7 @@ impl Frame {
                 });
                 let extension = if fragment.is_some() { Ipv6FragmentHeader::LEN } else { 0 };
                 let header = Ipv6Header {
-                    traffic_class: 0,
+                    traffic_class: self.traffic_class,
                     flow_label: u32::from(self.label).try_into().expect("20 bits"),
                     payload_length: (body.len() + extension) as u16,
                     next_header: if fragment.is_some() {

@@ -77,6 +77,9 @@ fn status() -> Status {
             name: "web".into(),
             listen: "192.0.2.100:80".parse().unwrap(),
             protocol: "tcp".into(),
+            forward: "tunnel".into(),
+            encapsulation: Some("gue".into()),
+            slots: Some(Slots { total: 4096, disturbed: 17 }),
             balance: "least_conn".into(),
             panic: false,
             on_backups: false,
@@ -104,7 +107,8 @@ fn all_that_matters_is_there() {
         "  192.0.2.100/24  vrid 51  held",
         "  interface    eth0, generic mode (slow: the driver has no XDP)",
         "  maps         2.0 MB in 1",
-        "SERVICE web  tcp 192.0.2.100:80  least_conn  20 connections (2.5/s), 1 refused",
+        "SERVICE web  tcp 192.0.2.100:80  tunnel (gue)  least_conn  20 connections (2.5/s), 1 \
+         refused  17 of 4096 slots remember an earlier table",
         "  192.0.2.29:8080  may go on for 12 s",
         "  no_service  5",
     ] {

@@ -2,19 +2,18 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use lb_common::service::Balance;
 use toml::Spanned;
 
-use super::{Listeners, Seen, health, network::Held, whole};
+use super::{Listeners, Seen, forward, guard, health, network::Held, whole};
 use crate::config::{
     Backend, OnDown, Protocol, Service,
     raw::{self, File},
-    read::{Field, List},
+    read::List,
     report::Findings,
     value::{
         Name,
         address::{Endpoint, unfit},
-        word::{Forward, Route},
+        word::Route,
     },
 };
 
@@ -28,6 +27,7 @@ pub(super) fn services(
 ) -> Vec<Service> {
     let mut names = Seen::default();
     let mut services = Vec::new();
+    let mut prefixes = 0;
     if file.service.is_absent() || file.service.value().is_some_and(List::is_empty) {
         findings
             .warning_of_file("no `[[service]]`: nothing is forwarded")
@@ -52,20 +52,24 @@ pub(super) fn services(
                 note_listener(address, protocol, listen, listeners, findings);
             }
         }
-        check_way(service, findings);
+        check_path(service, findings);
+        let forward = forward::check(service, findings);
         let checked = check_backends(raw, held, findings);
         let health = health::health(raw, protocol, findings);
+        let guard = guard::guard(service, &mut prefixes, findings);
         if let (Some(name), Some(listen)) = (service.name.value(), service.listen.value()) {
             services.push(Service {
                 name: name.0.clone(),
                 listen: listen.0,
                 protocol,
-                balance: service.balance.or(Balance::LeastConn),
+                forward,
+                balance: service.balance.or(forward::balance(forward)),
                 on_down: service.on_down.or(OnDown::Reset),
                 drain_timeout: service.drain_timeout.or(DRAIN_TIMEOUT),
                 slow_start: service.slow_start.or(Duration::ZERO),
                 backends: checked,
                 health,
+                guard,
             });
         }
     }
@@ -90,34 +94,31 @@ pub(super) fn note_listener(
     );
 }
 
-/// `path` and `forward`: what this version cannot do.
-fn check_way(service: &raw::Service, findings: &mut Findings) {
-    if let Some(path) = service.path.get() {
-        match path.get_ref() {
-            Route::Kernel => {}
-            Route::Auto => {
-                findings
-                    .warning(
-                        path.span(),
-                        "`path = \"auto\"` is not in this version yet: connections always take \
-                         the kernel path, also while a backend is shaky",
-                    )
-                    .help("write `path = \"kernel\"` to say so");
-            }
-            Route::Proxy => {
-                findings.error(path.span(), "`path = \"proxy\"` is not in this version yet").help(
-                    "write `path = \"kernel\"`: requests are then forwarded, but not retried",
-                );
-            }
+/// `path`: what this version cannot do.
+fn check_path(service: &raw::Service, findings: &mut Findings) {
+    let Some(path) = service.path.get() else { return };
+    match path.get_ref() {
+        Route::Kernel => {}
+        Route::Auto if forward::is_steered(service) => {
+            findings.error(path.span(), "`path = \"auto\"` needs `forward = \"nat\"`").help(
+                "write `path = \"kernel\"`: the backends answer the clients by themselves, so no \
+                 request can be retried",
+            );
         }
-    }
-    if let Some(forward) = service.forward.get()
-        && *forward.get_ref() != Forward::Nat
-    {
-        let word = if *forward.get_ref() == Forward::Direct { "direct" } else { "tunnel" };
-        findings
-            .error(forward.span(), format!("`forward = \"{word}\"` is not in this version yet"))
-            .help("write `forward = \"nat\"`: the backends need no change for it");
+        Route::Auto => {
+            findings
+                .warning(
+                    path.span(),
+                    "`path = \"auto\"` is not in this version yet: connections always take the \
+                     kernel path, also while a backend is shaky",
+                )
+                .help("write `path = \"kernel\"` to say so");
+        }
+        Route::Proxy => {
+            findings
+                .error(path.span(), "`path = \"proxy\"` is not in this version yet")
+                .help("write `path = \"kernel\"`: requests are then forwarded, but not retried");
+        }
     }
 }
 
@@ -158,7 +159,7 @@ fn check_backends(
                 "remove one; `weight` gives a backend a larger share",
                 findings,
             );
-            check_address(address, &service.get_ref().listen, held, findings);
+            check_address(address, service.get_ref(), held, findings);
         }
         if let (Some(name), Some(address)) = (backend.name.value(), backend.address.value()) {
             checked.push(Backend {
@@ -175,7 +176,7 @@ fn check_backends(
 /// Reports a backend's address that no packet could be sent to.
 fn check_address(
     address: &Spanned<Endpoint>,
-    listen: &Field<Endpoint>,
+    service: &raw::Service,
     held: &Held,
     findings: &mut Findings,
 ) {
@@ -185,7 +186,9 @@ fn check_address(
         findings.error(span, format!("{ip} is {why}")).help("write the backend's own address");
         return;
     }
-    if let Some(listen) = listen.get()
+    if forward::is_steered(service) {
+        forward::check_port(address, service, findings);
+    } else if let Some(listen) = service.listen.get()
         && listen.get_ref().0.is_ipv4() != ip.is_ipv4()
     {
         let family = |v4| if v4 { "IPv4" } else { "IPv6" };

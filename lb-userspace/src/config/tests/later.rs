@@ -16,13 +16,6 @@ fn what_is_not_in_this_version() {
         "`path = \"proxy\"` is not in this version yet",
         "`path = \"kernel\"`",
     );
-    for word in ["direct", "tunnel"] {
-        mistake(
-            &service(&format!("forward = ▶\"{word}\"")),
-            &format!("`forward = \"{word}\"` is not in this version yet"),
-            "`forward = \"nat\"`",
-        );
-    }
     warning(
         &good_and("[cluster]\n▶secret_file = \"/etc/ballast/cluster.key\"\n"),
         "`secret_file` is not in this version yet: the nodes do not talk to each other; the key is \

@@ -157,7 +157,12 @@ pub(in crate::config) fn unfit(address: IpAddr) -> Option<&'static str> {
     }
 }
 
-fn ip(text: &str, span: Range<usize>, key: &str, findings: &mut Findings) -> Option<IpAddr> {
+pub(super) fn ip(
+    text: &str,
+    span: Range<usize>,
+    key: &str,
+    findings: &mut Findings,
+) -> Option<IpAddr> {
     let Ok(address) = text.parse() else {
         no_address(
             text,

@@ -4,7 +4,7 @@ use lb_common::service::Balance;
 use toml::{Spanned, de::DeValue};
 
 use crate::config::{
-    OnDown, Protocol,
+    Encapsulation, OnDown, Protocol,
     read::{Read, distance, string},
     report::Findings,
 };
@@ -55,6 +55,10 @@ impl Word for OnDown {
     const WORDS: &'static [(&'static str, Self)] = &[("reset", Self::Reset), ("keep", Self::Keep)];
 }
 
+impl Word for Encapsulation {
+    const WORDS: &'static [(&'static str, Self)] = &[("ipip", Self::Ipip), ("gue", Self::Gue)];
+}
+
 impl Word for Balance {
     const WORDS: &'static [(&'static str, Self)] = &[
         ("least_conn", Self::LeastConn),
@@ -92,7 +96,7 @@ word! {
 
 word! {
     /// `forward` of a service.
-    Forward, 2 later { Nat = "nat", Direct = "direct", Tunnel = "tunnel", }
+    Forward, 0 later { Nat = "nat", Direct = "direct", Tunnel = "tunnel", }
 }
 
 word! {

@@ -1,16 +1,22 @@
 //! Map values from addresses, flags and next hops.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+};
 
 use lb_common::{
     backend::{self, Backend},
     hash,
-    limits::VIP_WORDS,
+    limits::{STEERED_WORDS, VIP_WORDS},
     service::{ServiceKey, mapped},
 };
 
 use super::DesiredBackend;
-use crate::{config::Protocol, net::NextHops};
+use crate::{
+    config::{Encapsulation, Forwarding, Protocol, tunnel_bytes},
+    net::{NextHop, NextHops},
+};
 
 /// The key of the service that listens there.
 pub fn service_key(listen: SocketAddr, protocol: Protocol) -> ServiceKey {
@@ -22,7 +28,7 @@ pub fn service_key(listen: SocketAddr, protocol: Protocol) -> ServiceKey {
 }
 
 /// An address as it stands in the maps.
-fn bytes(address: IpAddr) -> [u8; 16] {
+pub(super) fn bytes(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V4(v4) => mapped(v4.octets()),
         IpAddr::V6(v6) => v6.octets(),
@@ -40,11 +46,22 @@ pub(super) fn backend_address(backend: &Backend) -> SocketAddr {
 }
 
 /// The entry of a configured backend.
-pub(super) fn backend(wanted: &DesiredBackend, service: u32, next_hops: &NextHops) -> Backend {
+pub(super) fn backend(
+    wanted: &DesiredBackend,
+    service: u32,
+    forwarding: Forwarding,
+    next_hops: &NextHops,
+) -> Backend {
+    let way = match forwarding {
+        Forwarding::Nat => 0,
+        Forwarding::Direct => backend::DIRECT,
+        Forwarding::Tunnel(Encapsulation::Ipip) => backend::TUNNEL,
+        Forwarding::Tunnel(Encapsulation::Gue) => backend::TUNNEL | backend::GUE,
+    };
     let fresh = Backend {
         address: bytes(wanted.address.ip()),
         port: wanted.address.port(),
-        flags: backend::IN_USE | if wanted.forward { backend::FORWARD } else { 0 },
+        flags: backend::IN_USE | way | if wanted.forward { backend::FORWARD } else { 0 },
         weight: wanted.weight,
         service,
         ..Backend::ZERO
@@ -80,23 +97,61 @@ fn with_next_hop(mut backend: Backend, address: IpAddr, next_hops: &NextHops) ->
     backend.ifindex = hop.map_or(0, |hop| hop.ifindex);
     backend.source_mac = hop.map_or([0; 6], |hop| hop.source_mac);
     backend.next_hop = mac.unwrap_or([0; 6]);
+    if backend.flags & backend::TUNNEL != 0 {
+        backend.source = hop.and_then(|hop| hop.source).map_or([0; 16], bytes);
+        backend.max_packet = hop.map_or(0, |hop| max_packet(hop, address, backend.flags));
+        // Without an address of ours no tunnel can begin.
+        if backend.source == [0; 16] {
+            backend.flags &= !backend::RESOLVED;
+        }
+    }
     backend
 }
 
-/// `VIPS` for these addresses.
-pub(super) fn vip_words(addresses: impl Iterator<Item = IpAddr>) -> Vec<u64> {
+/// Longest packet that goes through the tunnel to `address`; 0 for no limit.
+fn max_packet(hop: &NextHop, address: IpAddr, flags: u16) -> u16 {
+    if hop.mtu == 0 {
+        return 0;
+    }
+    let gue = flags & backend::GUE != 0;
+    let encapsulation = if gue { Encapsulation::Gue } else { Encapsulation::Ipip };
+    let bytes = tunnel_bytes(address.is_ipv4(), encapsulation);
+    u16::try_from(hop.mtu.saturating_sub(bytes).max(1)).unwrap_or(u16::MAX)
+}
+
+/// `VIPS` for these addresses, of which the services of `steered` are steered.
+pub(super) fn vip_words(
+    addresses: impl Iterator<Item = IpAddr>,
+    steered: &BTreeSet<ServiceKey>,
+) -> Vec<u64> {
     let mut words = vec![0; VIP_WORDS as usize];
-    for address in addresses {
-        let bit = match address {
-            IpAddr::V4(v4) => hash::vip_bit4(u32::from_ne_bytes(v4.octets())),
-            IpAddr::V6(v6) => {
-                let [high, low] = halves(v6.octets());
-                hash::vip_bit6(u64::from_ne_bytes(high), u64::from_ne_bytes(low))
-            }
-        };
+    let steered = steered.iter().map(|key| (address(key.address), hash::VIP | hash::VIP_STEERED));
+    for (address, flags) in addresses.map(|address| (address, hash::VIP)).chain(steered) {
+        let (element, shift) = hash::vip_place(vip_bit(address));
+        words[element as usize] |= u64::from(flags) << shift;
+    }
+    words
+}
+
+/// `STEERED` for these services.
+pub(super) fn steered_words(steered: &BTreeSet<ServiceKey>) -> Vec<u64> {
+    let mut words = vec![0; STEERED_WORDS as usize];
+    for key in steered {
+        let vip_bit = vip_bit(address(key.address));
+        let bit = hash::steered_bit(vip_bit, key.port.to_be(), key.protocol);
         words[bit as usize / 64] |= 1 << (bit % 64);
     }
     words
+}
+
+fn vip_bit(address: IpAddr) -> u32 {
+    match address {
+        IpAddr::V4(v4) => hash::vip_bit4(u32::from_ne_bytes(v4.octets())),
+        IpAddr::V6(v6) => {
+            let [high, low] = halves(v6.octets());
+            hash::vip_bit6(u64::from_ne_bytes(high), u64::from_ne_bytes(low))
+        }
+    }
 }
 
 fn halves(bytes: [u8; 16]) -> [[u8; 8]; 2] {

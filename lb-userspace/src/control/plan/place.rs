@@ -46,7 +46,9 @@ impl Planner {
                 if let Some(entry) = self.backends.get_mut(&id) {
                     entry.life = life;
                 } else {
-                    self.add(id, Entry { service: index, address, written: None, life });
+                    let fresh =
+                        Entry { service: index, address, written: None, stopped: None, life };
+                    self.add(id, fresh);
                 }
                 if self.waning.remove(&id) {
                     self.waned += 1;

@@ -1,17 +1,31 @@
 //! The planner against a model of the maps.
 
+use lb_common::{
+    hash,
+    service::{LOOK_UP, NOBODY, Slot},
+    source::Source,
+};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{config::Protocol, net::NextHop};
+use crate::{
+    config::{Encapsulation, Protocol},
+    net::NextHop,
+};
+
+mod steer;
 
 /// The maps, and what must always hold of them.
 #[derive(Default)]
 struct Model {
     services: BTreeMap<ServiceKey, Service>,
     backends: BTreeMap<u32, Backend>,
-    slots: BTreeMap<u32, u32>,
+    slots: BTreeMap<u32, Slot>,
+    /// What each run of slots names, backend and base, by its first slot; and its length.
+    named: BTreeMap<u32, (u32, BTreeSet<(u32, u32)>)>,
     vips: Vec<u64>,
+    sources: BTreeMap<(Source, u32), u32>,
+    filter: Vec<u64>,
     /// Slots that a service pointed to, and until when.
     left: Vec<(u32, u32, Duration)>,
 }
@@ -39,6 +53,9 @@ impl Model {
                     );
                 }
                 self.slots.extend((*start..).zip(slots.iter().copied()));
+                self.named.retain(|at, (len, _)| !overlaps(*at, *len));
+                let named = slots.iter().map(|slot| (slot.backend, slot.base & !LOOK_UP));
+                self.named.insert(*start, (slots.len() as u32, named.collect()));
             }
             Op::SetService { key, service } => {
                 if let Some(old) = self.services.insert(*key, *service) {
@@ -50,26 +67,60 @@ impl Model {
                 self.left.extend(runs(&old).map(|(at, len)| (at, len, now)));
             }
             Op::SetVips { words } => self.vips.clone_from(words),
+            Op::SetSource { bits, source, verdict } => {
+                self.sources.insert((*source, *bits), *verdict);
+            }
+            Op::RemoveSource { bits, source } => {
+                self.sources.remove(&(*source, *bits)).expect("the prefix is there");
+            }
+            Op::SetSteered { words } => self.filter.clone_from(words),
         }
         self.check();
     }
 
     fn check(&self) {
         for (key, service) in &self.services {
-            for slot in runs(service).into_iter().flat_map(|(start, len)| start..start + len) {
-                let id = self.slots[&slot];
-                let backend = self.backends.get(&id).expect("a slot names a backend in use");
-                assert!(backend.flags & backend::IN_USE != 0);
-                assert!(backend.flags & backend::FORWARD != 0, "a table names a backend cut off");
-                assert_eq!(backend.service, service.index, "a slot names another's backend");
-            }
-            let address = encode::address(key.address);
-            let bit = encode::vip_words(std::iter::once(address));
+            let steered = service.flags & STEERED != 0;
+            let run = (service.table_start, service.table_len + service.members_len);
+            let named = self.named.get(&run.0).filter(|(len, _)| *len == run.1 && run.1 > 0);
             assert!(
-                encode::union(Some(&self.vips), &bit) == self.vips,
+                named.is_some() || run.1 == 0,
+                "a service points to slots that are not written"
+            );
+            for &(id, base) in named.iter().flat_map(|(_, named)| named) {
+                assert!(steered || base == id, "only steered services have bases");
+                for id in [id, base] {
+                    if id == NOBODY {
+                        assert!(steered, "only steered services have slots of nobody");
+                        continue;
+                    }
+                    let backend = self.backends.get(&id).expect("a slot names a backend in use");
+                    assert!(backend.flags & backend::IN_USE != 0);
+                    assert_eq!(backend.service, service.index, "a slot names another's backend");
+                }
+                if id != NOBODY {
+                    let flags = self.backends[&id].flags;
+                    assert!(flags & backend::FORWARD != 0, "a table names a backend cut off");
+                }
+            }
+            let steered = BTreeSet::from_iter(steered.then_some(*key));
+            let address = encode::address(key.address);
+            let bits = encode::vip_words(std::iter::once(address), &steered);
+            assert!(
+                encode::union(Some(&self.vips), &bits) == self.vips,
                 "a service's address is not in the filter"
             );
+            let bits = encode::steered_words(&steered);
+            assert!(
+                steered.is_empty() || encode::union(Some(&self.filter), &bits) == self.filter,
+                "a steered service is not in the filter"
+            );
         }
+    }
+
+    fn table(&self, service: &Service) -> Vec<Slot> {
+        let run = service.table_start..service.table_start + service.table_len;
+        run.map(|slot| self.slots[&slot]).collect()
     }
 
     fn adopted(&self) -> Adopted {
@@ -77,6 +128,13 @@ impl Model {
             services: self.services.iter().map(|(key, service)| (*key, *service)).collect(),
             backends: self.backends.iter().map(|(id, backend)| (*id, *backend)).collect(),
             sizes: Sizes::default(),
+            sources: self.sources.iter().map(|(key, verdict)| (*key, *verdict)).collect(),
+            steered: self
+                .services
+                .iter()
+                .filter(|(_, service)| service.flags & STEERED != 0)
+                .map(|(key, service)| (*key, self.table(service)))
+                .collect(),
         }
     }
 }
@@ -93,6 +151,25 @@ fn apply(planner: &mut Planner, model: &mut Model, desired: &Desired, now: Durat
         planner.applied(op, now);
     }
     plan
+}
+
+/// How long a connection may be silent.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// The kinds of a plan's writes: a table of thousands of slots is nothing to print.
+fn kinds(plan: &Plan) -> Vec<&'static str> {
+    let kind = |op: &Op| match op {
+        Op::SetBackend { .. } => "backend",
+        Op::ClearBackend { .. } => "clear",
+        Op::SetTable { .. } => "table",
+        Op::SetService { .. } => "service",
+        Op::RemoveService { .. } => "remove",
+        Op::SetVips { .. } => "vips",
+        Op::SetSteered { .. } => "filter",
+        Op::SetSource { .. } => "source",
+        Op::RemoveSource { .. } => "unsource",
+    };
+    plan.ops.iter().map(kind).collect()
 }
 
 fn address(host: u8) -> SocketAddr {
@@ -114,17 +191,28 @@ fn service(port: u16, hosts: &[u8]) -> DesiredService {
     DesiredService {
         key: key(port),
         balance: Balance::Maglev,
+        forward: Forwarding::Nat,
         drain_timeout: Duration::from_secs(30),
         backends: hosts.iter().map(serving).collect(),
+        guard: Guard::default(),
     }
 }
 
 fn desired(services: Vec<DesiredService>) -> Desired {
-    let hop = |host: u8| NextHop { ifindex: 2, source_mac: [2; 6], mac: Some([host; 6]) };
+    let hop = |host: u8| NextHop {
+        ifindex: 2,
+        source_mac: [2; 6],
+        mac: Some([host; 6]),
+        mtu: 1500,
+        source: Some(IpAddr::from([192, 0, 2, 11])),
+    };
     Desired {
         floating: BTreeSet::from([IpAddr::from([192, 0, 2, 100])]),
         services: services.into_iter().map(Arc::new).collect(),
         next_hops: Arc::new((0..=255).map(|host| (address(host).ip(), hop(host))).collect()),
+        tcp_idle: IDLE,
+        udp_idle: IDLE,
+        untouched: false,
     }
 }
 
@@ -146,18 +234,10 @@ fn a_first_plan_goes_from_addresses_to_services_and_a_second_is_empty() {
     let (mut planner, mut model) = nothing();
     let wanted = desired(vec![service(80, &[21, 22])]);
     let plan = apply(&mut planner, &mut model, &wanted, seconds(0));
-    let kinds: Vec<_> = plan.ops.iter().map(std::mem::discriminant).collect();
-    let order = [0, 1, 1, 2, 3].map(|kind| {
-        std::mem::discriminant(
-            &[
-                Op::SetVips { words: vec![] },
-                Op::SetBackend { id: 0, backend: Backend::ZERO },
-                Op::SetTable { start: 0, slots: vec![] },
-                Op::SetService { key: key(80), service: Service::ZERO },
-            ][kind],
-        )
-    });
-    assert_eq!(kinds, order);
+    assert_eq!(
+        kinds(&plan),
+        ["source", "filter", "vips", "backend", "backend", "table", "service"]
+    );
     assert_eq!(planner.plan(&wanted, seconds(1)), Plan::default());
     let backend = model.backends[&id(&planner, 80, 21).unwrap()];
     assert_eq!(backend.next_hop, [21; 6]);
@@ -326,8 +406,8 @@ fn an_address_leaves_the_filter_after_its_last_flow() {
 /// A random backend, if it is there: serving, forwarding while it does not serve, weight.
 type AnyBackend = Option<(bool, bool, u32)>;
 
-/// A random service, if it is there: its method, and its backends by host.
-type AnyService = Option<(u8, Vec<AnyBackend>)>;
+/// A random service, if it is there: its method, the way to its backends, and its backends by host.
+type AnyService = Option<(u8, Forwarding, Vec<AnyBackend>)>;
 
 /// A step of a random life.
 #[derive(Clone, Debug)]
@@ -344,9 +424,17 @@ enum Step {
     Wait(u64),
 }
 
+fn any_way() -> impl Strategy<Value = Forwarding> {
+    prop_oneof![
+        2 => Just(Forwarding::Nat),
+        1 => Just(Forwarding::Direct),
+        1 => Just(Forwarding::Tunnel(Encapsulation::Ipip)),
+    ]
+}
+
 fn any_step() -> impl Strategy<Value = Step> {
     let backend = prop::option::of((any::<bool>(), any::<bool>(), 1..64_u32));
-    let service = prop::option::of((0..4_u8, prop::collection::vec(backend, 5)));
+    let service = prop::option::of((0..4_u8, any_way(), prop::collection::vec(backend, 5)));
     prop_oneof![
         4 => prop::collection::vec(service, 3).prop_map(Step::Want),
         1 => (0..8_usize).prop_map(Step::FailAfter),
@@ -359,9 +447,10 @@ fn any_step() -> impl Strategy<Value = Step> {
 fn random_desired(services: &[AnyService]) -> Desired {
     let mut all = Vec::new();
     for (port, random) in (80..).zip(services) {
-        let Some((balance, backends)) = random else { continue };
+        let Some((balance, forward, backends)) = random else { continue };
         let mut service = service(port, &[]);
         service.balance = Balance::from_number(u32::from(*balance)).unwrap();
+        service.forward = *forward;
         service.drain_timeout = Duration::from_secs(2);
         for (host, random) in (20..).zip(backends) {
             let Some((serving, forward, weight)) = *random else { continue };
@@ -379,6 +468,8 @@ fn random_desired(services: &[AnyService]) -> Desired {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
     #[test]
     fn no_step_of_any_life_is_unsafe(steps in prop::collection::vec(any_step(), 1..40)) {
         let (mut planner, mut model) = nothing();
@@ -397,6 +488,7 @@ proptest! {
                 Step::Sweep(named) => {
                     let named = named.into_iter().map(|id| (id, 1)).collect();
                     planner.swept(&named, now);
+                    planner.swept_steered(&SweptSteered::new(), now);
                 }
                 Step::Restart => {
                     planner = Planner::adopt(model.adopted());
@@ -408,7 +500,7 @@ proptest! {
             }
             let plan = apply(&mut planner, &mut model, &wanted, now);
             prop_assert!(plan.problems.is_empty());
-            prop_assert_eq!(planner.plan(&wanted, now), Plan::default());
+            prop_assert_eq!(kinds(&planner.plan(&wanted, now)), [""; 0]);
             for service in &wanted.services {
                 for backend in &service.backends {
                     let index = planner.service_index(&service.key).unwrap();
@@ -420,7 +512,7 @@ proptest! {
         }
         // In the end, with nothing wanted and no flows, nothing is left.
         let nothing = desired(vec![]);
-        for _ in 0..4 {
+        for _ in 0..6 {
             now += seconds(40);
             apply(&mut planner, &mut model, &nothing, now);
             planner.swept(&BTreeMap::new(), now + seconds(1));

@@ -11,6 +11,7 @@ pub(crate) fn service(name: &str, backends: &[&str]) -> config::Service {
         name: name.into(),
         listen: "192.0.2.100:80".parse().unwrap(),
         protocol: Protocol::Tcp,
+        forward: config::Forwarding::Nat,
         balance: Balance::Maglev,
         on_down: OnDown::Reset,
         drain_timeout: Duration::from_secs(30),
@@ -31,6 +32,7 @@ pub(crate) fn service(name: &str, backends: &[&str]) -> config::Service {
             rise: 2,
             fall: 3,
         },
+        guard: config::Guard::default(),
     }
 }
 
@@ -47,7 +49,8 @@ fn seconds(seconds: u64) -> Duration {
 }
 
 fn next_hops() -> NextHops {
-    let hop = NextHop { ifindex: 2, source_mac: [2; 6], mac: Some([4; 6]) };
+    let hop =
+        NextHop { ifindex: 2, source_mac: [2; 6], mac: Some([4; 6]), mtu: 1500, source: None };
     (20..30).map(|host| (IpAddr::from([192, 0, 2, host]), hop)).collect()
 }
 

@@ -102,6 +102,9 @@ fn message(reason: u32, service: Option<&str>, backend: Option<&str>) -> String 
                 "packets to {backend} are dropped: the MAC address of its next hop is not known"
             )
         }
+        Some(Reason::RateLimited) => {
+            format!("a source begins more connections than source_rate of {service} lets it")
+        }
         Some(Reason::BackendGone) => {
             format!("connections to {backend} are reset: it is gone")
         }

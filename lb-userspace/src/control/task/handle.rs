@@ -9,9 +9,10 @@ use super::{Change, Command, Refused, Reloaded, WishError, Wished, wish};
 use crate::{
     control::{
         kernel::Kernel,
+        reset::{self, Resets},
         status::{NamedFlow, Status, View},
     },
-    events::Timeline,
+    events::{Kind, Note, Timeline},
 };
 
 /// Connections that are handed over together.
@@ -41,6 +42,17 @@ pub enum FlowsError {
         known: String,
     },
     /// The tables could not be read.
+    #[error(transparent)]
+    Failed(#[from] anyhow::Error),
+}
+
+/// Why no connections were ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ResetError {
+    /// There is no such backend or service.
+    #[error("{0}")]
+    Unknown(String),
+    /// The tables could not be read or written, or there is no packet socket.
     #[error(transparent)]
     Failed(#[from] anyhow::Error),
 }
@@ -124,6 +136,33 @@ impl Handle {
     ) -> anyhow::Result<Result<Vec<Wished>, WishError>> {
         let request = wish::Request { backend, service, change };
         self.ask(|answer| Command::Wish(request, answer)).await
+    }
+
+    /// Ends the open connections of a backend, in one service or in all that have it: of one client if
+    /// it is named, `rate` a second. See [`reset::end`].
+    ///
+    /// Returns when all have been ended. If nobody waits so long, they are ended all the same.
+    pub async fn reset(
+        &self,
+        backend: &str,
+        service: Option<&str>,
+        client: Option<reset::Client>,
+        rate: u32,
+    ) -> Result<Resets, ResetError> {
+        let (name, of) = (backend.to_owned(), service.map(str::to_owned));
+        let backends = self.ask(|answer| Command::BackendIds(name, of, answer)).await?;
+        let backends = backends.map_err(ResetError::Unknown)?;
+        let kernel = Arc::clone(&self.kernel);
+        let work = tokio::spawn(reset::end(kernel, reset::Scope { backends, client, rate }));
+        let resets = work.await.map_err(anyhow::Error::from)??;
+        let message = format!(
+            "{} connections to {backend} are ended: {} clients and the backend's side of {} are told",
+            resets.ended, resets.to_clients, resets.to_backends,
+        );
+        let mut note = Note::new(Kind::Wish, message).backend(backend);
+        note.service = service.map(str::to_owned);
+        self.timeline.add(note);
+        Ok(resets)
     }
 
     /// Ends the task. Forwarding goes on with the tables as they are.

@@ -12,8 +12,11 @@ use tokio::time::Instant;
 use super::{Task, addresses, instant};
 use crate::{
     clock,
-    config::sizes,
-    control::{kernel::Kernel, plan::Planner},
+    config::{self, sizes},
+    control::{
+        kernel::Kernel,
+        plan::{Desired, Planner},
+    },
     dataplane::Op,
     events::{Kind, Note},
 };
@@ -91,7 +94,7 @@ impl Task {
     /// Plans, and applies the plan.
     async fn write(&mut self, now: Duration) {
         let floating = addresses::all(&self.config).into_iter().map(|(address, _)| address);
-        let plan = self.planner.plan(&self.state.desired(floating.collect()), now);
+        let plan = self.planner.plan(&self.desired(floating.collect()), now);
         let problems: Vec<_> = plan.problems.iter().map(ToString::to_string).collect();
         self.fault("tables", (!problems.is_empty()).then(|| problems.join("; ")));
         if plan.ops.is_empty() {
@@ -139,6 +142,19 @@ impl Task {
                 self.retry = Some((now + wait, wait));
                 self.fault("kernel", Some(format!("{error:#}; it is tried again")));
             }
+        }
+    }
+
+    /// What the maps should say.
+    fn desired(&self, floating: BTreeSet<IpAddr>) -> Desired {
+        let config::Dataplane { tcp_idle_timeout, udp_idle_timeout, .. } = self.config.dataplane;
+        let desired = self.state.desired(floating);
+        Desired {
+            tcp_idle: tcp_idle_timeout,
+            udp_idle: udp_idle_timeout,
+            // Until then the floating addresses are not taken.
+            untouched: !self.adopted && !*self.settled.borrow(),
+            ..desired
         }
     }
 
@@ -209,7 +225,11 @@ fn log(op: &Op) -> Option<Note> {
         }
         Op::SetService { key, service } => tracing::debug!(?key, ?service, "set service"),
         Op::RemoveService { key } => tracing::debug!(?key, "remove service"),
+        Op::SetSource { .. } | Op::RemoveSource { .. } => {
+            tracing::debug!(?op, "change who may connect");
+        }
         Op::SetVips { .. } => tracing::debug!("set the filter of floating addresses"),
+        Op::SetSteered { .. } => tracing::debug!("set the filter of steered services"),
     }
     None
 }

@@ -1,7 +1,7 @@
 //! `status`: what the task knows, and the counters that are read after it has gone on.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -11,19 +11,23 @@ use lb_common::{event::Event, reason::Reason};
 use super::{Rates, Task};
 use crate::{
     clock,
+    config::{Forwarding, tunnel_bytes},
     control::{
         kernel::Kernel,
         plan::service_key,
         state::{Record, ServiceState},
         status::{
-            Backend, Floating, MANY_BACKENDS, NamedFlow, Retiring, Service, Status, View,
-            balance_word, protocol_word,
+            Backend, Floating, MANY_BACKENDS, NamedFlow, Retiring, Service, Slots, Status, View,
+            balance_word, forward_words, protocol_word,
         },
         verdict::{Admin, WEIGHT_SCALE},
     },
     dataplane::{AttachMode, Counters, Flow, Info},
     net::Mac,
 };
+
+/// Bytes of the longest IP packets that most clients send.
+const ETHERNET_MTU: u32 = 1500;
 
 /// What the task knows. The counters are zeros still, and the kernel's side is empty.
 #[derive(Debug)]
@@ -120,7 +124,49 @@ impl Task {
         Ok(names)
     }
 
-    fn index(&self, service: &ServiceState) -> Option<u32> {
+    /// The identifiers of the backends of this name, in one service if it is named. One that is
+    /// configured no longer is called by its address. The error says which there are.
+    pub(super) fn backend_ids(
+        &self,
+        backend: &str,
+        service: Option<&str>,
+    ) -> Result<BTreeSet<u32>, String> {
+        let names = self.flow_names(service).map_err(|known| {
+            let name = service.unwrap_or_default();
+            format!("no service is called {name}; there are: {}", known.join(", "))
+        })?;
+        let configured = names.backends.iter().map(|(id, (_, name))| (*id, name));
+        let all = || configured.clone().chain(names.retiring.iter().map(|(id, name)| (*id, name)));
+        let ids: BTreeSet<u32> =
+            all().filter(|(_, name)| *name == backend).map(|(id, _)| id).collect();
+        if ids.is_empty() {
+            let known: BTreeSet<&str> = all().map(|(_, name)| name.as_str()).collect();
+            let known = known.into_iter().collect::<Vec<_>>().join(", ");
+            let of = service.map(|name| format!(" of {name}")).unwrap_or_default();
+            return Err(format!("no backend{of} is called {backend}; there are: {known}"));
+        }
+        Ok(ids)
+    }
+
+    /// The names of the services of these backends, by their identifiers.
+    pub(super) fn service_names(
+        &self,
+        backends: impl Iterator<Item = u32>,
+    ) -> BTreeMap<u32, String> {
+        let names: HashMap<u32, &str> = self
+            .state
+            .services()
+            .iter()
+            .filter_map(|service| Some((self.index(service)?, service.config.name.as_str())))
+            .collect();
+        let name = |id: u32| {
+            let (index, _) = self.planner.backend(id)?;
+            Some((id, (*names.get(&index)?).to_owned()))
+        };
+        backends.filter_map(name).collect()
+    }
+
+    pub(super) fn index(&self, service: &ServiceState) -> Option<u32> {
         let key = service_key(service.config.listen, service.config.protocol);
         self.planner.service_index(&key)
     }
@@ -170,16 +216,39 @@ impl Task {
     fn current_warnings(&self) -> Vec<String> {
         let mut warnings: Vec<_> = self.faults.messages().collect();
         warnings.extend(self.kernel_news.messages(clock::monotonic()));
+        warnings.extend(self.flood.message().map(str::to_owned));
         warnings.extend(self.timeline.trouble());
         let panics = self.state.services().iter().filter(|service| service.panic);
         warnings.extend(panics.map(|service| {
             format!("{}: no backend is fit, so all that are enabled serve", service.config.name)
         }));
+        warnings.extend(self.state.services().iter().filter_map(|it| self.short_tunnel(it)));
         warnings.extend(self.warnings.iter().cloned());
         if !*self.settled.borrow() {
             warnings.push("ballast has just started: not all backends have been probed".into());
         }
         warnings
+    }
+
+    /// Says so if a client's packets of the usual size do not go through a service's tunnels.
+    fn short_tunnel(&self, service: &ServiceState) -> Option<String> {
+        let Forwarding::Tunnel(encapsulation) = service.config.forward else { return None };
+        let tunnels = service.records.iter().filter_map(|record| {
+            let address = record.config.address.ip();
+            let mtu = self.state.next_hops().get(&address).map(|hop| hop.mtu)?;
+            Some((mtu.saturating_sub(tunnel_bytes(address.is_ipv4(), encapsulation)), record))
+        });
+        let (most, record) = tunnels.min_by_key(|(most, _)| *most)?;
+        (most < ETHERNET_MTU).then(|| {
+            format!(
+                "{}: packets to {} may have {most} bytes at most; clients are told to send shorter \
+                 ones. Raise the MTU of the way there by {}, or let the backends ask for less (`ip \
+                 route ... advmss`)",
+                service.config.name,
+                record.config.name,
+                ETHERNET_MTU - most,
+            )
+        })
     }
 
     fn floating(&self) -> Vec<Floating> {
@@ -208,10 +277,16 @@ impl Task {
     fn service(&self, service: &ServiceState, listed: bool) -> Service {
         let serving = service.records.iter().filter(|record| record.verdict.serving).count();
         let records = service.records.iter().filter(|_| listed);
+        let (forward, encapsulation) = forward_words(service.config.forward);
+        let key = service_key(service.config.listen, service.config.protocol);
+        let slots = self.planner.disturbed(&key);
         Service {
             name: service.config.name.clone(),
             listen: service.config.listen,
             protocol: protocol_word(service.config.protocol).into(),
+            forward: forward.into(),
+            encapsulation: encapsulation.map(Into::into),
+            slots: slots.map(|(disturbed, total)| Slots { total, disturbed }),
             balance: balance_word(service.config.balance).into(),
             panic: service.panic,
             on_backups: service.on_backups,

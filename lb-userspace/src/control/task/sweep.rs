@@ -116,10 +116,14 @@ impl Task {
                 self.timeline.add(note);
             }
         }
+        let mut done = None;
         let wrong = match swept.sweep {
             Ok(Some(sweep)) => {
                 self.flows = sweep.flows;
-                self.planner.swept(&sweep.by_backend, Duration::from_nanos(sweep.began_ns));
+                let began = Duration::from_nanos(sweep.began_ns);
+                self.planner.swept(&sweep.by_backend, began);
+                self.planner.swept_steered(&sweep.steered, began);
+                done = Some(sweep);
                 None
             }
             Ok(None) => None,
@@ -135,6 +139,9 @@ impl Task {
             Err(error) => Some(format!("{error:#}")),
         };
         self.fault("counters", wrong);
+        if let Some(sweep) = done {
+            self.watch_floods(&sweep, now);
+        }
     }
 
     /// The indexes of all services and the identifiers of all backends.

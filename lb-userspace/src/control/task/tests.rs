@@ -95,7 +95,8 @@ impl Running {
             Ok(loaded) => loaded,
             Err(rejected) => panic!("{rejected}"),
         };
-        let hop = NextHop { ifindex: 1, source_mac: [2; 6], mac: Some([4; 6]) };
+        let hop =
+            NextHop { ifindex: 1, source_mac: [2; 6], mac: Some([4; 6]), mtu: 1500, source: None };
         let hops = NextHops::from([("127.0.0.1".parse().unwrap(), hop)]);
         let (next_hops, receiver) = watch::channel(NextHops::new());
         let timeline = Arc::new(Timeline::new(Some(directory.path())));
@@ -397,7 +398,7 @@ async fn what_a_daemon_left_stays_until_the_next_one_knows_better() {
     }
     assert_eq!(running.kernel.maps().backends, before);
     let written = running.kernel.maps().writes - gone;
-    assert_eq!(written, 3, "filter, table and service; the backends were right");
+    assert_eq!(written, 4, "two filters, table and service; the backends were right");
 }
 
 #[tokio::test]

@@ -12,19 +12,22 @@
 //! that begins, or wakes after two hours, in the same microseconds.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     hash::{DefaultHasher, Hasher as _},
+    os::fd::{AsFd as _, BorrowedFd},
     path::Path,
     sync::Arc,
 };
 
 use anyhow::Context as _;
+use aya::maps::MapData;
 use lb_common::{
+    backend::FORWARD,
     flow::{FlowKey4, FlowKey6, state},
     names,
 };
 
-use super::{Key, Table, View};
+use super::{Key, STOPPED_NS, Table, View, backend};
 use crate::dataplane::{
     Sweep, Timeouts,
     active::{Active, Drift},
@@ -46,6 +49,9 @@ pub struct Sweeper {
     half_open6: Swept<FlowKey6>,
     flows: Swept<FlowKey4>,
     flows6: Swept<FlowKey6>,
+    backends: MapData,
+    /// Entries that fit into each of the half-open tables.
+    half_open_room: u32,
     active: Arc<Active>,
     drift: Drift,
     /// The sweep that is under way.
@@ -60,6 +66,8 @@ struct Swept<K> {
     table: Table<K>,
     cursor: Cursor,
     done: bool,
+    /// Entries read since the sweep began.
+    entries: u64,
     /// Entries whose other half was not there. They are looked at again by the next slice: the kernel
     /// adds the halves of a connection one after the other.
     suspects: Vec<K>,
@@ -70,9 +78,12 @@ struct Swept<K> {
 struct Cycle {
     number: u64,
     sweep: Sweep,
-    /// By backend: entries, and connections that are open.
+    /// By backend: entries, those of them in the half-open tables, and connections that are open.
     entries: Vec<u32>,
+    half_open: Vec<u32>,
     open: Vec<u32>,
+    /// Whether backends are cut off, of those that were looked at.
+    stopped: HashMap<u32, bool>,
 }
 
 /// What a slice goes by.
@@ -81,15 +92,20 @@ struct Slice<'a> {
     now_ns: u64,
     timeouts: &'a Timeouts,
     active: &'a Active,
+    backends: BorrowedFd<'a>,
 }
 
 impl Sweeper {
     pub(in crate::dataplane) fn open(pins: &Path, active: Arc<Active>) -> anyhow::Result<Self> {
+        let half_open = Swept::open(pins, names::HALF_OPEN, true)?;
+        let half_open6 = Swept::open(pins, names::HALF_OPEN6, true)?;
         Ok(Self {
-            half_open: Swept::open(pins, names::HALF_OPEN, true)?,
-            half_open6: Swept::open(pins, names::HALF_OPEN6, true)?,
+            half_open_room: half_open.room()?.min(half_open6.room()?),
+            half_open,
+            half_open6,
             flows: Swept::open(pins, names::FLOWS, false)?,
             flows6: Swept::open(pins, names::FLOWS6, false)?,
+            backends: crate::dataplane::pinned(pins, names::BACKENDS)?,
             active,
             drift: Drift::default(),
             cycle: None,
@@ -124,7 +140,8 @@ impl Sweeper {
             None => self.begin(now_ns),
         };
         let active = Arc::clone(&self.active);
-        let slice = Slice { now_ns, timeouts, active: &active };
+        let backends = self.backends.fd().as_fd();
+        let slice = Slice { now_ns, timeouts, active: &active, backends };
         self.half_open.remove_suspects(slice, &mut cycle)?;
         self.half_open6.remove_suspects(slice, &mut cycle)?;
         self.flows.remove_suspects(slice, &mut cycle)?;
@@ -140,8 +157,10 @@ impl Sweeper {
         }
         self.drift.end(&self.active, &cycle.open);
         let mut sweep = cycle.sweep;
-        let used = (0..).zip(&cycle.entries).filter(|&(_, &entries)| entries > 0);
-        sweep.by_backend = used.map(|(id, &entries)| (id, u64::from(entries))).collect();
+        sweep.by_backend = by_backend(&cycle.entries);
+        sweep.half_open = by_backend(&cycle.half_open);
+        let fuller = self.half_open.entries.max(self.half_open6.entries);
+        sweep.half_open_percent = fuller * 100 / u64::from(self.half_open_room.max(1));
         Ok(Some(sweep))
     }
 
@@ -156,19 +175,34 @@ impl Sweeper {
         self.cycles += 1;
         Cycle {
             number,
-            sweep: Sweep { began_ns: now_ns, by_backend: BTreeMap::new(), ..Sweep::default() },
+            sweep: Sweep { began_ns: now_ns, ..Sweep::default() },
             entries: vec![0; backends],
+            half_open: vec![0; backends],
             open: vec![0; backends],
+            stopped: HashMap::new(),
         }
     }
 }
 
+/// Counts that are not 0, by backend.
+fn by_backend(counts: &[u32]) -> BTreeMap<u32, u64> {
+    let used = (0..).zip(counts).filter(|&(_, &count)| count > 0);
+    used.map(|(id, &count)| (id, u64::from(count))).collect()
+}
+
 impl Cycle {
-    fn count(&mut self, view: &View) {
-        if let Some(entries) = self.entries.get_mut(view.backend as usize) {
+    fn count<K: Key>(&mut self, key: &K, view: &View, half_open: bool) {
+        let backend = view.backend as usize;
+        if let Some(entries) = self.entries.get_mut(backend) {
             *entries += 1;
         }
-        if !view.is_return() {
+        if let Some(entries) = self.half_open.get_mut(backend).filter(|_| half_open) {
+            *entries += 1;
+        }
+        if view.is_steered() {
+            let place = (key.tuple_hash() >> 16) as u16;
+            self.sweep.steered.entry(view.backend).or_default().insert(place);
+        } else if !view.is_return() {
             self.sweep.flows += 1;
             if !state::closed(view.state)
                 && let Some(open) = self.open.get_mut(view.backend as usize)
@@ -176,6 +210,16 @@ impl Cycle {
                 *open += 1;
             }
         }
+    }
+
+    /// Whether a backend is cut off, as far as this sweep has looked.
+    fn is_stopped(&mut self, id: u32, slice: Slice<'_>) -> anyhow::Result<bool> {
+        if let Some(&stopped) = self.stopped.get(&id) {
+            return Ok(stopped);
+        }
+        let stopped = is_stopped(id, slice)?;
+        self.stopped.insert(id, stopped);
+        Ok(stopped)
     }
 
     /// A connection that was open until now is removed.
@@ -187,12 +231,18 @@ impl Cycle {
     }
 }
 
+/// Whether a backend is cut off: its connections are over.
+fn is_stopped(id: u32, slice: Slice<'_>) -> anyhow::Result<bool> {
+    Ok(backend(slice.backends, id)?.is_none_or(|backend| backend.flags & FORWARD == 0))
+}
+
 impl<K: Key> Swept<K> {
     fn open(pins: &Path, name: &str, half_open: bool) -> anyhow::Result<Self> {
         Ok(Self {
             table: Table::open(pins, name, half_open)?,
             cursor: Cursor::default(),
             done: false,
+            entries: 0,
             suspects: Vec::new(),
         })
     }
@@ -200,6 +250,12 @@ impl<K: Key> Swept<K> {
     fn rewind(&mut self) {
         self.cursor = Cursor::default();
         self.done = false;
+        self.entries = 0;
+    }
+
+    /// Entries that fit into the table.
+    fn room(&self) -> anyhow::Result<u32> {
+        Ok(self.table.map.info().context("look at a flow table")?.max_entries())
     }
 
     /// Reads on while there is room: counts every entry, and removes the old ones.
@@ -216,9 +272,19 @@ impl<K: Key> Swept<K> {
             self.done = !more;
             for (key, entry) in chunk.entries() {
                 *left = left.saturating_sub(1);
+                self.entries += 1;
                 let view = key.view(entry);
-                cycle.count(&view);
+                cycle.count(key, &view, self.table.half_open);
                 let age_ns = slice.now_ns.saturating_sub(view.last_seen_ns);
+                if view.is_steered() {
+                    let timeout_ns = view.timeout_ns(self.table.half_open, slice.timeouts);
+                    if age_ns >= timeout_ns
+                        || age_ns >= STOPPED_NS && cycle.is_stopped(view.backend, slice)?
+                    {
+                        self.table.expire_steered(key, slice, cycle)?;
+                    }
+                    continue;
+                }
                 let is_old = age_ns >= view.timeout_ns(self.table.half_open, slice.timeouts);
                 if is_old && !view.is_return() {
                     self.table.expire(key, slice, cycle)?;
@@ -259,12 +325,17 @@ impl<K: Key> Table<K> {
             age_ns >= client.timeout_ns(self.half_open, slice.timeouts)
         };
         let Some(read) = self.get(key)? else { return Ok(()) };
+        if key.view(&read).is_steered() {
+            return Ok(());
+        }
         let server = self.other_half(key, &read)?;
         if !is_old(&read, server.as_ref()) {
             return Ok(());
         }
         let partner = key.partner(&read);
-        let same = |entry: &K::Entry| key.partner(entry) == partner && is_old(entry, None);
+        let same = |entry: &K::Entry| {
+            key.partner(entry) == partner && is_old(entry, None) && !key.view(entry).is_steered()
+        };
         let Some(taken) = self.take_if(key, same)? else { return Ok(()) };
         cycle.sweep.expired += 1;
         let client = key.view(&taken);
@@ -277,15 +348,36 @@ impl<K: Key> Table<K> {
         Ok(())
     }
 
+    /// Removes the entry of a steered connection, which stands alone, if its last packet is old.
+    fn expire_steered(&self, key: &K, slice: Slice<'_>, cycle: &mut Cycle) -> anyhow::Result<()> {
+        let Some(read) = self.get(key)? else { return Ok(()) };
+        let before = key.view(&read);
+        // The backend may have come back since this sweep looked.
+        let stopped = is_stopped(before.backend, slice)?;
+        let is_old = |entry: &K::Entry| {
+            let view = key.view(entry);
+            let age_ns = slice.now_ns.saturating_sub(view.last_seen_ns);
+            let timeout_ns = view.timeout_ns(self.half_open, slice.timeouts);
+            view.is_steered()
+                && view.backend == before.backend
+                && age_ns >= if stopped { timeout_ns.min(STOPPED_NS) } else { timeout_ns }
+        };
+        if is_old(&read) && self.take_if(key, is_old)?.is_some() {
+            cycle.sweep.expired += 1;
+        }
+        Ok(())
+    }
+
     /// Removes an entry whose other half is gone, for whichever reason: one direction alone would
     /// swallow the other's packets.
     fn remove_orphan(&self, key: &K, slice: Slice<'_>, cycle: &mut Cycle) -> anyhow::Result<()> {
         let Some(read) = self.get(key)? else { return Ok(()) };
-        if self.other_half(key, &read)?.is_some() {
+        if key.view(&read).is_steered() || self.other_half(key, &read)?.is_some() {
             return Ok(());
         }
         let partner = key.partner(&read);
-        let same = |entry: &K::Entry| key.partner(entry) == partner;
+        let same =
+            |entry: &K::Entry| key.partner(entry) == partner && !key.view(entry).is_steered();
         let Some(taken) = self.take_if(key, same)? else { return Ok(()) };
         cycle.sweep.orphans += 1;
         let view = key.view(&taken);

@@ -72,7 +72,7 @@ pub(super) fn wrong(talk: &Talk) -> Vec<Case> {
         talk.open_udp("cut off in the UDP header")
             .passes_bytes(cut(talk.question(), l4 + 7), Reason::Truncated),
         talk.single("another IP version than the frame says")
-            .passes_bytes(changed(talk.syn(), l3, &[0x55]), Reason::Truncated),
+            .passes_bytes(changed(talk.syn(), l3, &[0x55]), Reason::Malformed),
         talk.single("a TCP header shorter than itself")
             .passes_bytes(changed(talk.syn(), l4 + 12, &[0x40]), Reason::Malformed),
         talk.single("a TCP header longer than the packet")
@@ -115,7 +115,7 @@ pub(super) fn ipv4_only(talk: &Talk) -> Vec<Case> {
             &Talk::reset(&data, RST, 2, 0),
             Reason::NoFlow,
         ),
-        talk.single("IPv4: a header shorter than itself").passes_bytes(short, Reason::Truncated),
+        talk.single("IPv4: a header shorter than itself").passes_bytes(short, Reason::Malformed),
         talk.open_udp("IPv4: an error that quotes UDP without a checksum").returns(
             &error.link([4; 6], OUR_MAC),
             &seen.link(OUR_MAC, CLIENT_MAC).ttl(63),

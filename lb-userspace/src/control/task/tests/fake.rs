@@ -12,13 +12,15 @@ use lb_common::{
     event::Event,
     reason::Reason,
     service::{Service, ServiceKey},
+    source::Source,
     stats::{BackendStats, ServiceStats},
 };
 
 use crate::{
     control::{kernel::Kernel, plan::service_key},
     dataplane::{
-        Adopted, AttachMode, Attachment, Counters, Flow, Info, Op, Sizes, Sweep, Timeouts,
+        Adopted, AttachMode, Attachment, Connection, Counters, Cut, Flow, Info, Op, Sizes, Sweep,
+        Timeouts,
     },
 };
 
@@ -31,11 +33,13 @@ pub(super) struct Maps {
     pub(super) services: BTreeMap<ServiceKey, Service>,
     pub(super) backends: BTreeMap<u32, Backend>,
     pub(super) slots: BTreeMap<u32, u32>,
+    pub(super) sources: BTreeMap<(Source, u32), u32>,
     pub(super) attached: Vec<Attachment>,
     pub(super) writes: usize,
     pub(super) broken: bool,
     pub(super) events: Vec<Event>,
     pub(super) sizes: Sizes,
+    pub(super) connections: Vec<Connection>,
 }
 
 impl FakeKernel {
@@ -63,9 +67,11 @@ impl Kernel for FakeKernel {
     fn adopted(&self) -> anyhow::Result<Adopted> {
         let maps = self.maps();
         Ok(Adopted {
+            sources: maps.sources.iter().map(|(key, verdict)| (*key, *verdict)).collect(),
             services: maps.services.iter().map(|(key, service)| (*key, *service)).collect(),
             backends: maps.backends.iter().map(|(id, backend)| (*id, *backend)).collect(),
             sizes: maps.sizes,
+            ..Adopted::default()
         })
     }
 
@@ -77,10 +83,16 @@ impl Kernel for FakeKernel {
             match op.clone() {
                 Op::SetBackend { id, backend } => drop(maps.backends.insert(id, backend)),
                 Op::ClearBackend { id } => drop(maps.backends.remove(&id)),
-                Op::SetTable { start, slots } => maps.slots.extend((start..).zip(slots)),
+                Op::SetTable { start, slots } => {
+                    maps.slots.extend((start..).zip(slots.iter().map(|slot| slot.backend)));
+                }
                 Op::SetService { key, service } => drop(maps.services.insert(key, service)),
                 Op::RemoveService { key } => drop(maps.services.remove(&key)),
-                Op::SetVips { .. } => {}
+                Op::SetSource { bits, source, verdict } => {
+                    maps.sources.insert((source, bits), verdict);
+                }
+                Op::RemoveSource { bits, source } => drop(maps.sources.remove(&(source, bits))),
+                Op::SetVips { .. } | Op::SetSteered { .. } => {}
             }
         }
         Ok(())
@@ -104,7 +116,7 @@ impl Kernel for FakeKernel {
     fn counters(&self, services: &[u32], backends: &[u32]) -> anyhow::Result<Counters> {
         let mut reasons = vec![0; Reason::COUNT as usize];
         reasons[Reason::NoService as usize] = 7;
-        let stats = ServiceStats { connections: 40, refused: 2 };
+        let stats = ServiceStats { connections: 40, refused: 2, ..ServiceStats::ZERO };
         Ok(Counters {
             reasons,
             services: services.iter().map(|&index| (index, stats)).collect(),
@@ -141,6 +153,18 @@ impl Kernel for FakeKernel {
             }
         }
         Ok(())
+    }
+
+    fn connections(&self, backends: &BTreeSet<u32>) -> anyhow::Result<Vec<Connection>> {
+        let connections = self.maps().connections.clone();
+        Ok(connections.into_iter().filter(|it| backends.contains(&it.backend)).collect())
+    }
+
+    fn cut(&self, connections: &[Connection]) -> anyhow::Result<Vec<Cut>> {
+        let mut maps = self.maps();
+        let open = maps.connections.len();
+        maps.connections.retain(|it| !connections.contains(it));
+        Ok(vec![Cut::default(); open - maps.connections.len()])
     }
 
     fn sweep(&self, _: u64, _: &Timeouts) -> anyhow::Result<Option<Sweep>> {

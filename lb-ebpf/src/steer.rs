@@ -1,0 +1,296 @@
+//! Packets of steered services (`direct`, `tunnel`): they go to their backend as they are, and its
+//! answers go straight to the client.
+//!
+//! The backend follows from the packet's tuple and the service's table alone: while a slot of the table
+//! is undisturbed ([`Slot`]), no flow is looked up and none is written. When backends come and go, user
+//! space disturbs only the slots that change hands, and only their flows get entries, until the old ones
+//! are over:
+//!
+//! | slot | packet | goes to | and |
+//! |---|---|---|---|
+//! | `base` = `backend` | any | `base` | |
+//! | other, or [`LOOK_UP`] | TCP SYN | `backend` | its entry says so, or is removed if `base` says the same |
+//! | | any other, with an entry | the entry's backend | |
+//! | | any other, without | `base` | an entry is made, unless `base` = `backend` |
+//!
+//! Where that backend is gone, TCP packets are answered with a reset; SYNs and UDP go to `backend`.
+//!
+//! A connection here is what its packets say: none is counted as open, since its end is not seen, and a
+//! client's second SYN is counted as another connection.
+
+use lb_common::{
+    backend::{Backend, FORWARD, RESOLVED, TUNNEL},
+    event::Event,
+    flow::state,
+    hash::{self, VIP_STEERED},
+    maglev,
+    reason::Reason,
+    service::{FILTERED, LOOK_UP, NOBODY, STEERED, Service, Slot},
+};
+
+use crate::{
+    Action,
+    admit::admit,
+    family::{Address as _, Datagram, Family, Ports, ServiceWords, Tuple, protocol},
+    icmp,
+    known::Exit,
+    packet::{EthernetHdr, Frame, Packet, TcpHdr, UdpHdr, load16, load32, tcp_flags},
+    parse::{ETHERNET_LEN, Link, Segment},
+    rewrite::Egress,
+    tables::{Entry as _, Flows, Tables},
+    tunnel::Tunnel,
+};
+
+/// Whether a packet may be for a steered service. Few others are taken for one.
+#[inline(always)]
+pub fn may_be<T: Tables>(tables: &T, vip_bit: u32, ports: Ports, carried: u8) -> bool {
+    let port = load16(&ports.dst());
+    tables.is_steered(hash::steered_bit(vip_bit, port, carried))
+}
+
+/// The hot path: a plain packet that is no SYN, in an undisturbed slot. `None` if a closer look is
+/// needed, which [`steer`] takes.
+///
+/// One copy for both protocols, so that it is out of the way of other packets.
+#[inline(always)]
+pub fn forward<F: Family, T: Tables, E: Exit>(
+    packet: &Packet,
+    tables: &T,
+    exit: &E,
+    frame: &mut Frame<F::Hdr, UdpHdr>,
+) -> Option<E::Out> {
+    let Frame { ethernet, ip, l4 } = frame;
+    let carried = F::carried(ip);
+    // Lists are asked about a connection's first packet, which UDP does not mark.
+    let mask = match carried {
+        protocol::TCP => {
+            let tcp = packet.header::<Frame<F::Hdr, TcpHdr>>(0).ok()?;
+            if tcp.l4.flags & tcp_flags::SYN != 0 {
+                return None;
+            }
+            STEERED
+        }
+        protocol::UDP => STEERED | FILTERED,
+        _ => return None,
+    };
+    let (src, dst) = F::addresses(ip);
+    let tuple = Tuple { src, dst, ports: Ports(load32(&l4.ports)) };
+    let service = tables.service(ServiceWords::new(&tuple, carried).key())?;
+    if service.flags & mask != STEERED {
+        return None;
+    }
+    let hash = tuple.hash();
+    let slot = slot(tables, &service, hash)?;
+    if slot.base != slot.backend {
+        return None;
+    }
+    let backend = tables.backend(slot.backend)?;
+    if backend.flags & (FORWARD | RESOLVED) != FORWARD | RESOLVED {
+        return None;
+    }
+    if backend.flags & TUNNEL != 0 {
+        let tunnel = Tunnel::to::<F>(packet, ETHERNET_LEN, ip, hash, slot.backend, backend).ok()?;
+        return Some(exit.encapsulate(tunnel, backend));
+    }
+    tables.count_forward(slot.backend, packet.len() as u64);
+    Some(exit.leave(Ok(Egress::to_backend(backend).leave(packet, ethernet))))
+}
+
+/// Handles a packet for a steered service, or an ICMP error about one that it sent. `None`: it is none.
+///
+/// Fragments are none, as for other services: only the first would show its ports.
+#[inline(always)]
+pub fn steer<F: Family, T: Tables + Flows<F>>(
+    packet: Packet,
+    tables: &T,
+) -> Option<Result<Action, Reason>> {
+    let l3 = Link::parse(&packet).ok()?.l3;
+    let datagram = F::datagram(&packet, l3).ok()?;
+    if tables.vip(datagram.dst.vip_bit()) & VIP_STEERED == 0 || datagram.fragment {
+        return None;
+    }
+    if datagram.protocol == F::ICMP {
+        return error::<F, T>(&packet, tables, l3, &datagram);
+    }
+    let segment = Segment::parse::<F>(&packet, l3, &datagram).ok()?;
+    let service = service(tables, &segment.tuple, segment.protocol)?;
+    if (begins(&segment) || segment.protocol == protocol::UDP && service.flags & FILTERED != 0)
+        && let Err(reason) = admit::<F, T>(tables, &service, &segment.tuple, segment.protocol)
+    {
+        tables.count_refused(service.index);
+        return Some(Err(reason));
+    }
+    let hash = segment.tuple.hash();
+    let chosen = choose::<F, T>(&packet, tables, &segment, &service, hash);
+    let outcome = match chosen {
+        Ok(id) => send::<F, T>(&packet, tables, l3, hash, id),
+        Err(reason) => Err(reason),
+    };
+    match outcome {
+        Ok(_) if begins(&segment) => {
+            tables.count_connection(service.index, chosen.unwrap_or(u32::MAX));
+        }
+        Err(reason @ (Reason::NoBackend | Reason::NoNeighbour)) if segment.starts() => {
+            tables.count_refused(service.index);
+            if matches!(reason, Reason::NoNeighbour) {
+                tables.report(Event {
+                    time_ns: tables.now_ns(),
+                    reason: reason as u32,
+                    service: service.index,
+                    backend: chosen.unwrap_or(u32::MAX),
+                    reserved: 0,
+                });
+            }
+        }
+        _ => {}
+    }
+    Some(outcome)
+}
+
+/// Whether the segment is the first of a connection. A datagram does not tell.
+#[inline(always)]
+fn begins<A: Copy>(segment: &Segment<A>) -> bool {
+    segment.protocol == protocol::TCP && segment.starts()
+}
+
+/// The steered service that packets of the tuple are for.
+#[inline(always)]
+fn service<A: crate::family::Address, T: Tables>(
+    tables: &T,
+    tuple: &Tuple<A>,
+    carried: u8,
+) -> Option<Service> {
+    if !may_be(tables, tuple.dst.vip_bit(), tuple.ports, carried) {
+        return None;
+    }
+    let service = tables.service(ServiceWords::new(tuple, carried).key())?;
+    if service.flags & STEERED == 0 { None } else { Some(service) }
+}
+
+/// The slot of a hash.
+#[inline(always)]
+fn slot<T: Tables>(tables: &T, service: &Service, hash: u32) -> Option<Slot> {
+    if service.table_len == 0 {
+        return None;
+    }
+    tables.slot(service.table_start.wrapping_add(maglev::slot(hash, service.table_len)))
+}
+
+/// The backend of a packet. Writes the entry that the slot asks for.
+#[inline(always)]
+fn choose<F: Family, T: Tables + Flows<F>>(
+    packet: &Packet,
+    tables: &T,
+    segment: &Segment<F::Address>,
+    service: &Service,
+    hash: u32,
+) -> Result<u32, Reason> {
+    let slot = slot(tables, service, hash).ok_or(Reason::NoBackend)?;
+    let gone = if segment.starts() { Reason::NoBackend } else { Reason::BackendGone };
+    if slot.base == slot.backend {
+        return if serves(tables, slot.backend)? { Ok(slot.backend) } else { Err(gone) };
+    }
+    let base = slot.base & !LOOK_UP;
+    let changes = base != slot.backend;
+    let scratch = tables.scratch().ok_or(Reason::Inconsistent)?;
+    scratch.client = F::key(segment.tuple, segment.protocol);
+    let entry = match tables.flow(&scratch.client) {
+        Some(entry) if entry.state() & state::STEERED == 0 => {
+            // Of a time when the service was not steered.
+            tables.remove_flow(&scratch.client);
+            None
+        }
+        entry => entry,
+    };
+    let held = entry.as_ref().map_or(base, |entry| entry.backend());
+    let anew = begins(segment) || (segment.protocol == protocol::UDP && !serves(tables, held)?);
+    let chosen = if anew { slot.backend } else { held };
+    if !serves(tables, chosen)? {
+        return Err(gone);
+    }
+    let (now_ns, bytes) = (tables.now_ns(), packet.len() as u64);
+    match entry {
+        Some(_) if anew && !changes => {
+            tables.remove_flow(&scratch.client);
+        }
+        Some(entry) => {
+            if anew {
+                entry.set_backend(chosen);
+            }
+            entry.seen(now_ns, bytes);
+        }
+        None if changes => {
+            scratch.entry = F::Entry::new(segment.tuple, segment.tuple, chosen, state::STEERED);
+            scratch.entry.seen(now_ns, bytes);
+            // Without the entry, the packet goes its way all the same; a later one makes it.
+            let _ = tables.insert_flow(&scratch.client, &scratch.entry);
+        }
+        None => {}
+    }
+    Ok(chosen)
+}
+
+/// Whether packets are forwarded to the backend. To [`NOBODY`], none are.
+#[inline(always)]
+fn serves<T: Tables>(tables: &T, id: u32) -> Result<bool, Reason> {
+    if id == NOBODY {
+        return Ok(false);
+    }
+    let backend = tables.backend(id).ok_or(Reason::Inconsistent)?;
+    Ok(backend.flags & FORWARD != 0)
+}
+
+/// Sends a packet to a backend.
+#[inline(always)]
+fn send<F: Family, T: Tables + Flows<F>>(
+    packet: &Packet,
+    tables: &T,
+    l3: usize,
+    hash: u32,
+    id: u32,
+) -> Result<Action, Reason> {
+    let backend: &Backend = tables.backend(id).ok_or(Reason::Inconsistent)?;
+    if backend.flags & RESOLVED == 0 {
+        return Err(Reason::NoNeighbour);
+    }
+    if backend.flags & TUNNEL == 0 {
+        tables.count_forward(id, packet.len() as u64);
+        return Ok(Egress::to_backend(backend).leave(packet, packet.header::<EthernetHdr>(0)?));
+    }
+    let ip = packet.header::<F::Hdr>(l3)?;
+    let tunnel = Tunnel::to::<F>(packet, l3, ip, hash, id, backend);
+    if matches!(tunnel, Err(Reason::TooBig)) {
+        // For the answer (`too_big`).
+        tables.scratch().ok_or(Reason::Inconsistent)?.backend = id;
+    }
+    tunnel.map(Action::Encapsulate)
+}
+
+/// Handles an ICMP error: about a packet that a backend of a steered service sent, it goes there.
+#[inline(always)]
+fn error<F: Family, T: Tables + Flows<F>>(
+    packet: &Packet,
+    tables: &T,
+    l3: usize,
+    outer: &Datagram<F::Address>,
+) -> Option<Result<Action, Reason>> {
+    let about = icmp::about::<F>(packet, outer).ok()?;
+    let (tuple, carried) = (about.tuple.reversed(), about.inner.protocol);
+    let service = service(tables, &tuple, carried)?;
+    let hash = tuple.hash();
+    let Some(slot) = slot(tables, &service, hash) else {
+        return Some(Err(Reason::IcmpUnrelated));
+    };
+    let mut id = slot.base & !LOOK_UP;
+    if slot.base != slot.backend
+        && let Some(entry) = tables.flow(&F::key(tuple, carried))
+        && entry.state() & state::STEERED != 0
+    {
+        id = entry.backend();
+    }
+    Some(match serves(tables, id) {
+        Ok(true) => send::<F, T>(packet, tables, l3, hash, id),
+        Ok(false) => Err(Reason::IcmpUnrelated),
+        Err(reason) => Err(reason),
+    })
+}
