@@ -149,8 +149,9 @@ map_type! {
         pub tos: u8,
         /// Backends tried before this one: so many of `tried` are set.
         pub tries: u8,
-        /// Whether it may be sent to another backend: 0 or 1.
-        pub replayable: u8,
+        /// Bits, see [`syn`]; the upper half is that of its data offset's byte: the control bits that
+        /// are there (RFC 9768).
+        pub bits: u8,
         /// Index of the service, as in [`crate::service::Service::index`].
         pub service: u32,
         /// Identifiers of the backends tried before this one.
@@ -180,6 +181,19 @@ map_type! {
     }
 }
 
+/// Bits of [`Syn::bits`].
+pub mod syn {
+    /// It may be sent to another backend.
+    pub const REPLAYABLE: u8 = 1;
+    /// The client has sent it again, so that the answer does not tell how long the backend took (Karn
+    /// and Partridge, 1987).
+    pub const RESENT: u8 = 2;
+    /// The backend is counted as one that has not answered in time.
+    pub const OVERDUE: u8 = 4;
+    /// It came in a VLAN, which is not kept here.
+    pub const TAGGED: u8 = 8;
+}
+
 /// Bits of a flow entry's `state`.
 ///
 /// `RETURN` is set in one of the two entries of a connection. The others describe the connection;
@@ -203,6 +217,16 @@ pub mod state {
     /// We have ended the connection: packets of either side are answered with a reset. Goes with
     /// [`RESET`].
     pub const CUT: u32 = 128;
+
+    /// [`GIVEN_UP`] came after [`ANSWERED`], and means nothing.
+    pub const KEPT: u32 = 256;
+
+    /// Whether a half-open entry is for what a backend sends that was given up for another.
+    #[must_use]
+    #[inline(always)]
+    pub const fn given_up(state: u32) -> bool {
+        state & (GIVEN_UP | KEPT) == GIVEN_UP
+    }
 
     /// Whether the connection is over, so that it no longer counts as open and its tuple may be
     /// used anew.

@@ -64,6 +64,20 @@ pub const LEAST_CONN_SCAN: u32 = 32;
 /// With 60,000 of 64,512 ports taken, one random try fails with 0.93, and 128 with 0.0001.
 pub const PORT_TRIES: u32 = 128;
 
+/// Slots, or members of a service, that are looked at for another backend than those tried.
+pub const REPLAY_SCAN: u32 = 32;
+
+/// Time that a backend has to answer a SYN while its own is not known, milliseconds. Linux sends a SYN
+/// again after 1 s (RFC 6298, section 2), so this is in time for a client that is closer than that.
+pub const DEFAULT_PATIENCE_MS: u16 = 200;
+
+/// What one replay takes of a service's budget; a new connection adds
+/// [`crate::service::Service::replay_per_mille`].
+pub const REPLAY_COST: u64 = 1000;
+
+/// Most that a service's budget holds on one CPU.
+pub const REPLAY_BUDGET: u64 = 1000 * REPLAY_COST;
+
 /// Lowest port that a translated connection may take as its source.
 pub const FIRST_NAT_PORT: u16 = 1024;
 

@@ -11,8 +11,8 @@ map_type! {
         pub refused: u64,
         /// Times that a connection was tried at another backend.
         pub replayed: u64,
-        /// Times that it was not, although the backend failed: too many tries, or the share of
-        /// replayed connections was used up.
+        /// Times that it was not, although the backend failed: too many tries, no other backend, or the
+        /// share of replayed connections was used up.
         pub not_replayed: u64,
     }
 }

@@ -3,29 +3,77 @@
 use lb_common::{
     backend::{FORWARD, RESOLVED},
     event::Event,
-    flow::state,
+    flow::{Syn, state, syn},
     hash,
     limits::{FIRST_NAT_PORT, NAT_PORTS, PORT_TRIES},
     maglev,
     reason::Reason,
+    service::Service,
 };
 
 use crate::{
-    Action,
+    Action, Ours,
     admit::admit,
     conntrack::client_side,
-    family::{Address, Family, Ports, ServiceWords, Tuple},
-    packet::{EthernetHdr, Packet},
-    parse::Segment,
+    family::{Address, Family, Ports, ServiceWords, Tuple, protocol},
+    packet::{EthernetHdr, Packet, TcpHdr, Truncated, Word},
+    parse::{ETHERNET_LEN, Segment},
     rewrite::{self, Egress},
     select::select,
-    tables::{Entry, Flows, Scratch, Tables},
+    tables::{Entry, Flows, HalfOpen, Scratch, Signal, Tables},
 };
 
 /// After so many ports in use, one whose connection is closed is as good as a free one.
 const POLITE_TRIES: u32 = 16;
 
-/// Gives the packet's tuple a backend, or says why not.
+/// Notes in the scratch what it takes to send a client's SYN again; what is none leaves nothing there.
+///
+/// A subprogram of its own in the kernel: it has a path for each length that the options may have.
+#[inline(always)]
+pub fn note<F: Family, T: Tables + Flows<F>>(packet: Packet, tables: &T) {
+    let Some(scratch) = tables.scratch() else { return };
+    let noted = scratch.half.syn_mut();
+    *noted = Syn::ZERO;
+    let Ok(Ours::Segment(segment)) = crate::ours::<F, T>(&packet, tables) else { return };
+    if segment.protocol == protocol::TCP && segment.starts() {
+        // Whatever is cut off is found by who parses the packet next.
+        let _ = note_syn::<F, T>(&packet, tables, &segment, noted);
+    }
+}
+
+#[inline(always)]
+fn note_syn<F: Family, T: Tables>(
+    packet: &Packet,
+    tables: &T,
+    segment: &Segment<F::Address>,
+    noted: &mut Syn,
+) -> Result<(), Truncated> {
+    let tcp = packet.header::<TcpHdr>(segment.l4)?;
+    let options_len = (usize::from(tcp.data_offset >> 4) * 4).saturating_sub(size_of::<TcpHdr>());
+    noted.sent_ns = tables.clock_ns();
+    noted.seq = tcp.seq;
+    noted.window = tcp.window;
+    noted.flags = tcp.flags;
+    noted.options_len = options_len as u8;
+    noted.ttl = segment.ttl.saturating_sub(1);
+    noted.bits = tcp.data_offset << 4;
+    if segment.l3 != ETHERNET_LEN {
+        noted.bits |= syn::TAGGED;
+    }
+    noted.tos = F::traffic_class(packet.header::<F::Hdr>(segment.l3)?);
+    let (words, _) = noted.options.as_chunks_mut::<4>();
+    let mut at = 0;
+    for word in words {
+        if at < options_len {
+            let Word(bytes) = packet.header::<Word>(segment.l4 + size_of::<TcpHdr>() + at)?;
+            *word = *bytes;
+        }
+        at += 4;
+    }
+    Ok(())
+}
+
+/// Gives the packet's tuple a backend, or says why not. The scratch holds what [`note`] left there.
 #[inline(always)]
 pub fn connect<F: Family, T: Tables + Flows<F>>(
     packet: Packet,
@@ -43,7 +91,7 @@ pub fn connect<F: Family, T: Tables + Flows<F>>(
         Ok(()) => {
             chosen = select(tables, &service, hash);
             match chosen {
-                Some(id) => open::<F, T>(packet, tables, segment, id, hash),
+                Some(id) => open::<F, T>(packet, tables, segment, &service, id, hash),
                 None => Err(Reason::NoBackend),
             }
         }
@@ -82,6 +130,7 @@ fn open<F: Family, T: Tables + Flows<F>>(
     packet: Packet,
     tables: &T,
     segment: &Segment<F::Address>,
+    service: &Service,
     id: u32,
     hash: u32,
 ) -> Result<Action, Reason> {
@@ -107,31 +156,64 @@ fn open<F: Family, T: Tables + Flows<F>>(
     scratch.backend = id;
     scratch.seed = hash;
     scratch.protocol = segment.protocol;
-    let mut attempt = 0;
-    while !tables.take_port(attempt) {
-        attempt += 1;
-        if attempt == PORT_TRIES {
-            return Err(Reason::PortsExhausted);
-        }
+    let tcp = segment.protocol == protocol::TCP;
+    let noted = scratch.half.syn_mut();
+    noted.service = service.index;
+    // With data it is TCP Fast Open (RFC 7413): a backend that refuses may have done something with
+    // it all the same.
+    if tcp && service.replay_tries > 0 && segment.payload_len == 0 {
+        noted.bits |= syn::REPLAYABLE;
+    }
+    if !tables.find_port() {
+        return Err(Reason::PortsExhausted);
     }
 
     let scratch = tables.scratch().ok_or(Reason::Inconsistent)?;
     scratch.client = F::key(segment.tuple, segment.protocol);
-    scratch.entry = F::Entry::new(segment.tuple, scratch.replies.reversed(), id, 0);
-    scratch.entry.set_client_side(scratch.side);
-    scratch.entry.seen(tables.now_ns(), packet.len() as u64);
-    if tables.insert_half_open(&scratch.client, &scratch.entry).is_err() {
+    client_half::<F>(scratch, tables.now_ns(), packet.len() as u64);
+    if tables.insert_half_open(&scratch.client, &scratch.half).is_err() {
         tables.remove_half_open(&scratch.server);
         return Err(Reason::TableFull);
     }
     tables.open(id);
-    let action = rewrite::send::<F>(&packet, segment, &scratch.entry, Egress::to_backend(backend))?;
+    if tcp {
+        tables.signal(id, Signal::Attempt);
+        if service.replay_tries > 0 {
+            tables.earn_replays(service.index, u64::from(service.replay_per_mille));
+        }
+    }
+    let egress = Egress::to_backend(backend);
+    let action = rewrite::send::<F>(&packet, segment, scratch.half.flow(), egress)?;
     tables.count_forward(id, packet.len() as u64);
     Ok(action)
 }
 
+/// Takes a port for the replies: enters the backend's half, as the scratch describes it. False if all that
+/// were tried are in use.
+#[inline(always)]
+pub fn find_port<F: Family, T: Tables + Flows<F>>(tables: &T) -> bool {
+    let mut attempt = 0;
+    while attempt < PORT_TRIES {
+        if tables.take_port(attempt) {
+            return true;
+        }
+        attempt += 1;
+    }
+    false
+}
+
+/// Makes `half` of the scratch the client's half of the connection that the scratch describes.
+#[inline(always)]
+pub fn client_half<F: Family>(scratch: &mut Scratch<F>, now_ns: u64, bytes: u64) {
+    let flow = scratch.half.flow_mut();
+    *flow = F::Entry::new(scratch.tuple, scratch.replies.reversed(), scratch.backend, 0);
+    flow.set_client_side(scratch.side);
+    flow.seen(now_ns, bytes);
+    *scratch.half.syn_mut() = Syn::ZERO;
+}
+
 /// Tries to take a port of the floating address for the replies, by entering their tuple in
-/// `HALF_OPEN`. Takes its arguments from the scratch, and leaves the tuple in `replies` and its key in
+/// `HALF_OPEN`. Takes its arguments from the scratch (in `half` the SYN alone), and leaves the tuple in `replies` and its key in
 /// `server`. False if the port is in use.
 ///
 /// The client's own port comes first: then a client that uses a port anew meets its own old
@@ -162,11 +244,12 @@ pub fn take_port<F: Family, T: Tables + Flows<F>>(tables: &T, attempt: u32) -> b
     if !is_free::<F, T>(tables, scratch, attempt) {
         return false;
     }
-    scratch.entry =
+    let flow = scratch.half.flow_mut();
+    *flow =
         F::Entry::new(scratch.replies, scratch.tuple.reversed(), scratch.backend, state::RETURN);
-    scratch.entry.set_client_side(scratch.side);
-    scratch.entry.seen(now_ns, 0);
-    tables.insert_half_open(&scratch.server, &scratch.entry).is_ok()
+    flow.set_client_side(scratch.side);
+    flow.seen(now_ns, 0);
+    tables.insert_half_open(&scratch.server, &scratch.half).is_ok()
 }
 
 /// Whether no connection holds the replies' tuple `scratch.server`. A closed one is removed to make

@@ -15,7 +15,7 @@
 
 use lb_common::{
     backend::{Backend, FORWARD, RESOLVED},
-    flow::state,
+    flow::{state, syn},
     reason::Reason,
 };
 
@@ -24,8 +24,9 @@ use crate::{
     family::{ClientSide, Family, protocol},
     packet::{EthernetHdr, Mac, Packet, tcp_flags},
     parse::Segment,
+    replay,
     rewrite::{self, Egress},
-    tables::{Entry, Flows, Tables},
+    tables::{Entry, Flows, HalfOpen, Signal, Tables},
     window,
 };
 
@@ -73,6 +74,9 @@ pub fn in_flow<F: Family, T: Tables + Flows<F>>(
                 ends = 0;
             }
         }
+        if returns && ends == state::RESET && !gone {
+            tables.signal(entry.backend(), Signal::Reset);
+        }
         if let Some(side) = moved {
             entry.set_client_side(side);
             if let Some(other) = &mut other {
@@ -103,40 +107,72 @@ pub fn in_flow<F: Family, T: Tables + Flows<F>>(
 }
 
 /// Handles a packet whose tuple is in `HALF_OPEN`. `None`: it is not, or no longer.
+///
+/// With `may_replay`, a packet that shows that the backend has failed is [`Action::Replay`].
 #[inline(always)]
 pub fn in_half_open<F: Family, T: Tables + Flows<F>>(
     packet: Packet,
     tables: &T,
     segment: &Segment<F::Address>,
+    may_replay: bool,
 ) -> Option<Result<Action, Reason>> {
     let key = F::key(segment.tuple, segment.protocol);
-    let entry = tables.half_open(&key)?;
-    let id = entry.backend();
+    let half = tables.half_open(&key)?;
+    let state = half.flow().state();
+    let forward = state & state::RETURN == 0;
+    if state::given_up(state) {
+        replay::late::<F, T>(tables, segment, half);
+        return Some(Err(Reason::LateAnswer));
+    }
+    let id = half.flow().backend();
     let Some(backend) = tables.backend(id) else {
         return Some(Err(Reason::Inconsistent));
     };
-    let forward = entry.state() & state::RETURN == 0;
     if backend.flags & FORWARD == 0 {
-        forget::<F, T>(tables, segment, entry);
+        forget::<F, T>(tables, segment, half);
         // A client that tries again gets another backend.
         return if forward && segment.starts() { None } else { Some(Err(Reason::BackendGone)) };
     }
-    let step = step::<F, T>(tables, segment, entry);
+    if may_replay
+        && segment.protocol == protocol::TCP
+        && replay::is_due::<F, T>(&packet, tables, segment, half, backend)
+    {
+        return Some(Ok(Action::Replay));
+    }
+    let step = match step::<F, T>(tables, segment, half) {
+        Ok(step) => step,
+        Err(reason) => return Some(Err(reason)),
+    };
     let promoted = if step == Step::Establishes {
-        match promote::<F, T>(&packet, tables, segment, entry) {
+        match promote::<F, T>(&packet, tables, segment, half.flow()) {
             Ok(promoted) => promoted,
             Err(reason) => return Some(Err(reason)),
         }
     } else {
         false
     };
-    let outcome = relay::<F, T>(&packet, tables, segment, entry, backend);
+    let ends = promoted || segment.has(tcp_flags::RST);
+    if ends && !promoted && !end_half_open::<F, T>(tables, segment, half) {
+        // Another CPU has just given the connection to another backend. The client is told nothing
+        // of this one; a client that has given up will say so to the other.
+        if !forward {
+            return Some(Err(Reason::LateAnswer));
+        }
+        return Some(relay::<F, T>(&packet, tables, segment, half.flow_mut(), backend));
+    }
+    let outcome = relay::<F, T>(&packet, tables, segment, half.flow_mut(), backend);
     if step == Step::Answers || (promoted && !forward) {
         tables.count_answered(id);
     }
-    if promoted || segment.has(tcp_flags::RST) {
-        let client = if forward { segment.tuple } else { entry.rewritten().reversed() };
-        let server = if forward { entry.rewritten().reversed() } else { segment.tuple };
+    if step == Step::Answers {
+        let took_ns = tables.clock_ns().wrapping_sub(half.syn().sent_ns);
+        let known = half.syn().bits & syn::RESENT == 0;
+        tables.signal(id, Signal::Answered(known.then_some(took_ns)));
+    }
+    if ends {
+        let other = half.flow().rewritten().reversed();
+        let (client, server) =
+            if forward { (segment.tuple, other) } else { (other, segment.tuple) };
         let Some(scratch) = tables.scratch() else { return Some(Err(Reason::Inconsistent)) };
         scratch.client = F::key(client, segment.protocol);
         scratch.server = F::key(server, segment.protocol);
@@ -150,6 +186,9 @@ pub fn in_half_open<F: Family, T: Tables + Flows<F>>(
             }
         } else if was_there {
             tables.close(id);
+            if !forward && state & state::ANSWERED != 0 {
+                tables.signal(id, Signal::Reset);
+            }
         }
     }
     Some(outcome)
@@ -194,7 +233,7 @@ enum Step {
     Establishes,
 }
 
-/// What a packet does to its half-open connection, of which `entry` is its own half.
+/// What a packet does to its half-open connection, of which `half` is its own half.
 ///
 /// A flow of UDP is established by the first reply. A TCP connection is by the client's
 /// acknowledgement of the backend's SYN: the backend answers whoever sends SYNs, but only a client that
@@ -203,30 +242,36 @@ enum Step {
 fn step<F: Family, T: Tables + Flows<F>>(
     tables: &T,
     segment: &Segment<F::Address>,
-    entry: &F::Entry,
-) -> Step {
-    let forward = entry.state() & state::RETURN == 0;
+    half: &mut F::HalfOpen,
+) -> Result<Step, Reason> {
+    let forward = half.flow().state() & state::RETURN == 0;
     if segment.protocol == protocol::UDP {
-        return if forward { Step::None } else { Step::Establishes };
+        return Ok(if forward { Step::None } else { Step::Establishes });
     }
     let kind = segment.flags & (tcp_flags::SYN | tcp_flags::ACK | tcp_flags::RST);
     if forward {
-        let answered = entry.state() & state::ANSWERED != 0;
-        let is_first = kind == tcp_flags::ACK && window::is_first(segment.ack, entry.ack());
-        return if answered && is_first { Step::Establishes } else { Step::None };
+        let answered = half.flow().state() & state::ANSWERED != 0;
+        let is_first = kind == tcp_flags::ACK && window::is_first(segment.ack, half.flow().ack());
+        return Ok(if answered && is_first { Step::Establishes } else { Step::None });
     }
     if kind != tcp_flags::SYN | tcp_flags::ACK {
-        return Step::None;
+        return Ok(Step::None);
     }
-    let key = F::key(entry.rewritten().reversed(), segment.protocol);
-    let Some(client) = tables.half_open(&key) else { return Step::None };
-    if client.rewritten().reversed() != segment.tuple {
-        return Step::None;
+    // From here on, nobody gives the connection to another backend.
+    let before = set_bits::<F, T>(tables, half.flow_mut(), state::ANSWERED);
+    if state::given_up(before) {
+        return Err(Reason::LateAnswer);
     }
-    // What the client is to acknowledge stands in its half.
-    client.set_ack(u32::from_be(segment.seq).wrapping_add(1).to_be());
-    let before = set_bits::<F, T>(tables, client, state::ANSWERED);
-    if before & state::ANSWERED == 0 { Step::Answers } else { Step::None }
+    let scratch = tables.scratch().ok_or(Reason::Inconsistent)?;
+    scratch.client = F::key(half.flow().rewritten().reversed(), segment.protocol);
+    if let Some(client) = tables.half_open(&scratch.client)
+        && client.flow().rewritten().reversed() == segment.tuple
+    {
+        // What the client is to acknowledge stands in its half.
+        client.flow_mut().set_ack(u32::from_be(segment.seq).wrapping_add(1).to_be());
+        set_bits::<F, T>(tables, client.flow_mut(), state::ANSWERED);
+    }
+    Ok(if before & state::ANSWERED == 0 { Step::Answers } else { Step::None })
 }
 
 /// Makes a half-open connection, of which `entry` is the packet's own half, an established one. Says
@@ -245,6 +290,11 @@ fn promote<F: Family, T: Tables + Flows<F>>(
     let (now_ns, bytes) = (tables.now_ns(), packet.len() as u64);
     scratch.client = F::key(client, segment.protocol);
     scratch.server = F::key(server, segment.protocol);
+    let Some(half) = tables.half_open(&scratch.server) else {
+        // Another CPU was first, or it was pushed out of the table: then the connection is over.
+        let known = tables.flow(&scratch.client).is_some();
+        return if known { Ok(false) } else { Err(Reason::NoFlow) };
+    };
     let ends = if segment.has(tcp_flags::FIN) { state::CLIENT_FIN } else { 0 };
     scratch.entry = F::Entry::new(client, server.reversed(), entry.backend(), ends);
     scratch.entry.set_client_side(entry.client_side());
@@ -254,11 +304,10 @@ fn promote<F: Family, T: Tables + Flows<F>>(
     if !promoted && tables.flow(&scratch.client).is_none() {
         return Err(Reason::TableFull);
     }
-    scratch.entry = F::Entry::new(server, client.reversed(), entry.backend(), state::RETURN);
-    scratch.entry.set_client_side(entry.client_side());
-    // It has acknowledged all that came before this packet.
+    // The backend's half stays as it is. It has acknowledged all that came before this packet.
+    scratch.entry = *half.flow();
+    scratch.entry.set_state(state::RETURN);
     scratch.entry.set_ack(segment.seq);
-    scratch.entry.seen(now_ns, if forward { 0 } else { bytes });
     if tables.insert_flow(&scratch.server, &scratch.entry).is_err()
         && tables.flow(&scratch.server).is_none()
     {
@@ -305,7 +354,7 @@ fn end<F: Family, T: Tables>(
 /// BPF's atomic operations are of 64 bits, so the word taken is the backend's identifier and the
 /// state together; no bit is ever set in the identifier.
 #[inline(always)]
-fn set_bits<F: Family, T: Tables>(tables: &T, entry: &mut F::Entry, bits: u32) -> u32 {
+pub fn set_bits<F: Family, T: Tables>(tables: &T, entry: &mut F::Entry, bits: u32) -> u32 {
     let before = tables.set_bits(entry.backend_and_state(), join(0, bits));
     let [_, _, _, _, a, b, c, d] = before.to_ne_bytes();
     u32::from_ne_bytes([a, b, c, d])
@@ -319,16 +368,41 @@ const fn join(backend: u32, state: u32) -> u64 {
     u64::from_ne_bytes([a, b, c, d, e, f, g, h])
 }
 
+/// Marks a half-open connection, of which `half` is one half, as one that ends. False if it is being
+/// given to another backend, and lives on.
+#[inline(always)]
+fn end_half_open<F: Family, T: Tables + Flows<F>>(
+    tables: &T,
+    segment: &Segment<F::Address>,
+    half: &mut F::HalfOpen,
+) -> bool {
+    let server = if half.flow().state() & state::RETURN == 0 {
+        let Some(scratch) = tables.scratch() else { return true };
+        scratch.server = F::key(half.flow().rewritten().reversed(), segment.protocol);
+        match tables.half_open(&scratch.server) {
+            Some(server) if server.flow().rewritten().reversed() == segment.tuple => server,
+            // Without the backend's half, nobody gives it away.
+            _ => return true,
+        }
+    } else {
+        half
+    };
+    !state::given_up(set_bits::<F, T>(tables, server.flow_mut(), state::RESET))
+}
+
 /// Removes both halves of a half-open connection.
 #[inline(always)]
 fn forget<F: Family, T: Tables + Flows<F>>(
     tables: &T,
     segment: &Segment<F::Address>,
-    entry: &F::Entry,
+    half: &mut F::HalfOpen,
 ) {
-    let backend = entry.backend();
-    let other = entry.rewritten().reversed();
-    let (client, server) = if entry.state() & state::RETURN == 0 {
+    if !end_half_open::<F, T>(tables, segment, half) {
+        return;
+    }
+    let backend = half.flow().backend();
+    let other = half.flow().rewritten().reversed();
+    let (client, server) = if half.flow().state() & state::RETURN == 0 {
         (segment.tuple, other)
     } else {
         (other, segment.tuple)

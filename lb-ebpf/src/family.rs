@@ -1,7 +1,7 @@
 //! What differs between IPv4 and IPv6, in one place. All else is written once, for both.
 
 use lb_common::{
-    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
     reason::Reason,
 };
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
@@ -15,7 +15,7 @@ use crate::{
     checksum::{self, Sum, TTL_DECREMENT},
     packet::{Header, Packet, Quote, Words, load16, load32, load128, store16, store32, store128},
     parse,
-    tables::Entry,
+    tables::{Entry, HalfOpen},
 };
 
 mod address;
@@ -66,6 +66,8 @@ pub trait Family: Sized {
     type Key: Copy;
     /// Value of its flow tables.
     type Entry: Entry<Self>;
+    /// Value of its half-open table.
+    type HalfOpen: HalfOpen<Self>;
     /// Its header, without options.
     type Hdr: Header;
     /// Its ICMP.
@@ -107,6 +109,11 @@ pub trait Family: Sized {
     fn rewrite_quoted(header: &mut Self::Hdr, src: Self::Address, dst: Self::Address) -> Sum;
     /// Whether `ty` is an ICMP error, which quotes the packet that it is about.
     fn is_icmp_error(ty: u8) -> bool;
+    /// Whether an ICMP error says that its packet's destination cannot be reached.
+    fn is_unreachable(ty: u8, code: u8) -> bool;
+    /// Writes type of service and time to live into a header that [`Family::compose`] wrote, and mends
+    /// its checksum.
+    fn dress(header: &mut Self::Hdr, tos: u8, ttl: u8);
     /// Writes a header for a packet that carries `len` bytes of a protocol.
     fn compose(
         header: &mut Self::Hdr,
@@ -132,6 +139,7 @@ impl Family for V4 {
     type Address = u32;
     type Key = FlowKey4;
     type Entry = FlowEntry4;
+    type HalfOpen = HalfOpen4;
     type Hdr = Ipv4Hdr;
     const ICMP: u8 = protocol::ICMP;
     const ICMP_PSEUDO_HEADER: bool = false;
@@ -240,6 +248,25 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn is_unreachable(ty: u8, code: u8) -> bool {
+        // Destination unreachable, but for "fragmentation needed" (RFC 792).
+        ty == 3 && code != 4
+    }
+
+    #[inline(always)]
+    fn dress(header: &mut Ipv4Hdr, tos: u8, ttl: u8) {
+        let delta = Sum::ZERO
+            .add16(u16::from_ne_bytes([0, tos]))
+            .add16(u16::from_ne_bytes([ttl, 0]))
+            .sub(Sum::ZERO.add16(u16::from_ne_bytes([0, header.tos])))
+            .sub(Sum::ZERO.add16(u16::from_ne_bytes([header.ttl, 0])));
+        header.tos = tos;
+        header.ttl = ttl;
+        let check = checksum::adjust(load16(&header.check), delta.fold());
+        store16(&mut header.check, check);
+    }
+
+    #[inline(always)]
     fn compose(header: &mut Ipv4Hdr, src: u32, dst: u32, carried: u8, len: u16) {
         let length = len + size_of::<Ipv4Hdr>() as u16;
         header.vihl = 0x45;
@@ -266,6 +293,7 @@ impl Family for V6 {
     type Address = [u64; 2];
     type Key = FlowKey6;
     type Entry = FlowEntry6;
+    type HalfOpen = HalfOpen6;
     type Hdr = Ipv6Hdr;
     const ICMP: u8 = protocol::ICMPV6;
     const ICMP_PSEUDO_HEADER: bool = true;
@@ -354,6 +382,19 @@ impl Family for V6 {
     fn is_icmp_error(ty: u8) -> bool {
         // Destination unreachable, packet too big, time exceeded, parameter problem (RFC 4443).
         matches!(ty, 1..=4)
+    }
+
+    #[inline(always)]
+    fn is_unreachable(ty: u8, _code: u8) -> bool {
+        // Destination unreachable (RFC 4443, section 3.1).
+        ty == 1
+    }
+
+    #[inline(always)]
+    fn dress(header: &mut Ipv6Hdr, tos: u8, ttl: u8) {
+        header.vcf[0] = 0x60 | tos >> 4;
+        header.vcf[1] = header.vcf[1] & 0xf | tos << 4;
+        header.hop_limit = ttl;
     }
 
     #[inline(always)]

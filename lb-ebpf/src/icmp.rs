@@ -18,8 +18,9 @@ use crate::{
     checksum::{Sum, adjust, adjust_udp},
     family::{Datagram, Family, Ports, Tuple, protocol},
     packet::{EthernetHdr, Header, Packet, load16, load32, store16, store32},
+    replay,
     rewrite::Egress,
-    tables::{Entry, Flows, Tables},
+    tables::{Entry, Flows, HalfOpen, Signal, Tables},
     window,
 };
 
@@ -92,19 +93,36 @@ pub(crate) fn about<'p, F: Family>(
     Ok(About { icmp, quoted_l3, inner, quoted, tuple })
 }
 
-/// Translates an ICMP error, or says why the packet is none of ours.
+/// Translates an ICMP error, or says why the packet is none of ours. With `may_replay`, one that says
+/// that a SYN could not be delivered is [`Action::Replay`].
 #[inline(always)]
 pub fn translate<F: Family, T: Tables + Flows<F>>(
     packet: Packet,
     tables: &T,
     l3: usize,
     outer: &Datagram<F::Address>,
+    may_replay: bool,
 ) -> Result<Action, Reason> {
     let About { icmp, quoted_l3, inner, quoted, tuple } = about::<F>(&packet, outer)?;
     let key = F::key(tuple.reversed(), inner.protocol);
-    let entry = match tables.flow(&key) {
-        Some(entry) => entry,
-        None => tables.half_open(&key).ok_or(Reason::IcmpUnrelated)?,
+    let entry = if let Some(entry) = tables.flow(&key) {
+        entry
+    } else {
+        let half = tables.half_open(&key).ok_or(Reason::IcmpUnrelated)?;
+        if state::given_up(half.flow().state()) {
+            return Err(Reason::LateAnswer);
+        }
+        // With the SYN's own sequence number, so that nobody makes it up (RFC 5927, section 4.1).
+        if may_replay
+            && half.flow().state() & state::RETURN != 0
+            && inner.protocol == protocol::TCP
+            && F::is_unreachable(icmp.type_, icmp.code)
+            && quoted.rest == half.syn().seq
+            && replay::replayable_after::<F, T>(tables, half, Signal::Unreachable)
+        {
+            return Ok(Action::Replay);
+        }
+        half.flow_mut()
     };
     // The entry is of packets that come from where the quoted one went: its acknowledgements are about
     // just such packets (RFC 5927, section 4.1).

@@ -23,6 +23,7 @@ pub mod icmp;
 pub mod known;
 pub mod packet;
 pub mod parse;
+pub mod replay;
 pub mod reset;
 pub mod rewrite;
 pub mod select;
@@ -51,6 +52,9 @@ pub enum Action {
     },
     /// Inside another packet, once the frame has grown at its front ([`Tunnel::write`]).
     Encapsulate(Tunnel),
+    /// Nowhere yet: its connection is to be tried at another backend. [`replay::give`] comes next, and
+    /// if that does not, [`half_open`] and [`error`] without replay.
+    Replay,
 }
 
 /// Decides about a packet and rewrites it. `Err` is no failure: it is the reason why the packet is
@@ -61,15 +65,15 @@ pub fn forward<T: State>(packet: Packet, tables: &T) -> Result<Action, Reason> {
     if let Some(outcome) = known::forward(packet, tables) {
         return outcome;
     }
-    examine(packet, tables)
+    examine(packet, tables, true)
 }
 
 /// All that [`known::forward`] leaves: tags, options, first and last packets, errors.
 #[inline(always)]
-pub fn examine<T: State>(packet: Packet, tables: &T) -> Result<Action, Reason> {
+pub fn examine<T: State>(packet: Packet, tables: &T, may_replay: bool) -> Result<Action, Reason> {
     match Link::parse(&packet)?.ether_type {
-        parse::IPV4 => examine_family::<V4, T>(packet, tables),
-        parse::IPV6 => examine_family::<V6, T>(packet, tables),
+        parse::IPV4 => examine_family::<V4, T>(packet, tables, may_replay),
+        parse::IPV6 => examine_family::<V6, T>(packet, tables, may_replay),
         _ => Err(Reason::NotIp),
     }
 }
@@ -79,33 +83,69 @@ pub fn examine<T: State>(packet: Packet, tables: &T) -> Result<Action, Reason> {
 pub fn examine_family<F: Family, T: Tables + Flows<F>>(
     packet: Packet,
     tables: &T,
+    may_replay: bool,
 ) -> Result<Action, Reason> {
     // Steps that share nothing but the packet: each is a subprogram in the kernel, with a stack of its
     // own.
     steer::steer::<F, T>(packet, tables)
         .or_else(|| follow::<F, T>(packet, tables))
-        .unwrap_or_else(|| begin::<F, T>(packet, tables))
+        .or_else(|| half_open::<F, T>(packet, tables, may_replay))
+        .or_else(|| error::<F, T>(packet, tables, may_replay))
+        .unwrap_or_else(|| {
+            connect::note::<F, T>(packet, tables);
+            begin::<F, T>(packet, tables)
+        })
 }
 
-/// Handles what needs no new connection: packets that are not ours, errors, and packets of
-/// connections that are known. `None`: none of these.
+/// Handles packets that are not ours, and packets of connections that are established. `None`: neither.
 #[inline(always)]
 pub fn follow<F: Family, T: Tables + Flows<F>>(
     packet: Packet,
     tables: &T,
 ) -> Option<Result<Action, Reason>> {
-    let segment = match ours::<F, T>(&packet, tables) {
-        Ok(Ours::Segment(segment)) => segment,
-        Ok(Ours::Icmp(l3, datagram)) => {
-            return Some(icmp::translate::<F, T>(packet, tables, l3, &datagram));
-        }
-        Err(reason) => return Some(Err(reason)),
-    };
-    conntrack::in_flow::<F, T>(packet, tables, &segment)
-        .or_else(|| conntrack::in_half_open::<F, T>(packet, tables, &segment))
+    match ours::<F, T>(&packet, tables) {
+        Ok(Ours::Segment(segment)) => conntrack::in_flow::<F, T>(packet, tables, &segment),
+        Ok(Ours::Icmp(..)) => None,
+        Err(reason) => Some(Err(reason)),
+    }
 }
 
-/// Handles a packet that belongs to no connection: begins one, or refuses.
+/// Handles packets of connections that are half-open. `None`: none of these.
+///
+/// Without `may_replay` it is never [`Action::Replay`], and what failed goes to the client.
+#[inline(always)]
+pub fn half_open<F: Family, T: Tables + Flows<F>>(
+    packet: Packet,
+    tables: &T,
+    may_replay: bool,
+) -> Option<Result<Action, Reason>> {
+    match ours::<F, T>(&packet, tables) {
+        Ok(Ours::Segment(segment)) => {
+            conntrack::in_half_open::<F, T>(packet, tables, &segment, may_replay)
+        }
+        Ok(Ours::Icmp(..)) => None,
+        Err(reason) => Some(Err(reason)),
+    }
+}
+
+/// Handles ICMP. `None`: it is none. `may_replay` is as for [`half_open`].
+#[inline(always)]
+pub fn error<F: Family, T: Tables + Flows<F>>(
+    packet: Packet,
+    tables: &T,
+    may_replay: bool,
+) -> Option<Result<Action, Reason>> {
+    match ours::<F, T>(&packet, tables) {
+        Ok(Ours::Segment(_)) => None,
+        Ok(Ours::Icmp(l3, datagram)) => {
+            Some(icmp::translate::<F, T>(packet, tables, l3, &datagram, may_replay))
+        }
+        Err(reason) => Some(Err(reason)),
+    }
+}
+
+/// Handles a packet that belongs to no connection, of which [`connect::note`] has taken note: begins
+/// one, or refuses.
 #[inline(always)]
 pub fn begin<F: Family, T: Tables + Flows<F>>(
     packet: Packet,

@@ -28,6 +28,7 @@ use lb_ebpf::{
     known,
     packet::Packet,
     parse::{self, Link},
+    replay::Step,
     tables::{Flows, Tables as _},
     tunnel::Tunnel,
 };
@@ -63,6 +64,8 @@ impl known::Exit for HotExit {
             // SAFETY: the helper takes plain numbers.
             Ok(Action::Redirect { ifindex }) => unsafe { bpf_redirect(ifindex, 0) as u32 },
             Ok(Action::Encapsulate(tunnel)) => encapsulate(self.0, tunnel),
+            // The hot path knows no half-open connection.
+            Ok(Action::Replay) => xdp_action::XDP_ABORTED,
             Err(reason) => {
                 maps::count_reason(reason);
                 xdp_action::XDP_PASS
@@ -86,18 +89,52 @@ const RESET: u32 = 17;
 const TOO_BIG: u32 = 18;
 /// Something is wrong with the maps.
 const INCONSISTENT: u32 = 19;
+/// The packet's connection is to be tried at another backend.
+const REPLAY: u32 = 20;
+/// The packet is to become the SYN to another backend, of as many bytes as are added to this number.
+const COMPOSE: u32 = 1 << 16;
 
 // Subprograms, so that the hot path has the registers and the instruction cache to itself, and that
 // each has its own stack of 512 bytes less the hot path's. The signature is what the verifier needs
 // to see: LLVM would split a reference to the context.
 macro_rules! subprograms {
-    ($family:ty, $decide:ident, $steer:ident, $follow:ident, $begin:ident, $reset:ident, $too_big:ident) => {
+    (
+        $family:ty,
+        $decide:ident,
+        $steer:ident,
+        $follow:ident,
+        $half_open:ident,
+        $error:ident,
+        $replay:ident,
+        $compose:ident,
+        $begin:ident,
+        $note:ident,
+        $reset:ident,
+        $too_big:ident
+    ) => {
         /// Asks one subprogram after the other.
         #[inline(always)]
         fn $decide(ctx: *mut xdp_md) -> u32 {
             let mut code = $steer(ctx);
             if code == UNDECIDED {
                 code = $follow(ctx);
+            }
+            if code == UNDECIDED {
+                code = $half_open(ctx, 1);
+            }
+            if code == UNDECIDED {
+                code = $error(ctx, 1);
+            }
+            if code == REPLAY {
+                code = $replay(ctx);
+                if code >= COMPOSE {
+                    code = $compose(ctx, code - COMPOSE);
+                } else if code == UNDECIDED {
+                    code = $half_open(ctx, 0);
+                    if code == UNDECIDED {
+                        code = $error(ctx, 0);
+                    }
+                }
             }
             if code == UNDECIDED {
                 code = $begin(ctx);
@@ -120,7 +157,7 @@ macro_rules! subprograms {
             }
         }
 
-        /// What the hot path leaves of known connections.
+        /// What the hot path leaves of established connections.
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $follow(ctx: *mut xdp_md) -> u32 {
@@ -130,10 +167,52 @@ macro_rules! subprograms {
             }
         }
 
+        /// Half-open connections.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $half_open(ctx: *mut xdp_md, may_replay: u32) -> u32 {
+            match lb_ebpf::half_open::<$family, Maps>(packet(ctx), &Maps, may_replay != 0) {
+                Some(outcome) => finish(ctx, outcome),
+                None => UNDECIDED,
+            }
+        }
+
+        /// ICMP errors.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $error(ctx: *mut xdp_md, may_replay: u32) -> u32 {
+            match lb_ebpf::error::<$family, Maps>(packet(ctx), &Maps, may_replay != 0) {
+                Some(outcome) => finish(ctx, outcome),
+                None => UNDECIDED,
+            }
+        }
+
+        /// Connections whose backend has failed.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $replay(ctx: *mut xdp_md) -> u32 {
+            match lb_ebpf::replay::give::<$family, Maps>(packet(ctx), &Maps) {
+                Some(Ok(Step::Send(action))) => finish(ctx, Ok(action)),
+                Some(Ok(Step::Compose { len })) => COMPOSE + len as u32,
+                Some(Err(reason)) => finish(ctx, Err(reason)),
+                None => UNDECIDED,
+            }
+        }
+
+        /// The SYN to another backend.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $compose(ctx: *mut xdp_md, len: u32) -> u32 {
+            let has_len = reshape(ctx, len);
+            let composed = lb_ebpf::replay::compose::<$family, Maps>(packet(ctx), &Maps, has_len);
+            finish(ctx, composed)
+        }
+
         /// New connections.
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $begin(ctx: *mut xdp_md) -> u32 {
+            $note(ctx);
             finish(ctx, lb_ebpf::begin::<$family, Maps>(packet(ctx), &Maps))
         }
 
@@ -150,11 +229,25 @@ macro_rules! subprograms {
         extern "C" fn $too_big(ctx: *mut xdp_md) -> u32 {
             too_big::<$family>(ctx).unwrap_or(xdp_action::XDP_DROP)
         }
+
+        /// What is kept of a new connection's first packet.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $note(ctx: *mut xdp_md) -> u32 {
+            lb_ebpf::connect::note::<$family, Maps>(packet(ctx), &Maps);
+            0
+        }
     };
 }
 
-subprograms!(V4, decide4, steer4, follow4, begin4, reset4, too_big4);
-subprograms!(V6, decide6, steer6, follow6, begin6, reset6, too_big6);
+subprograms!(
+    V4, decide4, steer4, follow4, half_open4, error4, replay4, compose4, begin4, note4, reset4,
+    too_big4
+);
+subprograms!(
+    V6, decide6, steer6, follow6, half_open6, error6, replay6, compose6, begin6, note6, reset6,
+    too_big6
+);
 
 /// Says what should never be.
 #[unsafe(no_mangle)]
@@ -189,6 +282,7 @@ fn finish(ctx: *mut xdp_md, outcome: Result<Action, Reason>) -> u32 {
         // SAFETY: the helper takes plain numbers.
         Ok(Action::Redirect { ifindex }) => unsafe { bpf_redirect(ifindex, 0) as u32 },
         Ok(Action::Encapsulate(tunnel)) => encapsulate(ctx, tunnel),
+        Ok(Action::Replay) => REPLAY,
         Err(reason) => {
             maps::count_reason(reason);
             match reason.disposition() {
@@ -263,12 +357,27 @@ where
 #[inline(always)]
 fn reset<F: Family>(ctx: *mut xdp_md) -> Option<u32> {
     let due = lb_ebpf::reset::due::<F>(&packet(ctx))?;
-    let packet = packet(ctx);
-    let len = due.write::<F>(&packet)?;
-    let surplus = packet.len() as i32 - len as i32;
+    let len = due.write::<F>(&packet(ctx))?;
+    resize(ctx, len).then_some(xdp_action::XDP_TX)
+}
+
+/// Gives the frame another length: adds to its front, or takes from its end. False if it has no room.
+#[inline(always)]
+fn reshape(ctx: *mut xdp_md, len: u32) -> bool {
+    let growth = len as i32 - packet(ctx).len() as i32;
+    if growth <= 0 {
+        return resize(ctx, len as usize);
+    }
+    // SAFETY: as in `resize`.
+    unsafe { bpf_xdp_adjust_head(ctx, -growth) == 0 }
+}
+
+/// Gives the frame another length, by its end. False if it has no room for that.
+#[inline(always)]
+fn resize(ctx: *mut xdp_md, len: usize) -> bool {
+    let growth = len as i32 - packet(ctx).len() as i32;
     // SAFETY: the context is the kernel's; after the call, no header of the packet is used.
-    let cut = unsafe { bpf_xdp_adjust_tail(ctx, -surplus) } == 0;
-    cut.then_some(xdp_action::XDP_TX)
+    growth == 0 || unsafe { bpf_xdp_adjust_tail(ctx, growth) } == 0
 }
 
 #[cfg(not(test))]

@@ -92,6 +92,11 @@ pub struct UdpHdr {
     pub check: [u8; 2],
 }
 
+/// Four bytes of TCP options.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Word(pub [u8; 4]);
+
 /// The headers of a plain packet, which lie one behind the other: checked at once, and reached from
 /// one address.
 #[repr(C)]
@@ -151,6 +156,8 @@ unsafe impl<I: Header, L: Header> Header for Frame<I, L> {}
 unsafe impl Header for EthernetHdr {}
 // SAFETY: as above.
 unsafe impl Header for VlanTag {}
+// SAFETY: as above.
+unsafe impl Header for Word {}
 // SAFETY: repr(C), bytes and byte arrays only.
 unsafe impl Header for Ipv4Hdr {}
 // SAFETY: as above.

@@ -112,6 +112,8 @@ pub struct Segment<A> {
     pub l3: usize,
     /// Where the TCP or UDP header begins.
     pub l4: usize,
+    /// Bytes after that header.
+    pub payload_len: usize,
 }
 
 impl<A: Copy> Segment<A> {
@@ -158,6 +160,7 @@ impl<A: Copy> Segment<A> {
             ttl: datagram.ttl,
             l3,
             l4,
+            payload_len: datagram.end - (l4 + header_len),
         })
     }
 

@@ -2,12 +2,20 @@
 
 use lb_common::{
     backend::{FORWARD, RESOLVED},
-    limits::LEAST_CONN_SCAN,
+    flow::Syn,
+    hash,
+    limits::{LEAST_CONN_SCAN, REPLAY_SCAN},
     maglev,
     service::{Balance, Service},
 };
 
-use crate::tables::Tables;
+use crate::{
+    family::Family,
+    tables::{Flows, HalfOpen, Tables},
+};
+
+/// Slots that are looked at for another backend, before the list of them all.
+const REPLAY_DRAWS: u32 = 8;
 
 /// The backend that `service` gives a connection with this hash; `None` if it has none.
 #[inline(always)]
@@ -70,4 +78,73 @@ fn load<T: Tables>(tables: &T, id: u32) -> Option<(u64, u64)> {
     let is_usable = backend.flags & (FORWARD | RESOLVED) == FORWARD | RESOLVED;
     let load = if is_usable { tables.active(id) } else { u64::from(u32::MAX) };
     Some((load, u64::from(backend.weight)))
+}
+
+/// A backend that the connection has not been tried at. Takes its arguments from the scratch: the service,
+/// a seed, and in the SYN of `half` the backends that were tried.
+///
+/// By weight where a few slots drawn from the table name one; else the next of the service's members, for
+/// `least_conn` the least loaded.
+#[inline(always)]
+pub fn another<F: Family, T: Tables + Flows<F>>(tables: &T) -> Option<u32> {
+    let scratch = tables.scratch()?;
+    if scratch.service.table_len == 0 || scratch.service.members_len == 0 {
+        return None;
+    }
+    scratch.backend = NOBODY;
+    // More than any load for its weight.
+    (scratch.load, scratch.weight) = (u64::from(u32::MAX), 1);
+    let mut step = 0;
+    while step < REPLAY_DRAWS + REPLAY_SCAN && !tables.consider(step) {
+        step += 1;
+    }
+    let id = tables.scratch()?.backend;
+    (id != NOBODY).then_some(id)
+}
+
+/// One step of [`another`]: looks at a backend, and leaves it in the scratch if it is the best so far. True
+/// if the search is over.
+#[inline(always)]
+pub fn consider<F: Family, T: Tables + Flows<F>>(tables: &T, step: u32) -> bool {
+    let Some(scratch) = tables.scratch() else { return true };
+    let service = &scratch.service;
+    let least_conn = service.balance == Balance::LeastConn as u32;
+    let id = if step < REPLAY_DRAWS {
+        if least_conn {
+            return false;
+        }
+        at(tables, service, hash::mix(u64::from(scratch.seed), u64::from(step)))
+    } else {
+        let place = step - REPLAY_DRAWS;
+        if place >= service.members_len {
+            return true;
+        }
+        let offset = scratch.seed.wrapping_add(place) % service.members_len;
+        tables.slot(service.members_start.wrapping_add(offset)).map(|slot| slot.backend)
+    };
+    let Some(id) = id else { return true };
+    let Some((load, weight)) = load(tables, id) else { return true };
+    // Of one that cannot take a packet, `load` says that it has all the connections that there are.
+    if load >= u64::from(u32::MAX) || was_tried(scratch.half.syn(), id) {
+        return false;
+    }
+    if least_conn && load.wrapping_mul(scratch.weight) >= scratch.load.wrapping_mul(weight) {
+        return false;
+    }
+    (scratch.backend, scratch.load, scratch.weight) = (id, load, weight);
+    !least_conn
+}
+
+/// No backend's identifier.
+const NOBODY: u32 = u32::MAX;
+
+/// Whether a connection has been tried at a backend.
+#[inline(always)]
+fn was_tried(syn: &Syn, id: u32) -> bool {
+    let [a, b, c, d] = syn.tried;
+    let tries = syn.tries;
+    (tries > 0 && a == id)
+        || (tries > 1 && b == id)
+        || (tries > 2 && c == id)
+        || (tries > 3 && d == id)
 }

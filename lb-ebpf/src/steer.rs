@@ -118,6 +118,15 @@ pub fn steer<F: Family, T: Tables + Flows<F>>(
         && let Err(reason) = admit::<F, T>(tables, &service, &segment.tuple, segment.protocol)
     {
         tables.count_refused(service.index);
+        if matches!(reason, Reason::RateLimited) {
+            tables.report(Event {
+                time_ns: tables.now_ns(),
+                reason: reason as u32,
+                service: service.index,
+                backend: u32::MAX,
+                reserved: 0,
+            });
+        }
         return Some(Err(reason));
     }
     let hash = segment.tuple.hash();

@@ -3,6 +3,7 @@
 use lb_common::{
     backend::Backend,
     event::Event,
+    flow::Syn,
     service::{Service, ServiceKey, Slot},
     source::{Bucket, RateKey},
 };
@@ -10,6 +11,7 @@ use lb_common::{
 use crate::{
     family::{ClientSide, Family, Ports, Tuple, V4, V6},
     packet::Macs,
+    replay::Tags,
 };
 
 /// A table took no entry: the key is there already, or there is no room.
@@ -25,6 +27,8 @@ impl<T: Tables + Flows<V4> + Flows<V6>> State for T {}
 pub trait Tables {
     /// The clock that flows are stamped with, in nanoseconds.
     fn now_ns(&self) -> u64;
+    /// `CLOCK_MONOTONIC` to the nanosecond: dearer, and only for the first packets of a connection.
+    fn clock_ns(&self) -> u64;
     /// Any number.
     fn random(&self) -> u32;
     /// [`lb_common::hash::VIP`] and [`lb_common::hash::VIP_STEERED`] of an address, by its bit in `VIPS`.
@@ -64,16 +68,44 @@ pub trait Tables {
     fn count_answered(&self, backend: u32);
     /// Counts a new connection that was refused.
     fn count_refused(&self, service: u32);
+    /// Counts what a connection shows of a backend.
+    fn signal(&self, backend: u32, signal: Signal);
+    /// Counts a connection that is tried at another backend, which is this one.
+    fn count_replayed(&self, service: u32, backend: u32);
+    /// Counts a connection that is not, although its backend has failed.
+    fn count_not_replayed(&self, service: u32);
+    /// Adds to the service's budget of replays.
+    fn earn_replays(&self, service: u32, amount: u64);
+    /// Takes one replay out of the service's budget. False if there is none.
+    fn spend_replay(&self, service: u32) -> bool;
     /// Tells user space.
     fn report(&self, event: Event);
     /// Whether one more answer may be sent about a packet that was too long.
     fn may_answer(&self) -> bool;
 }
 
+/// What a connection shows of a backend, see [`lb_common::stats::BackendSignals`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// A SYN is sent to it.
+    Attempt,
+    /// It has answered; after so many nanoseconds, if that is known.
+    Answered(Option<u64>),
+    /// It has refused.
+    Refused,
+    /// Somebody says that it cannot be reached.
+    Unreachable,
+    /// It has not answered in time.
+    Unanswered,
+    /// It has reset an established connection.
+    Reset,
+}
+
 /// Room for what a new connection writes into the flow tables: a BPF program's stack has 512 bytes,
 /// which two keys and an entry of IPv6 would nearly fill.
 ///
-/// It also is how the search for a port gets its arguments, see [`Flows::take_port`].
+/// It also is how the searches for a backend and for a port get their arguments, see
+/// [`Flows::consider`] and [`Flows::take_port`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Scratch<F: Family> {
@@ -81,8 +113,14 @@ pub struct Scratch<F: Family> {
     pub client: F::Key,
     /// Key of the backend's direction.
     pub server: F::Key,
-    /// Entry of either.
+    /// Entry of either in `FLOWS`.
     pub entry: F::Entry,
+    /// Entry of either in `HALF_OPEN`.
+    pub half: F::HalfOpen,
+    /// The service.
+    pub service: Service,
+    /// Of the packet that becomes a SYN to another backend.
+    pub tags: Tags,
     /// The client's tuple.
     pub tuple: Tuple<F::Address>,
     /// The tuple of the replies; the search fills in its destination port.
@@ -91,6 +129,10 @@ pub struct Scratch<F: Family> {
     pub side: ClientSide,
     /// Backend identifier.
     pub backend: u32,
+    /// Its open connections, while it is searched for.
+    pub load: u64,
+    /// Its weight, while it is searched for.
+    pub weight: u64,
     /// Where the search starts: any number.
     pub seed: u32,
     /// TCP or UDP.
@@ -112,19 +154,25 @@ pub trait Flows<F: Family> {
     fn remove_flow(&self, key: &F::Key) -> bool;
     /// An entry of `HALF_OPEN`.
     #[expect(clippy::mut_from_ref, reason = "shared memory, see the trait")]
-    fn half_open(&self, key: &F::Key) -> Option<&mut F::Entry>;
+    fn half_open(&self, key: &F::Key) -> Option<&mut F::HalfOpen>;
     /// Adds to `HALF_OPEN` a key that is not there.
-    fn insert_half_open(&self, key: &F::Key, entry: &F::Entry) -> Result<(), NotInserted>;
+    fn insert_half_open(&self, key: &F::Key, entry: &F::HalfOpen) -> Result<(), NotInserted>;
+    /// Puts another entry in `HALF_OPEN` in place of the one that is there, in one step.
+    fn replace_half_open(&self, key: &F::Key, entry: &F::HalfOpen) -> Result<(), NotInserted>;
     /// Removes from `HALF_OPEN`. Says whether it was there.
     fn remove_half_open(&self, key: &F::Key) -> bool;
     /// This CPU's scratch; what it holds means nothing. Taken once for a packet.
     #[expect(clippy::mut_from_ref, reason = "memory of this CPU alone")]
     fn scratch(&self) -> Option<&mut Scratch<F>>;
-    /// Runs [`crate::connect::take_port`]. The kernel's verifier looks at a subprogram of its own
-    /// once, and not anew for each of the paths and attempts that lead to it.
+    /// Runs [`crate::connect::find_port`]. The kernel's verifier looks at a subprogram of its own
+    /// once, and not anew for each of the paths that lead to it.
+    fn find_port(&self) -> bool;
+    /// Runs [`crate::connect::take_port`], for the same reason: once, and not for each attempt.
     fn take_port(&self, attempt: u32) -> bool;
     /// Runs [`crate::admit::judge`], a subprogram for the same reason.
     fn judge(&self, index: u32, flags: u32, rate: u32, burst: u32) -> u32;
+    /// Runs [`crate::select::consider`], likewise.
+    fn consider(&self, step: u32) -> bool;
 }
 
 /// Value of a flow table, of either family.
@@ -143,6 +191,8 @@ pub trait Entry<F: Family>: Copy {
     fn state(&self) -> u32;
     /// Sets the backend identifier.
     fn set_backend(&mut self, backend: u32);
+    /// Sets the state bits, of an entry that nobody else sees yet.
+    fn set_state(&mut self, state: u32);
     /// Backend identifier and state bits as one word of 64 bits, in place.
     fn backend_and_state(&mut self) -> *mut u64;
     /// Time of the last packet.
@@ -159,4 +209,16 @@ pub trait Entry<F: Family>: Copy {
     fn macs_to_client(&self) -> Macs;
     /// Notes the link on the client's side.
     fn set_client_side(&mut self, side: ClientSide);
+}
+
+/// Value of a half-open table, of either family.
+pub trait HalfOpen<F: Family>: Copy {
+    /// As it would stand in `FLOWS`.
+    fn flow(&self) -> &F::Entry;
+    /// As it would stand in `FLOWS`.
+    fn flow_mut(&mut self) -> &mut F::Entry;
+    /// The client's SYN: of the backend's half alone.
+    fn syn(&self) -> &Syn;
+    /// The client's SYN.
+    fn syn_mut(&mut self) -> &mut Syn;
 }

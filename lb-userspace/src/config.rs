@@ -263,10 +263,14 @@ pub struct Service {
     pub drain_timeout: Duration,
     /// How long a backend that came up takes to reach its full share; zero: at once.
     pub slow_start: Duration,
+    /// `replay_tries` and `replay_budget`.
+    pub replay: Replay,
     /// Backends, at least one, in the order of the file.
     pub backends: Vec<Backend>,
     /// `[service.health]`.
     pub health: Health,
+    /// `[service.passive]`; none if its connections are not watched.
+    pub passive: Option<Passive>,
     /// Who may connect, and how often.
     pub guard: Guard,
 }
@@ -289,6 +293,15 @@ impl Guard {
     pub fn is_open(&self) -> bool {
         self.sources.is_empty()
     }
+}
+
+/// When a connection whose backend fails is tried at another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replay {
+    /// At so many others, 0 to 4. 0: the client is told of the failure. UDP: 0.
+    pub tries: u32,
+    /// Share of new connections for which this may happen, in thousandths, 1 to 1000.
+    pub per_mille: u32,
 }
 
 /// `[[service.backend]]`.
@@ -318,6 +331,15 @@ pub struct Health {
     pub rise: u32,
     /// Failures in a row until a backend is down.
     pub fall: u32,
+}
+
+/// `[service.passive]`: what the connections of clients show of the backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passive {
+    /// Most of the backends that are ejected at a time, 1 to 100 percent; one may always be.
+    pub eject_percent: u32,
+    /// How long the first ejection of a backend lasts that no probe lets back earlier.
+    pub eject_time: Duration,
 }
 
 /// How a backend is asked for its health.

@@ -26,7 +26,10 @@ use lb_common::{
 };
 
 use self::active::Active;
-pub use self::flows::{Connection, Cut, Reader, Sweeper};
+pub use self::{
+    flows::{Connection, Cut, Reader, Sweeper},
+    signals::Signals,
+};
 
 mod active;
 mod batch;
@@ -38,6 +41,8 @@ pub mod kernel;
 mod link;
 pub mod load;
 mod pins;
+pub mod replay;
+mod signals;
 mod write;
 
 /// Room in the maps that hold the configuration.
@@ -294,6 +299,7 @@ pub struct Dataplane {
     reasons: MapData,
     service_stats: MapData,
     backend_stats: MapData,
+    backend_signals: MapData,
     events: RingBuf<MapData>,
     log: Option<EbpfLogger<&'static dyn log::Log>>,
     active: Arc<Active>,
@@ -345,6 +351,7 @@ impl Dataplane {
             reasons: pinned(pins, names::REASONS)?,
             service_stats: pinned(pins, names::SERVICE_STATS)?,
             backend_stats: pinned(pins, names::BACKEND_STATS)?,
+            backend_signals: pinned(pins, names::BACKEND_SIGNALS)?,
             events: take(&mut ebpf, names::EVENTS)?,
             log,
             sweeper: Arc::new(Mutex::new(Sweeper::open(pins, Arc::clone(&active))?)),
@@ -439,6 +446,11 @@ impl Dataplane {
         Arc::clone(&self.sweeper)
     }
 
+    /// A reader of what connections show of each backend.
+    pub fn signals(&self) -> anyhow::Result<Signals> {
+        Signals::new(pinned(&self.pins, names::BACKEND_SIGNALS)?)
+    }
+
     /// The first `limit` connections; half-open ones too.
     pub fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>> {
         let mut flows = Vec::new();
@@ -460,6 +472,18 @@ impl Dataplane {
     /// Room in the maps.
     pub fn sizes(&self) -> Sizes {
         self.sizes
+    }
+
+    /// What finds SYNs that have waited too long, with handles of its own.
+    pub fn replayer(&self) -> anyhow::Result<replay::Replayer> {
+        let program: &aya::programs::Xdp = self
+            .ebpf
+            .program(names::PROGRAM)
+            .context("find the program")?
+            .try_into()
+            .context("find the program")?;
+        let program = program.fd().context("hold the program")?.as_fd().try_clone_to_owned();
+        replay::Replayer::open(program.context("hold the program")?, &self.pins)
     }
 
     /// Takes the records that the kernel program left in `EVENTS` since the last call.

@@ -37,6 +37,8 @@ pub enum Kind {
     ReloadRefused,
     /// The probes' opinion of a backend changed.
     Health,
+    /// What the connections of clients say of a backend changed.
+    Passive,
     /// A backend began or ceased to get new connections.
     Serving,
     /// A backend's connections may go on no longer.
@@ -51,6 +53,8 @@ pub enum Kind {
     Attach,
     /// A floating address was taken or given up.
     Address,
+    /// Connections to a backend are tried at others, or no longer.
+    Replay,
     /// The kernel program reports something.
     Kernel,
     /// Something went wrong, and a human may have to act.

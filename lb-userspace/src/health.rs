@@ -1,6 +1,15 @@
 //! Active health checks: when to probe, how to probe, and when enough probes agree.
 
-use std::{fmt::Write as _, io, net::SocketAddr, time::Duration};
+use std::{
+    fmt::Write as _,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{
     sync::{Semaphore, mpsc},
@@ -12,6 +21,7 @@ use crate::{clock, config};
 
 pub mod command;
 pub mod http;
+pub mod passive;
 pub mod tcp;
 pub mod threshold;
 
@@ -63,6 +73,30 @@ pub struct Report {
     pub reason: String,
 }
 
+/// How many probes of a backend have passed in a row. Copies count together.
+#[derive(Clone, Debug, Default)]
+pub struct Passes(Arc<AtomicU32>);
+
+impl Passes {
+    /// Counts from here on.
+    pub fn restart(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    /// The number.
+    pub fn count(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn observe(&self, passed: bool) {
+        if passed {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.restart();
+        }
+    }
+}
+
 /// First probes are spread over at least this time, so that a daemon with many backends does not ask
 /// all of them in the same instant, and yet knows all of them soon.
 const SPREAD: Duration = Duration::from_millis(100);
@@ -88,17 +122,18 @@ const JITTER: f64 = 0.1;
 /// Starts the task that probes `target` until it is aborted, or until nobody receives `reports`. It
 /// sends a [`Report`] at its first probe and whenever the health or the reason changes.
 pub fn spawn(target: Target, reports: mpsc::Sender<Report>) -> JoinHandle<()> {
-    resume(target, Health::Unknown, SPREAD, reports)
+    resume(target, Health::Unknown, SPREAD, reports, Passes::default())
 }
 
 /// Like [`spawn`], for a backend whose health is known: after a reload that changed only how it is
 /// asked, one failure is no reason to eject it. The first probe comes within `spread`, or within the
-/// interval if that is shorter.
+/// interval if that is shorter. The probes that pass are counted in `passes`.
 pub fn resume(
     target: Target,
     health: Health,
     spread: Duration,
     reports: mpsc::Sender<Report>,
+    passes: Passes,
 ) -> JoinHandle<()> {
     tokio::spawn(async move {
         if target.health.probe == config::Probe::None {
@@ -107,7 +142,7 @@ pub fn resume(
                 reports.closed().await;
             }
         } else {
-            run(&target, health, spread, &reports, || async {
+            run(&target, health, spread, &reports, &passes, || async {
                 // It is never closed; if it was, that would be no reason to probe no more.
                 let _turn = UNDER_WAY.acquire().await;
                 probe(&target).await
@@ -124,6 +159,7 @@ async fn run<F>(
     health: Health,
     spread: Duration,
     reports: &mpsc::Sender<Report>,
+    passes: &Passes,
     mut probe: impl FnMut() -> F,
 ) where
     F: Future<Output = Observation>,
@@ -139,6 +175,7 @@ async fn run<F>(
             Observation::Pass(reason) => (true, reason),
             Observation::Fail(reason) => (false, reason),
         };
+        passes.observe(passed);
         state = state.observe(passed, threshold).0;
         let report = (state.health(), reason);
         if reported.as_ref() != Some(&report) {
@@ -270,7 +307,8 @@ mod tests {
         let begin = Instant::now();
         let starts = RefCell::new(Vec::new());
         let busy = Cell::new(false);
-        let schedule = run(&target, health, SPREAD, &sender, || async {
+        let passes = Passes::default();
+        let schedule = run(&target, health, SPREAD, &sender, &passes, || async {
             assert!(!busy.replace(true), "a probe overlaps itself");
             starts.borrow_mut().push(begin.elapsed());
             sleep(takes).await;

@@ -11,7 +11,7 @@ use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use ballast::dataplane::{Dataplane, Op, Options, Sizes, Sweep, Timeouts, remove_pins};
 use lb_common::{
     backend::{Backend, FORWARD, IN_USE},
-    flow::{FlowEntry4, FlowKey4, state},
+    flow::{FlowEntry4, FlowKey4, HalfOpen4, state},
     service::{STEERED, Service, ServiceKey, Slot},
     source::{LIST_BITS, Source},
     stats::BackendSignals,
@@ -40,6 +40,11 @@ impl Pins {
 
     fn flows(&self) -> HashMap<MapData, FlowKey4, FlowEntry4> {
         let map = MapData::from_pin(self.0.join("FLOWS")).expect("FLOWS");
+        Map::LruHashMap(map).try_into().expect("typed")
+    }
+
+    fn half_open(&self) -> HashMap<MapData, FlowKey4, HalfOpen4> {
+        let map = MapData::from_pin(self.0.join("HALF_OPEN")).expect("HALF_OPEN");
         Map::LruHashMap(map).try_into().expect("typed")
     }
 
@@ -288,12 +293,10 @@ fn entries_of_steered_connections_stand_alone() {
 fn half_open_connections_are_counted_apart() {
     let pins = Pins::new();
     let mut dataplane = pins.open(SMALL);
-    let map = MapData::from_pin(pins.0.join("HALF_OPEN")).expect("HALF_OPEN");
-    let mut half_open: HashMap<_, FlowKey4, FlowEntry4> =
-        Map::LruHashMap(map).try_into().expect("typed");
+    let mut half_open = pins.half_open();
     for number in 0..128 {
-        for (key, entry) in halves(number, NOW_NS) {
-            half_open.insert(key, entry, 0).expect("a flow");
+        for (key, flow) in halves(number, NOW_NS) {
+            half_open.insert(key, HalfOpen4 { flow, ..HalfOpen4::ZERO }, 0).expect("a flow");
         }
     }
     for (key, entry) in halves(500, NOW_NS) {
@@ -304,6 +307,43 @@ fn half_open_connections_are_counted_apart() {
     assert_eq!(sweep.by_backend.into_iter().collect::<Vec<_>>(), [(5, 258)]);
     assert_eq!(sweep.half_open.into_iter().collect::<Vec<_>>(), [(5, 256)]);
     assert_eq!(sweep.half_open_percent, 25);
+}
+
+#[test]
+fn what_is_kept_of_a_backend_that_was_given_up_stands_alone_and_is_soon_forgotten() {
+    let pins = Pins::new();
+    let mut dataplane = pins.open(SMALL);
+    let mut half_open = pins.half_open();
+    // Those of even numbers have gone to backend 6, by another half.
+    for number in 0..100 {
+        let [(client, mut entry), (backend, mut back)] = halves(number, NEW_NS);
+        if number % 2 == 0 {
+            back.state |= state::GIVEN_UP;
+            let other = FlowKey4 { src: [192, 0, 2, 22], ..backend };
+            (entry.new_dst, entry.backend) = (other.src, 6);
+            let half = FlowEntry4 { backend: 6, state: state::RETURN, ..back };
+            half_open
+                .insert(other, HalfOpen4 { flow: half, ..HalfOpen4::ZERO }, 0)
+                .expect("a half");
+        }
+        for (key, flow) in [(client, entry), (backend, back)] {
+            half_open.insert(key, HalfOpen4 { flow, ..HalfOpen4::ZERO }, 0).expect("a half");
+        }
+    }
+    pins.active().set(5, 50, 0).expect("a count");
+    pins.active().set(6, 50, 0).expect("a count");
+    for _ in 0..12 {
+        let sweep = dataplane.sweep(NEW_NS + 4_999_999_999, &TIMEOUTS).expect("a sweep");
+        assert_eq!((sweep.flows, sweep.expired, sweep.orphans), (100, 0, 0));
+        let entries: Vec<_> = sweep.by_backend.into_iter().collect();
+        assert_eq!(entries, [(5, 150), (6, 100)], "their identifiers are in use");
+    }
+    dataplane.sweep(NEW_NS + 5_000_000_000, &TIMEOUTS).expect("a sweep");
+    let sweep = dataplane.sweep(NEW_NS + 5_000_000_000, &TIMEOUTS).expect("a sweep");
+    assert_eq!(sweep.flows, 100, "the connections go on");
+    assert_eq!(sweep.by_backend.into_iter().collect::<Vec<_>>(), [(5, 100), (6, 100)]);
+    let counters = dataplane.counters(&[], &[5, 6]).expect("counters");
+    assert!(counters.backends.iter().all(|(_, _, open)| *open == 50), "they count as open");
 }
 
 #[test]

@@ -156,7 +156,7 @@ async fn configuration(args: &Scale, place: &Place) -> anyhow::Result<()> {
         mib(bytes.map(|map| map.bytes).sum())
     );
 
-    let kernel: Arc<dyn Kernel> = Arc::new(Shared::new(dataplane));
+    let kernel: Arc<dyn Kernel> = Arc::new(Shared::new(dataplane)?);
     let hop =
         NextHop { ifindex: 1, source_mac: [2; 6], mac: Some([4; 6]), mtu: 1500, source: None };
     let hops: NextHops = (0..HOSTS).map(|number| (IpAddr::V4(host(0, number)), hop)).collect();

@@ -16,12 +16,12 @@ use ballast::dataplane::load::OBJECT;
 use lb_common::{
     backend::Backend,
     event::Event,
-    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
     hash, names,
     reason::Reason,
     service::{STEERED, Service, ServiceKey, Slot},
     source::{Bucket, RateKey, Source},
-    stats::{BackendStats, ServiceStats},
+    stats::{BackendSignals, BackendStats, ServiceStats},
 };
 use lb_ebpf::fake::{Outcome, Setup, Xdp as Action, setup::steered_bits};
 
@@ -45,6 +45,9 @@ pub struct Counters {
     pub backends: Vec<(u32, BackendStats)>,
     /// By index of the service.
     pub services: Vec<(u32, ServiceStats)>,
+    /// What connections showed of each backend. Of the handshakes the number alone: how long each took is
+    /// a matter of the clock.
+    pub signals: Vec<(u32, BackendSignals)>,
     /// Open connections by identifier of the backend.
     pub active: Vec<(u32, u64)>,
 }
@@ -108,9 +111,9 @@ impl Kernel {
     pub fn reset(&mut self, setup: &Setup) -> Result<()> {
         let old = std::mem::replace(&mut self.setup, setup.clone());
         self.empty::<FlowKey4, FlowEntry4>(names::FLOWS)?;
-        self.empty::<FlowKey4, FlowEntry4>(names::HALF_OPEN)?;
+        self.empty::<FlowKey4, HalfOpen4>(names::HALF_OPEN)?;
         self.empty::<FlowKey6, FlowEntry6>(names::FLOWS6)?;
-        self.empty::<FlowKey6, FlowEntry6>(names::HALF_OPEN6)?;
+        self.empty::<FlowKey6, HalfOpen6>(names::HALF_OPEN6)?;
         self.empty::<ServiceKey, Service>(names::SERVICES)?;
         self.empty::<RateKey, Bucket>(names::RATES)?;
         let mut sources: LpmTrie<_, Source, u32> = self.map_mut(names::SOURCES)?.try_into()?;
@@ -179,6 +182,8 @@ impl Kernel {
         self.zero::<u64>("ANSWERED", &[0], 0)?;
         self.zero(names::SERVICE_STATS, &services, ServiceStats::ZERO)?;
         self.zero(names::BACKEND_STATS, &backends, BackendStats::ZERO)?;
+        self.zero(names::BACKEND_SIGNALS, &backends, BackendSignals::ZERO)?;
+        self.zero(names::SPENT, &services, 0_u64)?;
         self.take_events()?;
         Ok(())
     }
@@ -228,6 +233,11 @@ impl Kernel {
                 .iter()
                 .map(|id| Ok((*id, active.get(id, 0)?)))
                 .collect::<Result<_>>()?,
+            signals: self
+                .summed(names::BACKEND_SIGNALS, &backends, add_signals)?
+                .into_iter()
+                .map(|(id, signals)| (id, untimed(signals)))
+                .collect(),
             backends: self.summed(names::BACKEND_STATS, &backends, add_backend)?,
             services: self.summed(names::SERVICE_STATS, &services, add_service)?,
         })
@@ -267,6 +277,20 @@ impl Kernel {
         let mut map: BpfHashMap<_, K, V> = self.map_mut(name)?.try_into()?;
         for (key, value) in entries {
             map.insert(key, value, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Removes entries of a flow table that are so.
+    pub fn remove<K: Pod + Eq + std::hash::Hash, V: Pod>(
+        &mut self,
+        name: &str,
+        is_so: impl Fn(&K, &V) -> bool,
+    ) -> Result<()> {
+        let entries = self.entries::<K, V>(name)?;
+        let mut map: BpfHashMap<_, K, V> = self.map_mut(name)?.try_into()?;
+        for (key, _) in entries.iter().filter(|(key, value)| is_so(key, value)) {
+            map.remove(key)?;
         }
         Ok(())
     }
@@ -348,4 +372,25 @@ fn add_service(sum: &mut ServiceStats, value: &ServiceStats) {
     sum.refused += value.refused;
     sum.replayed += value.replayed;
     sum.not_replayed += value.not_replayed;
+}
+
+fn add_signals(sum: &mut BackendSignals, value: &BackendSignals) {
+    sum.attempts += value.attempts;
+    sum.answered += value.answered;
+    sum.refused += value.refused;
+    sum.unreachable += value.unreachable;
+    sum.unanswered += value.unanswered;
+    sum.resets += value.resets;
+    for (sum, count) in sum.handshakes.iter_mut().zip(value.handshakes) {
+        *sum += count;
+    }
+}
+
+/// With all handshakes in the first class.
+#[must_use]
+pub fn untimed(mut signals: BackendSignals) -> BackendSignals {
+    let all = signals.handshakes.iter().sum();
+    signals.handshakes = BackendSignals::ZERO.handshakes;
+    signals.handshakes[0] = all;
+    signals
 }

@@ -14,7 +14,7 @@ use lb_ebpf::{
     tables::Tables as _,
 };
 
-use crate::kernel::{Counters, Kernel};
+use crate::kernel::{Counters, Kernel, untimed};
 
 pub mod table;
 
@@ -84,6 +84,7 @@ impl DataPath for Host {
             reasons: tables.reasons(),
             backends: backends().map(|id| (id, tables.backend_stats(id))).collect(),
             services: services.map(|index| (index, tables.service_stats(index))).collect(),
+            signals: backends().map(|id| (id, untimed(tables.signals(id)))).collect(),
             active: backends().map(|id| (id, tables.active(id))).collect(),
         })
     }

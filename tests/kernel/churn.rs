@@ -17,7 +17,7 @@ use aya::{
 };
 use ballast::{
     clock,
-    config::{Forwarding, Guard, Protocol},
+    config::{Forwarding, Guard, Protocol, Replay},
     control::plan::{Desired, DesiredBackend, DesiredService, Planner, service_key},
     dataplane::{Adopted, Dataplane, Options, Sizes, Timeouts, load::OBJECT, remove_pins},
     net::NextHop,
@@ -175,6 +175,7 @@ fn desired(weights: &BTreeMap<u8, u32>) -> Desired {
         full_weight: 64,
         serving: weight > 0,
         forward: true,
+        patience_ms: 0,
     });
     let service = DesiredService {
         key: service_key(VIP, Protocol::Tcp),
@@ -183,6 +184,7 @@ fn desired(weights: &BTreeMap<u8, u32>) -> Desired {
         drain_timeout: 2 * ROUND,
         backends: backends.collect(),
         guard: Guard::default(),
+        replay: Replay { tries: 0, per_mille: 0 },
     };
     Desired {
         floating: [VIP.ip()].into(),

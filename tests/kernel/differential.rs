@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use aya::Pod;
 use lb_common::{
     backend::{Backend, DIRECT, FORWARD, GUE, RESOLVED, TUNNEL},
-    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6, Syn, state},
     names,
     service::{Balance, LOOK_UP, STEERED, Slot},
 };
@@ -19,7 +19,7 @@ use lb_ebpf::{
     fake::{
         Counter, Error, Frame, Net, Setup, Xdp, assert_valid,
         frame::{Body, VLAN, VLAN_OUTER},
-        setup::{mapped_ip, steered_at},
+        setup::{backend, mapped_ip, steered_at},
         tables::tuple,
     },
     family::{Address, Family, V4, V6, protocol},
@@ -54,15 +54,21 @@ fn seed() -> Result<u64> {
 fn host_and_kernel_agree() -> Result<()> {
     let seed = seed()?;
     let mut kernel = Kernel::load(16_384)?;
+    let mut replayed = 0;
     for balance in [Balance::RoundRobin, Balance::LeastConn, Balance::Maglev] {
         for net in Net::both() {
-            let setup = net.setup(balance).change(3, |backend| backend.ifindex = 7);
+            let mut setup = net.setup(balance).replays(2, 200);
+            for (id, backend) in &mut setup.backends {
+                *backend = fit(&net, *id);
+            }
             let mut run = Run::new(net, setup, seed, &mut kernel)?;
             run.all().with_context(|| {
                 format!("{balance:?}, clients like {}; again with {SEED}={seed}", net.client)
             })?;
+            replayed += run.host.tables.service_stats(0).replayed;
         }
     }
+    anyhow::ensure!(replayed > 10, "{replayed} replayed: this shows little; {SEED}={seed}");
     Ok(())
 }
 
@@ -104,6 +110,8 @@ struct Client {
     /// The backend of its last connection by TCP, and by UDP.
     tcp: Option<u32>,
     udp: Option<u32>,
+    /// The sequence number of its last SYN.
+    isn: u32,
 }
 
 struct Run<'k> {
@@ -123,7 +131,12 @@ impl<'k> Run<'k> {
         host.reset(&setup)?;
         kernel.reset(&setup)?;
         let clients = (0..CLIENTS)
-            .map(|n| Client { address: net.other_client(n, 20_000 + n), tcp: None, udp: None })
+            .map(|n| Client {
+                address: net.other_client(n, 20_000 + n),
+                tcp: None,
+                udp: None,
+                isn: 0,
+            })
             .collect();
         let random = fastrand::Rng::with_seed(seed);
         let steered = setup.services.iter().any(|(_, service)| service.flags & STEERED != 0);
@@ -144,6 +157,9 @@ impl<'k> Run<'k> {
             let frame = self.frame(index);
             let mut packet = frame.build();
             let mutated = self.random.u32(..4) == 0;
+            if mutated || frame.dst == self.net.vip {
+                self.forget_given_up(self.clients[index].address)?;
+            }
             if mutated {
                 self.mutate(&mut packet);
                 if self.opens_by_chance(&mut packet) {
@@ -154,7 +170,7 @@ impl<'k> Run<'k> {
                 .both(&packet, !mutated)
                 .with_context(|| format!("packet {number}: {packet:02x?}, made from {frame:?}"))?;
             forwarded += usize::from(decided);
-            if decided && !mutated && frame.dst == self.net.vip {
+            if decided && !mutated {
                 self.note_backend(index, &frame);
             }
         }
@@ -190,6 +206,40 @@ impl<'k> Run<'k> {
         Ok(!matches!(counted[0].0, Counter::Reason(_)))
     }
 
+    /// Removes what is kept of backends that were given up for a client's connections, as the daemon does
+    /// after a while: it would stand in the way of the client's own port.
+    fn forget_given_up(&mut self, client: SocketAddr) -> Result<()> {
+        let port = client.port().to_be_bytes();
+        let given_up = state::given_up;
+        let tables = &self.host.tables;
+        let kernel = &mut *self.kernel;
+        let mut any = false;
+        if self.net.vip.is_ipv4() {
+            for (key, entry) in tables.v4.half_open() {
+                any |= given_up(entry.state)
+                    && key.dst_port == port
+                    && tables.v4.evict_half_open(&key);
+            }
+            if any {
+                kernel.remove(names::HALF_OPEN, |key: &FlowKey4, half: &HalfOpen4| {
+                    given_up(half.flow.state) && key.dst_port == port
+                })?;
+            }
+        } else {
+            for (key, entry) in tables.v6.half_open() {
+                any |= given_up(entry.state)
+                    && key.dst_port == port
+                    && tables.v6.evict_half_open(&key);
+            }
+            if any {
+                kernel.remove(names::HALF_OPEN6, |key: &FlowKey6, half: &HalfOpen6| {
+                    given_up(half.flow.state) && key.dst_port == port
+                })?;
+            }
+        }
+        Ok(())
+    }
+
     /// The tables hold the same, but for stamps.
     fn same_tables(&mut self) -> Result<()> {
         let tables = &self.host.tables;
@@ -198,9 +248,14 @@ impl<'k> Run<'k> {
         let unstamped6 = |entry: FlowEntry6| FlowEntry6 { last_seen_ns: 0, ..entry };
         let kernel = &*self.kernel;
         same::<FlowKey4, _>(names::FLOWS, &v4.flows(), kernel, unstamped4)?;
-        same::<FlowKey4, _>(names::HALF_OPEN, &v4.half_open(), kernel, unstamped4)?;
+        let unsent = |syn: Syn| Syn { sent_ns: 0, ..syn };
+        let half4 =
+            |half: HalfOpen4| HalfOpen4 { flow: unstamped4(half.flow), syn: unsent(half.syn) };
+        let half6 =
+            |half: HalfOpen6| HalfOpen6 { flow: unstamped6(half.flow), syn: unsent(half.syn) };
+        same::<FlowKey4, _>(names::HALF_OPEN, &v4.halves(), kernel, half4)?;
         same::<FlowKey6, _>(names::FLOWS6, &v6.flows(), kernel, unstamped6)?;
-        same::<FlowKey6, _>(names::HALF_OPEN6, &v6.half_open(), kernel, unstamped6)
+        same::<FlowKey6, _>(names::HALF_OPEN6, &v6.halves(), kernel, half6)
     }
 
     fn change_backend(&mut self) -> Result<()> {
@@ -236,7 +291,7 @@ impl<'k> Run<'k> {
     /// Any packet of a client's conversation, or about it.
     fn frame(&mut self, index: usize) -> Frame {
         let net = self.net;
-        let Client { address, tcp, udp } = self.clients[index];
+        let Client { address, tcp, udp, isn } = self.clients[index];
         let nat = net.nat(address.port());
         // Seldom too long for a tunnel: answers about that are paced, by the clock.
         let most = if self.random.u32(..50) == 0 { 1400 } else { 100 };
@@ -245,21 +300,33 @@ impl<'k> Run<'k> {
         let frame = match self.random.u32(..100) {
             0..=44 => {
                 let flags = self.flags();
-                Frame::tcp(address, net.vip, flags).numbers(numbers.0, numbers.1).payload(&payload)
+                let frame = Frame::tcp(address, net.vip, flags).numbers(numbers.0, numbers.1);
+                if flags == SYN && self.random.u32(..4) != 0 {
+                    // The same SYN again, or another.
+                    let seq = if self.random.bool() { isn } else { numbers.0 };
+                    frame.numbers(seq, 0).window(numbers.1 as u16).traffic_class(numbers.1 as u8)
+                } else {
+                    frame.payload(&payload)
+                }
             }
             45..=74 => {
                 let id = tcp.unwrap_or(1);
                 // A backend answers a SYN more often than not.
-                let flags = if self.random.bool() { SYN | ACK } else { self.flags() };
+                let flags = match self.random.u32(..8) {
+                    0..=1 if self.is_waiting(address) => RST | ACK,
+                    0..=5 => SYN | ACK,
+                    _ => self.flags(),
+                };
+                let ack = if self.random.u32(..4) == 0 { numbers.1 } else { isn.wrapping_add(1) };
                 let frame = Frame::tcp(net.backends[id as usize - 1], nat, flags);
-                net.sent_by_backend(frame.numbers(numbers.0, numbers.1).payload(&payload), id)
+                net.sent_by_backend(frame.numbers(numbers.0, ack).payload(&payload), id)
             }
             75..=82 => Frame::udp(address, net.vip, &payload),
             83..=88 => {
                 let id = udp.unwrap_or(1);
                 net.sent_by_backend(Frame::udp(net.backends[id as usize - 1], nat, &payload), id)
             }
-            89..=94 => self.error(address, nat, tcp.unwrap_or(1), &payload),
+            89..=94 => self.error(self.clients[index], nat, &payload),
             95 => Frame::echo(address.ip(), net.vip.ip()),
             96 => Frame::other(address.ip(), net.vip.ip(), 132, &payload),
             97 => Frame::syn(address, net.nat(81)),
@@ -269,6 +336,18 @@ impl<'k> Run<'k> {
                 .fragment(self.random.u16(..20), self.random.bool()),
         };
         self.dress(frame)
+    }
+
+    /// Whether a client waits for the answer to its SYN.
+    fn is_waiting(&self, client: SocketAddr) -> bool {
+        let tables = &self.host.tables;
+        if self.net.vip.is_ipv4() {
+            let key = V4::key(tuple::<V4>(client, self.net.vip), protocol::TCP);
+            tables.v4.half_open().contains_key(&key)
+        } else {
+            let key = V6::key(tuple::<V6>(client, self.net.vip), protocol::TCP);
+            tables.v6.half_open().contains_key(&key)
+        }
     }
 
     fn flags(&mut self) -> u8 {
@@ -283,12 +362,13 @@ impl<'k> Run<'k> {
         }
     }
 
-    fn error(&mut self, client: SocketAddr, nat: SocketAddr, id: u32, payload: &[u8]) -> Frame {
+    fn error(&mut self, client: Client, nat: SocketAddr, payload: &[u8]) -> Frame {
         let net = self.net;
-        let backend = net.backends[id as usize - 1];
-        let (src, dst) = if self.random.bool() { (nat, backend) } else { (net.vip, client) };
+        let backend = net.backends[client.tcp.unwrap_or(1) as usize - 1];
+        let (src, dst) =
+            if self.random.bool() { (nat, backend) } else { (net.vip, client.address) };
         let about = if self.random.bool() {
-            Frame::tcp(src, dst, ACK).payload(payload)
+            Frame::tcp(src, dst, ACK).numbers(client.isn, 0).payload(payload)
         } else {
             Frame::udp(src, dst, payload)
         };
@@ -371,6 +451,11 @@ impl<'k> Run<'k> {
         };
         let backend = self.backend_of(address, carried);
         let client = &mut self.clients[index];
+        if let Body::Tcp { flags: SYN, seq, .. } = frame.body
+            && frame.dst == self.net.vip
+        {
+            client.isn = seq;
+        }
         if carried == protocol::TCP { client.tcp = backend } else { client.udp = backend }
     }
 
@@ -386,6 +471,12 @@ impl<'k> Run<'k> {
             Some(entry.backend)
         }
     }
+}
+
+/// A backend that is fit to serve, and is given time: whether it has had enough is a matter of the clock.
+fn fit(net: &Net, id: u32) -> Backend {
+    let ifindex = if id == 3 { 7 } else { 1 };
+    Backend { ifindex, patience_ms: u16::MAX, ..backend(net.backends[id as usize - 1]) }
 }
 
 fn with_checksum(mut frame: Frame) -> Frame {

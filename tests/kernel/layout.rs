@@ -6,7 +6,7 @@ use aya_obj::{Map, Object};
 use ballast::dataplane::load::OBJECT;
 use lb_common::{
     backend::Backend,
-    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
     limits::{
         DEFAULT_BACKENDS, DEFAULT_SERVICES, DEFAULT_SLOTS, MAX_RATES, MAX_SOURCES, STEERED_WORDS,
         VIP_WORDS,
@@ -49,8 +49,8 @@ fn maps() -> Vec<Expected> {
         expected::<u32, Slot>(names::MAGLEV, Array, DEFAULT_SLOTS),
         expected::<FlowKey4, FlowEntry4>(names::FLOWS, LruHash, FLOWS),
         expected::<FlowKey6, FlowEntry6>(names::FLOWS6, LruHash, FLOWS),
-        expected::<FlowKey4, FlowEntry4>(names::HALF_OPEN, LruHash, FLOWS),
-        expected::<FlowKey6, FlowEntry6>(names::HALF_OPEN6, LruHash, FLOWS),
+        expected::<FlowKey4, HalfOpen4>(names::HALF_OPEN, LruHash, FLOWS),
+        expected::<FlowKey6, HalfOpen6>(names::HALF_OPEN6, LruHash, FLOWS),
         expected::<u32, u64>(names::REASONS, PerCpuArray, Reason::COUNT),
         expected::<u32, ServiceStats>(names::SERVICE_STATS, PerCpuArray, DEFAULT_SERVICES),
         expected::<u32, BackendStats>(names::BACKEND_STATS, PerCpuArray, DEFAULT_BACKENDS),

@@ -12,3 +12,4 @@ mod layout;
 mod pins;
 mod ports;
 mod privilege;
+mod replay;

@@ -1,7 +1,7 @@
 //! Ports running out, with tables and a verifier's bounds of the real size.
 
 use lb_common::{
-    flow::{FlowEntry4, FlowKey4, state::RETURN},
+    flow::{FlowEntry4, FlowKey4, HalfOpen4, state::RETURN},
     limits::{FIRST_NAT_PORT, NAT_PORTS},
     names,
     reason::Reason,
@@ -39,7 +39,7 @@ fn when_all_ports_are_taken_the_kernel_says_so() -> anyhow::Result<()> {
     assert_eq!(counters.services[0].1.refused, 1);
     assert_eq!(counters.active, [(1, 0)]);
     assert_eq!(kernel.take_reports()?, [Reason::PortsExhausted as u32]);
-    assert!(kernel.entries::<FlowKey4, FlowEntry4>(names::HALF_OPEN)?.is_empty());
+    assert!(kernel.entries::<FlowKey4, HalfOpen4>(names::HALF_OPEN)?.is_empty());
 
     // UDP has ports of its own.
     assert_eq!(kernel.run(&Frame::udp(net.client, net.vip, b"x").build())?.xdp, Xdp::Transmit);
@@ -57,6 +57,6 @@ fn with_few_ports_left_the_kernel_finds_them() -> anyhow::Result<()> {
         let syn = Frame::syn(net.other_client(number, 2000), net.vip).build();
         assert_eq!(kernel.run(&syn)?.xdp, Xdp::Transmit, "client {number}");
     }
-    assert_eq!(kernel.entries::<FlowKey4, FlowEntry4>(names::HALF_OPEN)?.len(), 400);
+    assert_eq!(kernel.entries::<FlowKey4, HalfOpen4>(names::HALF_OPEN)?.len(), 400);
     Ok(())
 }

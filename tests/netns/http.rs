@@ -5,6 +5,7 @@ use std::{
     io::{self, BufRead as _, BufReader, Read, Write as _},
     net::{SocketAddr, TcpStream},
     path::Path,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -50,6 +51,12 @@ impl Connection {
         let mut new = Self { stream: BufReader::new(stream), local, backend: String::new() };
         new.backend = new.get("/id")?;
         Ok(new)
+    }
+
+    /// With another limit for each answer.
+    pub(crate) fn patient(self, limit: Duration) -> Result<Self> {
+        self.stream.get_ref().set_read_timeout(Some(limit)).context("set a limit")?;
+        Ok(self)
     }
 
     /// Opens connections until one is to the backend.

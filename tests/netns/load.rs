@@ -146,6 +146,11 @@ impl Report {
         self.failures().count()
     }
 
+    /// How many failed of those that were begun before `moment`.
+    pub(crate) fn failed_before(&self, moment: Instant) -> usize {
+        self.failures().filter(|request| request.begun < moment).count()
+    }
+
     fn failures(&self) -> impl Iterator<Item = &Request> {
         self.0.iter().filter(|request| request.outcome.is_err())
     }

@@ -6,11 +6,12 @@ use lb_common::reason::{Disposition, Reason};
 
 use super::tables::FakeTables;
 use crate::{
-    Action,
+    Action, examine,
     family::{Family, V4, V6},
     forward,
     packet::Packet,
     parse::{self, Link},
+    replay::{self, Step},
     reset,
     tables::{Flows, Tables as _},
     too_big,
@@ -71,8 +72,31 @@ where
     Some((start, end))
 }
 
-/// Does with a frame what the BPF program does (`main.rs`): decides, counts, answers with a reset or an
-/// ICMP error, puts it inside another packet. Gives also the decision itself.
+/// Gives a frame's connection to the next backend, if that is to be: the decision, and where the frame
+/// is in the buffer then.
+fn replay<F: Family>(
+    tables: &FakeTables,
+    start: usize,
+    end: usize,
+    packet: &mut impl FnMut(usize, usize) -> Packet,
+) -> Option<(Result<Action, Reason>, usize, usize)>
+where
+    FakeTables: Flows<F>,
+{
+    match replay::give::<F, _>(packet(start, end), tables)? {
+        Ok(Step::Send(action)) => Some((Ok(action), start, end)),
+        Ok(Step::Compose { len }) => {
+            let growth = len.saturating_sub(end - start);
+            let (start, end) = (start - growth, start - growth + len);
+            Some((replay::compose::<F, _>(packet(start, end), tables, true), start, end))
+        }
+        Err(reason) => Some((Err(reason), start, end)),
+    }
+}
+
+/// Does with a frame what the BPF program does (`main.rs`): decides, gives connections to another
+/// backend, counts, answers with a reset or an ICMP error, puts it inside another packet. Gives also the
+/// decision itself.
 pub fn run(
     frame: &[u8],
     ingress_ifindex: u32,
@@ -88,6 +112,20 @@ pub fn run(
     };
     let mut end = HEADROOM + frame.len();
     let mut decision = forward(packet(start, end), tables);
+    if decision == Ok(Action::Replay) {
+        let link = Link::parse(&packet(start, end)).map(|link| link.ether_type);
+        let replayed = match link {
+            Ok(parse::IPV4) => replay::<V4>(tables, start, end, &mut packet),
+            _ => replay::<V6>(tables, start, end, &mut packet),
+        };
+        decision = match replayed {
+            Some((decision, first, last)) => {
+                (start, end) = (first, last);
+                decision
+            }
+            None => examine(packet(start, end), tables, false),
+        };
+    }
     if let Ok(Action::Encapsulate(tunnel)) = decision {
         start -= tunnel.grows as usize;
         let packet = packet(start, end);
@@ -96,6 +134,7 @@ pub fn run(
     }
     let xdp = match decision {
         Ok(Action::Redirect { .. }) => Xdp::Redirect,
+        Ok(Action::Replay) => panic!("the second look asks for a replay again"),
         Ok(_) => Xdp::Transmit,
         Err(reason) => {
             tables.count_reason(reason);

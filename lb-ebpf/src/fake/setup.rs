@@ -301,6 +301,15 @@ impl Setup {
         self
     }
 
+    /// With connections that are tried at so many other backends, and a budget for that.
+    #[must_use]
+    pub fn replays(mut self, tries: u32, per_mille: u32) -> Self {
+        for (_, service) in &mut self.services {
+            (service.replay_tries, service.replay_per_mille) = (tries, per_mille);
+        }
+        self
+    }
+
     /// With a backend changed.
     ///
     /// # Panics

@@ -12,20 +12,24 @@ use std::{
 use lb_common::{
     backend::Backend,
     event::Event,
-    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6, state},
     hash,
-    limits::{DEFAULT_BACKENDS, DEFAULT_SERVICES, DEFAULT_SLOTS, STEERED_WORDS, VIP_WORDS},
+    limits::{
+        DEFAULT_BACKENDS, DEFAULT_SERVICES, DEFAULT_SLOTS, REPLAY_BUDGET, REPLAY_COST,
+        STEERED_WORDS, VIP_WORDS,
+    },
     reason::Reason,
     service::{STEERED, Service, ServiceKey, Slot},
     source::{Bucket, LIST_BITS, RateKey, Source},
-    stats::{BackendStats, ServiceStats},
+    stats::{BackendSignals, BackendStats, ServiceStats, handshake_class},
 };
 
 use super::setup::{Setup, mapped_ip, service_key, steered_bits};
 use crate::{
     admit, connect,
     family::{Address, Family, Ports, Tuple, V4, V6},
-    tables::{Flows, NotInserted, Scratch, Tables},
+    select,
+    tables::{Flows, NotInserted, Scratch, Signal, Tables},
     too_big,
 };
 
@@ -52,6 +56,8 @@ pub struct FakeTables {
     reasons: RefCell<Vec<u64>>,
     service_stats: RefCell<BTreeMap<u32, ServiceStats>>,
     backend_stats: RefCell<BTreeMap<u32, BackendStats>>,
+    signals: RefCell<BTreeMap<u32, BackendSignals>>,
+    spent: RefCell<BTreeMap<u32, u64>>,
     events: RefCell<Vec<Event>>,
     answered_ns: Cell<u64>,
     meanwhile: RefCell<Option<Meanwhile>>,
@@ -61,9 +67,19 @@ pub struct FakeTables {
     pub v6: FlowTables<V6>,
 }
 
+/// A step of the data path that another CPU may come right before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// An insertion into `FLOWS`.
+    Establish,
+    /// A half-open connection is taken from its backend, or given to the next.
+    Replay,
+}
+
 /// What happens elsewhere while a packet is in work.
 struct Meanwhile {
-    /// So many insertions into `FLOWS` come first.
+    step: Step,
+    /// So many such steps come first.
     after: u32,
     event: Box<dyn FnOnce(&FakeTables)>,
 }
@@ -91,11 +107,13 @@ impl FakeTables {
             reasons: RefCell::new(vec![0; Reason::COUNT as usize]),
             service_stats: RefCell::default(),
             backend_stats: RefCell::default(),
+            signals: RefCell::default(),
+            spent: RefCell::default(),
             events: RefCell::default(),
             answered_ns: Cell::new(0),
             meanwhile: RefCell::default(),
-            v4: FlowTables::new(0),
-            v6: FlowTables::new([0; 2]),
+            v4: FlowTables::new(0, HalfOpen4::ZERO),
+            v6: FlowTables::new([0; 2], HalfOpen6::ZERO),
         };
         for bit in &setup.vip_bits {
             let (element, shift) = hash::vip_place(*bit);
@@ -171,14 +189,22 @@ impl FakeTables {
     /// Runs `event` as on another CPU, once, right before the insertion into `FLOWS` that follows
     /// `after` others.
     pub fn meanwhile(&self, after: u32, event: impl FnOnce(&Self) + 'static) {
-        *self.meanwhile.borrow_mut() = Some(Meanwhile { after, event: Box::new(event) });
+        self.meanwhile_at(Step::Establish, after, event);
     }
 
-    fn let_others_run(&self) {
+    /// Runs `event` as on another CPU, once, right before the step that follows `after` others of its
+    /// kind.
+    pub fn meanwhile_at(&self, step: Step, after: u32, event: impl FnOnce(&Self) + 'static) {
+        *self.meanwhile.borrow_mut() = Some(Meanwhile { step, after, event: Box::new(event) });
+    }
+
+    fn let_others_run(&self, now: Step) {
         let due = match &mut *self.meanwhile.borrow_mut() {
-            Some(Meanwhile { after: 0, .. }) => true,
+            Some(Meanwhile { step, after: 0, .. }) => *step == now,
             Some(meanwhile) => {
-                meanwhile.after -= 1;
+                if meanwhile.step == now {
+                    meanwhile.after -= 1;
+                }
                 false
             }
             None => false,
@@ -220,6 +246,26 @@ impl FakeTables {
         self.service_stats.borrow().get(&index).copied().unwrap_or(ServiceStats::ZERO)
     }
 
+    /// What connections have shown of a backend.
+    #[must_use]
+    pub fn signals(&self, id: u32) -> BackendSignals {
+        self.signals.borrow().get(&id).copied().unwrap_or(BackendSignals::ZERO)
+    }
+
+    /// Changes a service.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such service.
+    pub fn change_service(
+        &mut self,
+        listen: SocketAddr,
+        protocol: u8,
+        change: impl FnOnce(&mut Service),
+    ) {
+        change(self.services.get_mut(&service_key(listen, protocol)).expect("a service there"));
+    }
+
     /// Packets in all counters that a packet may end in.
     #[must_use]
     pub fn counted(&self) -> u64 {
@@ -242,6 +288,10 @@ impl FakeTables {
 
 impl Tables for FakeTables {
     fn now_ns(&self) -> u64 {
+        self.now_ns.get()
+    }
+
+    fn clock_ns(&self) -> u64 {
         self.now_ns.get()
     }
 
@@ -324,6 +374,9 @@ impl Tables for FakeTables {
     #[expect(clippy::not_unsafe_ptr_arg_deref, reason = "the trait's words are those of entries")]
     fn set_bits(&self, word: *mut u64, bits: u64) -> u64 {
         assert!(word.is_aligned(), "an atomic operation on an unaligned word");
+        if bits == u64::from(state::GIVEN_UP) << if cfg!(target_endian = "big") { 0 } else { 32 } {
+            self.let_others_run(Step::Replay);
+        }
         // SAFETY: the word lies in an entry that was looked up, whose memory lives until `bury`.
         unsafe {
             let before = *word;
@@ -363,6 +416,52 @@ impl Tables for FakeTables {
         services.entry(service).or_insert(ServiceStats::ZERO).refused += 1;
     }
 
+    fn signal(&self, backend: u32, signal: Signal) {
+        let mut signals = self.signals.borrow_mut();
+        let signals = signals.entry(backend).or_insert(BackendSignals::ZERO);
+        match signal {
+            Signal::Attempt => signals.attempts += 1,
+            Signal::Answered(took_ns) => {
+                signals.answered += 1;
+                if let Some(took_ns) = took_ns {
+                    signals.handshakes[handshake_class(took_ns)] += 1;
+                }
+            }
+            Signal::Refused => signals.refused += 1,
+            Signal::Unreachable => signals.unreachable += 1,
+            Signal::Unanswered => signals.unanswered += 1,
+            Signal::Reset => signals.resets += 1,
+        }
+    }
+
+    fn count_replayed(&self, service: u32, backend: u32) {
+        let mut services = self.service_stats.borrow_mut();
+        services.entry(service).or_insert(ServiceStats::ZERO).replayed += 1;
+        let mut backends = self.backend_stats.borrow_mut();
+        backends.entry(backend).or_insert(BackendStats::ZERO).connections += 1;
+    }
+
+    fn count_not_replayed(&self, service: u32) {
+        let mut services = self.service_stats.borrow_mut();
+        services.entry(service).or_insert(ServiceStats::ZERO).not_replayed += 1;
+    }
+
+    fn earn_replays(&self, service: u32, amount: u64) {
+        let mut spent = self.spent.borrow_mut();
+        let spent = spent.entry(service).or_default();
+        *spent = spent.saturating_sub(amount);
+    }
+
+    fn spend_replay(&self, service: u32) -> bool {
+        let mut spent = self.spent.borrow_mut();
+        let spent = spent.entry(service).or_default();
+        if *spent + REPLAY_COST > REPLAY_BUDGET {
+            return false;
+        }
+        *spent += REPLAY_COST;
+        true
+    }
+
     fn report(&self, event: Event) {
         self.events.borrow_mut().push(event);
     }
@@ -376,14 +475,14 @@ impl Tables for FakeTables {
 }
 
 macro_rules! flows {
-    ($family:ty, $key:ty, $entry:ty, $tables:ident) => {
+    ($family:ty, $key:ty, $entry:ty, $half:ty, $tables:ident) => {
         impl Flows<$family> for FakeTables {
             fn flow(&self, key: &$key) -> Option<&mut $entry> {
                 self.$tables.flows.get(key)
             }
 
             fn insert_flow(&self, key: &$key, entry: &$entry) -> Result<(), NotInserted> {
-                self.let_others_run();
+                self.let_others_run(Step::Establish);
                 self.$tables.flows.insert(key, entry)
             }
 
@@ -391,12 +490,17 @@ macro_rules! flows {
                 self.$tables.flows.remove(key)
             }
 
-            fn half_open(&self, key: &$key) -> Option<&mut $entry> {
+            fn half_open(&self, key: &$key) -> Option<&mut $half> {
                 self.$tables.half_open.get(key)
             }
 
-            fn insert_half_open(&self, key: &$key, entry: &$entry) -> Result<(), NotInserted> {
+            fn insert_half_open(&self, key: &$key, entry: &$half) -> Result<(), NotInserted> {
                 self.$tables.half_open.insert(key, entry)
+            }
+
+            fn replace_half_open(&self, key: &$key, entry: &$half) -> Result<(), NotInserted> {
+                self.let_others_run(Step::Replay);
+                self.$tables.half_open.replace(key, entry)
             }
 
             fn remove_half_open(&self, key: &$key) -> bool {
@@ -409,12 +513,20 @@ macro_rules! flows {
                 Some(unsafe { &mut *self.$tables.scratch() })
             }
 
+            fn find_port(&self) -> bool {
+                connect::find_port::<$family, Self>(self)
+            }
+
             fn take_port(&self, attempt: u32) -> bool {
                 connect::take_port::<$family, Self>(self, attempt)
             }
 
             fn judge(&self, index: u32, flags: u32, rate: u32, burst: u32) -> u32 {
                 admit::judge::<$family, Self>(self, index, flags, rate, burst)
+            }
+
+            fn consider(&self, step: u32) -> bool {
+                select::consider::<$family, Self>(self, step)
             }
         }
 
@@ -426,8 +538,8 @@ macro_rules! flows {
     };
 }
 
-flows!(V4, FlowKey4, FlowEntry4, v4);
-flows!(V6, FlowKey6, FlowEntry6, v6);
+flows!(V4, FlowKey4, FlowEntry4, HalfOpen4, v4);
+flows!(V6, FlowKey6, FlowEntry6, HalfOpen6, v6);
 
 /// The tuple of packets between two hosts of the family.
 ///

@@ -1,7 +1,7 @@
 //! Keys and values of the flow tables, of either family.
 
 use lb_common::{
-    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6, Syn},
     service::ServiceKey,
 };
 
@@ -9,7 +9,7 @@ use super::{Address, Family, Ports, Tuple, V4, V6, address::Octets};
 use crate::{
     checksum::{Sum, TTL_DECREMENT},
     packet::{Mac, Macs},
-    tables::Entry,
+    tables::{Entry, HalfOpen},
 };
 
 /// The link that a client's packets come by, and replies go back by.
@@ -153,6 +153,11 @@ macro_rules! entry {
             }
 
             #[inline(always)]
+            fn set_state(&mut self, state: u32) {
+                self.state = state;
+            }
+
+            #[inline(always)]
             fn backend_and_state(&mut self) -> *mut u64 {
                 const {
                     assert!(core::mem::offset_of!($entry, backend) % 8 == 0);
@@ -222,3 +227,32 @@ macro_rules! entry {
 
 entry!(FlowEntry4, V4, |addresses| addresses.add16(TTL_DECREMENT).fold());
 entry!(FlowEntry6, V6, |_| 0);
+
+macro_rules! half_open {
+    ($half_open:ty, $family:ty) => {
+        impl HalfOpen<$family> for $half_open {
+            #[inline(always)]
+            fn flow(&self) -> &<$family as Family>::Entry {
+                &self.flow
+            }
+
+            #[inline(always)]
+            fn flow_mut(&mut self) -> &mut <$family as Family>::Entry {
+                &mut self.flow
+            }
+
+            #[inline(always)]
+            fn syn(&self) -> &Syn {
+                &self.syn
+            }
+
+            #[inline(always)]
+            fn syn_mut(&mut self) -> &mut Syn {
+                &mut self.syn
+            }
+        }
+    };
+}
+
+half_open!(HalfOpen4, V4);
+half_open!(HalfOpen6, V6);

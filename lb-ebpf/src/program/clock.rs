@@ -6,7 +6,7 @@
 
 use core::cell::UnsafeCell;
 
-use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 
 /// What the clock said in a tick.
 struct Reading {
@@ -37,4 +37,11 @@ pub(crate) fn now_ns() -> u64 {
         }
         (&raw const (*last).now_ns).read_volatile()
     }
+}
+
+/// `CLOCK_MONOTONIC`, nanoseconds.
+#[inline(always)]
+pub(crate) fn exact_ns() -> u64 {
+    // SAFETY: the helper takes no argument.
+    unsafe { bpf_ktime_get_ns() }
 }

@@ -9,7 +9,7 @@ use aya_ebpf::{
 use lb_common::{
     backend::Backend,
     event::Event,
-    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
     limits::{
         DEFAULT_BACKENDS, DEFAULT_FLOWS, DEFAULT_HALF_OPEN, DEFAULT_SERVICES, DEFAULT_SLOTS,
         EVENTS_BYTES, MAX_RATES, MAX_SOURCES, STEERED_WORDS, VIP_WORDS,
@@ -49,11 +49,11 @@ pub(crate) static FLOWS6: LruHashMap<FlowKey6, FlowEntry6, { DEFAULT_FLOWS as us
     LruHashMap::new();
 
 #[btf_map]
-pub(crate) static HALF_OPEN: LruHashMap<FlowKey4, FlowEntry4, { DEFAULT_HALF_OPEN as usize }> =
+pub(crate) static HALF_OPEN: LruHashMap<FlowKey4, HalfOpen4, { DEFAULT_HALF_OPEN as usize }> =
     LruHashMap::new();
 
 #[btf_map]
-pub(crate) static HALF_OPEN6: LruHashMap<FlowKey6, FlowEntry6, { DEFAULT_HALF_OPEN as usize }> =
+pub(crate) static HALF_OPEN6: LruHashMap<FlowKey6, HalfOpen6, { DEFAULT_HALF_OPEN as usize }> =
     LruHashMap::new();
 
 #[btf_map]
@@ -99,6 +99,10 @@ pub(crate) static REPORTED: PerCpuArray<u64, { Reason::COUNT as usize }> = PerCp
 /// (`lb_ebpf::too_big::take_turn`).
 #[btf_map]
 pub(crate) static ANSWERED: PerCpuArray<u64, 1> = PerCpuArray::new();
+/// What this CPU's replays have taken out of each service's budget, and new connections have not put
+/// back. (Zero is a full budget, which is what the kernel makes the map of.)
+#[btf_map]
+pub(crate) static SPENT: PerCpuArray<u64, { DEFAULT_SERVICES as usize }> = PerCpuArray::new();
 
 /// Scratch of IPv4.
 #[btf_map]

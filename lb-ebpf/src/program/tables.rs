@@ -1,29 +1,34 @@
 //! The data path's state, in BPF maps.
 
 use aya_ebpf::{
-    bindings::BPF_NOEXIST, btf_maps::lpm_trie::Key as Prefixed, helpers::bpf_get_prandom_u32,
+    bindings::{BPF_EXIST, BPF_NOEXIST},
+    btf_maps::lpm_trie::Key as Prefixed,
+    helpers::bpf_get_prandom_u32,
 };
 use lb_common::{
     backend::Backend,
     event::Event,
-    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
     hash,
+    limits::{REPLAY_BUDGET, REPLAY_COST},
     service::{Service, ServiceKey, Slot},
     source::{Bucket, RateKey, SOURCE_BITS, Source},
+    stats::handshake_class,
 };
 use lb_ebpf::{
     admit, connect,
     family::{V4, V6},
-    tables::{Flows, NotInserted, Scratch, Tables},
+    select,
+    tables::{Flows, NotInserted, Scratch, Signal, Tables},
     too_big,
 };
 
 use super::{
     atomic, clock,
     maps::{
-        ACTIVE, ANSWERED, BACKEND_STATS, BACKENDS, CURSORS, EVENTS, FLOWS, FLOWS6, HALF_OPEN,
-        HALF_OPEN6, MAGLEV, RATES, REPORTED, SCRATCH, SCRATCH6, SERVICE_STATS, SERVICES, SOURCES,
-        STEERED, VIPS,
+        ACTIVE, ANSWERED, BACKEND_SIGNALS, BACKEND_STATS, BACKENDS, CURSORS, EVENTS, FLOWS, FLOWS6,
+        HALF_OPEN, HALF_OPEN6, MAGLEV, RATES, REPORTED, SCRATCH, SCRATCH6, SERVICE_STATS, SERVICES,
+        SOURCES, SPENT, STEERED, VIPS,
     },
 };
 
@@ -37,6 +42,11 @@ impl Tables for Maps {
     #[inline(always)]
     fn now_ns(&self) -> u64 {
         clock::now_ns()
+    }
+
+    #[inline(always)]
+    fn clock_ns(&self) -> u64 {
+        clock::exact_ns()
     }
 
     #[inline(always)]
@@ -168,6 +178,72 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn signal(&self, backend: u32, signal: Signal) {
+        let Some(signals) = BACKEND_SIGNALS.get_ptr_mut(backend) else { return };
+        // SAFETY: this CPU's own element.
+        let signals = unsafe { &mut *signals };
+        match signal {
+            Signal::Attempt => signals.attempts += 1,
+            Signal::Answered(took_ns) => {
+                signals.answered += 1;
+                if let Some(took_ns) = took_ns {
+                    // The compiler knows that the class is small, and the verifier does not: so the
+                    // check must stay.
+                    let class = core::hint::black_box(handshake_class(took_ns));
+                    if let Some(count) = signals.handshakes.get_mut(class) {
+                        *count += 1;
+                    }
+                }
+            }
+            Signal::Refused => signals.refused += 1,
+            Signal::Unreachable => signals.unreachable += 1,
+            Signal::Unanswered => signals.unanswered += 1,
+            Signal::Reset => signals.resets += 1,
+        }
+    }
+
+    #[inline(always)]
+    fn count_replayed(&self, service: u32, backend: u32) {
+        if let Some(stats) = SERVICE_STATS.get_ptr_mut(service) {
+            // SAFETY: this CPU's own element.
+            unsafe { (*stats).replayed += 1 };
+        }
+        if let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) {
+            // SAFETY: as above.
+            unsafe { (*stats).connections += 1 };
+        }
+    }
+
+    #[inline(always)]
+    fn count_not_replayed(&self, service: u32) {
+        if let Some(stats) = SERVICE_STATS.get_ptr_mut(service) {
+            // SAFETY: this CPU's own element.
+            unsafe { (*stats).not_replayed += 1 };
+        }
+    }
+
+    #[inline(always)]
+    fn earn_replays(&self, service: u32, amount: u64) {
+        if let Some(spent) = SPENT.get_ptr_mut(service) {
+            // SAFETY: this CPU's own element.
+            unsafe { *spent = (*spent).saturating_sub(amount) };
+        }
+    }
+
+    #[inline(always)]
+    fn spend_replay(&self, service: u32) -> bool {
+        let Some(spent) = SPENT.get_ptr_mut(service) else { return false };
+        // SAFETY: this CPU's own element.
+        unsafe {
+            if *spent + REPLAY_COST > REPLAY_BUDGET {
+                return false;
+            }
+            *spent += REPLAY_COST;
+        }
+        true
+    }
+
+    #[inline(always)]
     fn report(&self, event: Event) {
         let Some(reported) = REPORTED.get_ptr_mut(event.reason) else { return };
         // SAFETY: this CPU's own element.
@@ -195,6 +271,20 @@ fn add(backend: u32, number: u64) {
         // SAFETY: a map element is valid and aligned.
         unsafe { atomic::fetch_add(active, number) };
     }
+}
+
+/// The search for a port, IPv4. A global subprogram: the verifier looks at it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn find_port4() -> u32 {
+    u32::from(connect::find_port::<V4, Maps>(&Maps))
+}
+
+/// The search for a port, IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn find_port6() -> u32 {
+    u32::from(connect::find_port::<V6, Maps>(&Maps))
 }
 
 /// One attempt at a port, IPv4. A global subprogram: the verifier looks at it once.
@@ -225,8 +315,34 @@ extern "C" fn judge6(index: u32, flags: u32, rate: u32, burst: u32) -> u32 {
     admit::judge::<V6, Maps>(&Maps, index, flags, rate, burst)
 }
 
+/// One step of the search for another backend, IPv4. A global subprogram, as above.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn consider4(step: u32) -> u32 {
+    u32::from(select::consider::<V4, Maps>(&Maps, step))
+}
+
+/// One step of the search for another backend, IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn consider6(step: u32) -> u32 {
+    u32::from(select::consider::<V6, Maps>(&Maps, step))
+}
+
 macro_rules! flows {
-    ($family:ty, $key:ty, $entry:ty, $flows:ident, $half_open:ident, $scratch:ident, $take_port:ident, $judge:ident) => {
+    (
+        $family:ty,
+        $key:ty,
+        $entry:ty,
+        $half:ty,
+        $flows:ident,
+        $half_open:ident,
+        $scratch:ident,
+        $find_port:ident,
+        $take_port:ident,
+        $judge:ident,
+        $consider:ident
+    ) => {
         impl Flows<$family> for Maps {
             #[inline(always)]
             fn flow(&self, key: &$key) -> Option<&mut $entry> {
@@ -247,14 +363,19 @@ macro_rules! flows {
             }
 
             #[inline(always)]
-            fn half_open(&self, key: &$key) -> Option<&mut $entry> {
+            fn half_open(&self, key: &$key) -> Option<&mut $half> {
                 // SAFETY: as above.
                 $half_open.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
             }
 
             #[inline(always)]
-            fn insert_half_open(&self, key: &$key, entry: &$entry) -> Result<(), NotInserted> {
+            fn insert_half_open(&self, key: &$key, entry: &$half) -> Result<(), NotInserted> {
                 $half_open.insert(key, entry, u64::from(BPF_NOEXIST)).map_err(|_| NotInserted)
+            }
+
+            #[inline(always)]
+            fn replace_half_open(&self, key: &$key, entry: &$half) -> Result<(), NotInserted> {
+                $half_open.insert(key, entry, u64::from(BPF_EXIST)).map_err(|_| NotInserted)
             }
 
             #[inline(always)]
@@ -269,6 +390,11 @@ macro_rules! flows {
             }
 
             #[inline(always)]
+            fn find_port(&self) -> bool {
+                $find_port() != 0
+            }
+
+            #[inline(always)]
             fn take_port(&self, attempt: u32) -> bool {
                 $take_port(attempt) != 0
             }
@@ -277,9 +403,20 @@ macro_rules! flows {
             fn judge(&self, index: u32, flags: u32, rate: u32, burst: u32) -> u32 {
                 $judge(index, flags, rate, burst)
             }
+
+            #[inline(always)]
+            fn consider(&self, step: u32) -> bool {
+                $consider(step) != 0
+            }
         }
     };
 }
 
-flows!(V4, FlowKey4, FlowEntry4, FLOWS, HALF_OPEN, SCRATCH, take_port4, judge4);
-flows!(V6, FlowKey6, FlowEntry6, FLOWS6, HALF_OPEN6, SCRATCH6, take_port6, judge6);
+flows!(
+    V4, FlowKey4, FlowEntry4, HalfOpen4, FLOWS, HALF_OPEN, SCRATCH, find_port4, take_port4, judge4,
+    consider4
+);
+flows!(
+    V6, FlowKey6, FlowEntry6, HalfOpen6, FLOWS6, HALF_OPEN6, SCRATCH6, find_port6, take_port6,
+    judge6, consider6
+);

@@ -12,6 +12,7 @@ mod icmp;
 mod lifecycle;
 mod ports;
 mod races;
+mod replay;
 mod resets;
 mod steering;
 mod tunnels;

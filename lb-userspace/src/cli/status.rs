@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::output::{age, bytes, columns};
 use crate::{
     control::{
-        status::{Backend, Service, Slots, Status},
+        status::{Backend, PassiveState, Service, Slots, Status},
         verdict::Admin,
     },
     dataplane::AttachMode,
@@ -134,8 +134,15 @@ fn head(service: &Service) -> String {
         }
         _ => String::new(),
     };
+    let count = |count: u64, what: &str| match count {
+        0 => String::new(),
+        _ => format!(", {count} {what}"),
+    };
+    let replayed = count(service.replayed, "tried at another backend");
+    let not_replayed = count(service.not_replayed, "failed with no other to try");
     format!(
-        "SERVICE {}  {} {}  {forward}  {}  {} connections ({:.1}/s), {} refused{slots}{flags}\n",
+        "SERVICE {}  {} {}  {forward}  {}  {} connections ({:.1}/s), {} refused{replayed}{not_replayed}\
+         {slots}{flags}\n",
         service.name,
         service.protocol,
         service.listen,
@@ -150,7 +157,11 @@ const HEAD: [&str; 10] =
     ["BACKEND", "ADDRESS", "STATE", "FOR", "WEIGHT", "OPEN", "NEW/S", "TO/S", "FROM/S", "WHY"];
 
 fn row(backend: &Backend, now: i64) -> Vec<String> {
+    let passive = backend.passive.as_ref().map_or(PassiveState::Quiet, |passive| passive.state);
     let state = match (backend.admin, backend.health, backend.serving) {
+        (Admin::Enabled, Health::Up, true) if passive == PassiveState::Ejected => "ejected, serves",
+        (Admin::Enabled, Health::Up, false) if passive == PassiveState::Ejected => "ejected",
+        (Admin::Enabled, Health::Up, true) if passive == PassiveState::Failing => "fails, serves",
         (Admin::Draining, ..) => "draining",
         (Admin::Disabled, ..) => "disabled",
         (Admin::Enabled, Health::Down, true) => "down, serves",

@@ -19,6 +19,7 @@ mod guard;
 mod health;
 mod later;
 mod network;
+mod passive;
 mod room;
 pub(super) mod secret;
 mod service;

@@ -15,7 +15,8 @@ use super::{
     Encapsulation, OnDown, Protocol,
     read::{List, section},
     value::{
-        AbsolutePath, Argument, Bytes, Host, Interface, Name, Secret, Text, Url, UrlPath, Whole,
+        AbsolutePath, Argument, Bytes, Host, Interface, Name, Secret, Share, Text, Url, UrlPath,
+        Whole,
         address::{Address, Endpoint, Prefix},
         expect::Expect,
         source::Source,
@@ -89,8 +90,11 @@ section! {
         deny: List<Source>;
         source_rate: Whole<1, 1_000_000>;
         source_burst: Whole<1, 1_000_000>;
+        replay_tries: Whole<0, 4>;
+        replay_budget: Share;
         backend: List<Backend>, required "[[service.backend]]` with `name` and `address";
         health: Health;
+        passive: Passive;
         proxy: Proxy, later "no request is proxied or retried";
     }
 }
@@ -117,6 +121,15 @@ section! {
         rise: Whole<1, 1000>;
         fall: Whole<1, 1000>;
         command: List<Argument>;
+    }
+}
+
+section! {
+    /// `[service.passive]`.
+    Passive "[service.passive]" {
+        enabled: bool;
+        eject_percent: Whole<1, 100>;
+        eject_time: Duration;
     }
 }
 

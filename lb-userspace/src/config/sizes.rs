@@ -102,7 +102,6 @@ fn slots(service: &Service, density: Density) -> u64 {
     if is_steered(service) {
         return maglev::steered_size(backends).into();
     }
-    let members = if service.balance == Balance::LeastConn { backends } else { 0 };
     let table = if service.balance == Balance::Maglev {
         density.maglev_size(backends)
     } else {
@@ -111,7 +110,8 @@ fn slots(service: &Service, density: Density) -> u64 {
         let period: u32 = weights.map(|weight| weight / divisor).sum();
         period.min(density.longest_schedule(backends))
     };
-    u64::from(table) + u64::from(members)
+    // Behind the table, each backend once.
+    u64::from(table) + u64::from(backends)
 }
 
 fn gcd(a: u32, b: u32) -> u32 {
@@ -220,7 +220,7 @@ mod tests {
         assert_eq!(of(1000).density, Density::FULL);
         let many = of(10_000);
         assert_eq!(many.density, Density(10));
-        assert_eq!(many.slots, 10_000 * 1021);
+        assert_eq!(many.slots, 10_000 * (1021 + 100));
         assert_eq!(many.density.error_percent(), 10);
 
         let mut roomy = config(10_000, 100, Balance::Maglev);
@@ -236,13 +236,13 @@ mod tests {
             service.forward = Forwarding::Direct;
         }
         let full = needs(&config);
-        assert_eq!((full.slots, full.density), (1000 * 16_384 + 16_381, Density::FULL));
+        assert_eq!((full.slots, full.density), (1000 * 16_384 + 16_381 + 100, Density::FULL));
         config.services.extend(vec![config.services[1].clone(); 1000]);
         let more = needs(&config);
-        assert_eq!((more.slots, more.density), (2000 * 16_384 + 16_381, Density::FULL));
+        assert_eq!((more.slots, more.density), (2000 * 16_384 + 16_381 + 100, Density::FULL));
         // What the file says is for all of them.
-        config.dataplane.max_slots = Some(2 * (2000 * 16_384 + 1021));
-        assert_eq!(needs(&config).slots, 2000 * 16_384 + 1021);
+        config.dataplane.max_slots = Some(2 * (2000 * 16_384 + 1021 + 100));
+        assert_eq!(needs(&config).slots, 2000 * 16_384 + 1021 + 100);
     }
 
     #[test]
@@ -259,7 +259,7 @@ mod tests {
         let mut config = config(1, 2, Balance::Random);
         let weighted = |weight| Backend { weight, ..config.services[0].backends[0].clone() };
         config.services[0].backends = vec![weighted(20), weighted(30)];
-        assert_eq!(needs(&config).slots, 5);
+        assert_eq!(needs(&config).slots, 5 + 2);
     }
 
     #[test]

@@ -71,6 +71,40 @@ impl Read for Bytes {
     }
 }
 
+/// A share in thousandths, written in percent: 1 to 1000.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Share(pub(super) u32);
+
+const SHARE_HELP: &str = "write a share from \"0.1%\" to \"100%\"";
+
+impl Read for Share {
+    fn read(value: &Spanned<DeValue<'_>>, key: &str, findings: &mut Findings) -> Option<Self> {
+        if let DeValue::Integer(_) | DeValue::Float(_) = value.get_ref() {
+            findings.error(value.span(), format!("`{key}` has no `%`")).help(SHARE_HELP);
+            return None;
+        }
+        let text = string(value, key, "a share in percent", findings)?;
+        let per_mille = per_mille(text);
+        if per_mille.is_none() {
+            findings.error(value.span(), format!("`{key}` is not a share")).help(SHARE_HELP);
+        }
+        per_mille.map(Self)
+    }
+}
+
+/// Reads `"20%"` or `"0.5%"`.
+fn per_mille(text: &str) -> Option<u32> {
+    let number = text.trim().strip_suffix('%')?.trim_end();
+    let (whole, tenth) = number.split_once('.').unwrap_or((number, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(whole) || !digits(tenth) || tenth.len() > 1 {
+        return None;
+    }
+    let whole: u32 = whole.parse().ok()?;
+    let per_mille = whole.checked_mul(10)?.checked_add(tenth.parse().ok()?)?;
+    (1..=1000).contains(&per_mille).then_some(per_mille)
+}
+
 /// A string that holds a number with its unit.
 fn measured<T>(
     value: &Spanned<DeValue<'_>>,

@@ -172,7 +172,7 @@ async fn open_kernel(
     let dataplane = tokio::task::spawn_blocking(move || Dataplane::open(&options))
         .await?
         .context("open the data plane")?;
-    Ok(Arc::new(Shared::new(dataplane)))
+    Ok(Arc::new(Shared::new(dataplane)?))
 }
 
 /// Takes floating addresses off that an earlier daemon, with another configuration, left behind.

@@ -7,11 +7,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use lb_common::event::Event;
+use lb_common::{event::Event, stats::BackendSignals};
 
 use crate::dataplane::{
-    Adopted, AttachMode, Connection, Counters, Cut, Dataplane, Flow, Info, Op, Reader, Sweep,
-    Sweeper, Timeouts,
+    Adopted, AttachMode, Connection, Counters, Cut, Dataplane, Flow, Info, Op, Reader, Signals,
+    Sweep, Sweeper, Timeouts, replay::Replayer,
 };
 
 /// What the control plane asks of the kernel's side. The calls block; they are made from blocking
@@ -29,6 +29,8 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn info(&self) -> anyhow::Result<Info>;
     /// See [`Dataplane::counters`].
     fn counters(&self, services: &[u32], backends: &[u32]) -> anyhow::Result<Counters>;
+    /// See [`Signals::read`]. Waits for no other call.
+    fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<BackendSignals>>;
     /// See [`Reader::read`].
     fn flows(
         &self,
@@ -43,6 +45,8 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn sweep(&self, now_ns: u64, timeouts: &Timeouts) -> anyhow::Result<Option<Sweep>>;
     /// See [`Dataplane::take_events`].
     fn take_events(&self) -> Vec<Event>;
+    /// See [`Dataplane::replayer`]. `None`: there is nothing that could be replayed.
+    fn replayer(&self) -> anyhow::Result<Option<Replayer>>;
 }
 
 /// The data plane, shared by the reconcile task, the sweeps and the readers of `status`.
@@ -54,13 +58,16 @@ pub struct Shared {
     dataplane: Mutex<Dataplane>,
     sweeper: Arc<Mutex<Sweeper>>,
     reader: Arc<Reader>,
+    /// Outside the lock, which a long list of writes holds for long.
+    signals: Signals,
 }
 
 impl Shared {
     /// Shares an open data plane.
-    pub fn new(dataplane: Dataplane) -> Self {
+    pub fn new(dataplane: Dataplane) -> anyhow::Result<Self> {
         let (sweeper, reader) = (dataplane.sweeper(), dataplane.reader());
-        Self { dataplane: Mutex::new(dataplane), sweeper, reader }
+        let signals = dataplane.signals()?;
+        Ok(Self { dataplane: Mutex::new(dataplane), sweeper, reader, signals })
     }
 
     fn lock(&self) -> MutexGuard<'_, Dataplane> {
@@ -94,6 +101,10 @@ impl Kernel for Shared {
         self.lock().counters(services, backends)
     }
 
+    fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<BackendSignals>> {
+        self.signals.read(backends)
+    }
+
     fn flows(
         &self,
         wanted: &dyn Fn(u32) -> bool,
@@ -117,5 +128,9 @@ impl Kernel for Shared {
 
     fn take_events(&self) -> Vec<Event> {
         self.lock().take_events()
+    }
+
+    fn replayer(&self) -> anyhow::Result<Option<Replayer>> {
+        self.lock().replayer().map(Some)
     }
 }

@@ -36,7 +36,7 @@ use lb_common::{
 use self::steer::{Base, Steering};
 use super::{ranges::Ranges, table::Member};
 use crate::{
-    config::{Forwarding, Guard, sizes::Density},
+    config::{Forwarding, Guard, Replay, sizes::Density},
     dataplane::{Adopted, Op, Sizes},
     net::NextHops,
 };
@@ -85,6 +85,8 @@ pub struct DesiredService {
     pub balance: Balance,
     /// How packets get to the backends.
     pub forward: Forwarding,
+    /// When a connection is tried at another backend.
+    pub replay: Replay,
     /// How long the connections of a backend that is removed may go on.
     pub drain_timeout: Duration,
     /// All configured backends, serving or not.
@@ -106,6 +108,8 @@ pub struct DesiredBackend {
     pub serving: bool,
     /// Packets of its connections are forwarded.
     pub forward: bool,
+    /// Milliseconds that it may take to answer a SYN; 0: what stands in the map stays.
+    pub patience_ms: u16,
 }
 
 /// Something that cannot be done now; the next plan tries again.
@@ -212,12 +216,13 @@ struct Pending {
     steering: Option<Steering>,
 }
 
-/// Everything that a table depends on.
+/// Everything that a service and its table depend on.
 #[derive(Clone, Debug, PartialEq)]
 struct Source {
     balance: Balance,
     density: Density,
     steered: bool,
+    replay: Replay,
     members: Vec<Member>,
 }
 

@@ -12,14 +12,20 @@ use std::{
 
 use super::{
     plan::{Desired, DesiredBackend, DesiredService, service_key},
-    verdict::{self, Admin, Facts, Judgement, Rules, Verdict, Why, until_next_step},
+    verdict::{self, Admin, Facts, Judgement, Rules, Verdict, Why},
 };
 use crate::{
     config::{self, Probe},
     events::{Kind, Note},
-    health::{Health, Report, Target},
+    health::{Health, Report, Target, passive::Track},
     net::NextHops,
 };
+
+mod rise;
+mod watch;
+
+use rise::Rise;
+pub use watch::Watched;
 
 /// What the operator wants of one backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,8 +53,10 @@ pub struct Record {
     pub wish: Wish,
     /// What was decided.
     pub verdict: Verdict,
-    /// When it came back from being down, while its slow start lasts.
-    risen: Option<Duration>,
+    /// What the connections of clients have shown of it.
+    pub track: Track,
+    /// Its slow start, since it came back.
+    rise: Option<Rise>,
 }
 
 impl Record {
@@ -145,7 +153,7 @@ impl State {
         record.since = now;
         // At the daemon's start a backend goes from unknown to up: it was warm before we came.
         let rises = before == Health::Down && report.health == Health::Up;
-        record.risen = (rises && !slow_start.is_zero()).then_some(now);
+        record.rise = if rises { Rise::start(slow_start, now) } else { None };
         let word = match report.health {
             Health::Unknown => "unknown",
             Health::Up => "up",
@@ -216,9 +224,7 @@ impl State {
             let drain = (record.wish.admin == Admin::Draining)
                 .then(|| record.wish.since + service.config.drain_timeout)
                 .filter(|&at| at > now);
-            let step = record.risen.and_then(|risen| {
-                until_next_step(service.rules(), now.saturating_sub(risen)).map(|wait| now + wait)
-            });
+            let step = record.rise.and_then(|rise| rise.next_step());
             drain.into_iter().chain(step)
         });
         deadlines.min()
@@ -297,7 +303,9 @@ impl ServiceState {
             let wish = wishes(&service.name, &backend.name);
             let mut record = match known.remove(&backend.name) {
                 Some(old) if old.config.address == backend.address => {
-                    Record { config: backend.clone(), wish, ..old }
+                    // Who is not watched has nothing to answer for.
+                    let track = service.passive.map(|_| old.track).unwrap_or_default();
+                    Record { config: backend.clone(), wish, track, ..old }
                 }
                 _ => Record {
                     config: backend.clone(),
@@ -306,7 +314,8 @@ impl ServiceState {
                     since: now,
                     wish,
                     verdict: Verdict::default(),
-                    risen: None,
+                    track: Track::default(),
+                    rise: None,
                 },
             };
             if service.health.probe == Probe::None && record.reason != NOT_PROBED {
@@ -317,78 +326,51 @@ impl ServiceState {
             }
             record
         });
-        let records = records.collect();
-        let mut this = Self {
-            config: service.clone(),
-            records,
-            panic,
-            on_backups,
-            news: News::Facts,
-            desired: Arc::new(DesiredService {
-                key: service_key(service.listen, service.protocol),
-                balance: service.balance,
-                forward: service.forward,
-                guard: service.guard.clone(),
-                drain_timeout: service.drain_timeout,
-                backends: Vec::new(),
-            }),
-        };
-        this.describe();
-        this.news = News::Facts;
-        this
+        let records: Vec<Record> = records.collect();
+        let desired = Arc::new(desired(service, &records));
+        let config = service.clone();
+        Self { config, records, panic, on_backups, news: News::Facts, desired }
     }
 
     /// Whether time alone may change a verdict, or what is said of it.
     fn is_timed(&self) -> bool {
         self.records
             .iter()
-            .any(|record| record.wish.admin == Admin::Draining || record.risen.is_some())
+            .any(|record| record.wish.admin == Admin::Draining || record.rise.is_some())
     }
 
     /// Makes `desired` what follows from the verdicts.
     fn describe(&mut self) {
-        let desired = DesiredService {
-            key: service_key(self.config.listen, self.config.protocol),
-            balance: self.config.balance,
-            forward: self.config.forward,
-            guard: self.config.guard.clone(),
-            drain_timeout: self.config.drain_timeout,
-            backends: self
-                .records
-                .iter()
-                .map(|record| DesiredBackend {
-                    address: record.config.address,
-                    weight: record.verdict.weight,
-                    full_weight: record.weight() * verdict::WEIGHT_SCALE,
-                    serving: record.verdict.serving,
-                    forward: record.verdict.forward,
-                })
-                .collect(),
-        };
+        let desired = desired(&self.config, &self.records);
         if self.news == News::NextHop || *self.desired != desired {
             self.desired = Arc::new(desired);
         }
         self.news = News::Nothing;
     }
 
-    fn rules(&self) -> Rules {
-        Rules { on_down: self.config.on_down, slow_start: self.config.slow_start }
-    }
-
     fn judge(&mut self, next_hops: &NextHops, now: Duration, notes: &mut Vec<Note>) {
-        let rules = self.rules();
+        let rules = Rules { on_down: self.config.on_down };
         let drain_timeout = self.config.drain_timeout;
+        for record in &mut self.records {
+            let above = record.track.is_above_siblings();
+            if let Some(rise) = &mut record.rise {
+                rise.advance(above, now);
+            }
+        }
+        let passive: Vec<_> = self.records.iter().map(Record::passive).collect();
         let facts: Vec<_> = self
             .records
             .iter()
-            .map(|record| Facts {
+            .zip(&passive)
+            .map(|(record, passive)| Facts {
                 health: record.health,
                 reason: &record.reason,
                 admin: record.wish.admin,
                 drain_left: (record.wish.since + drain_timeout).saturating_sub(now),
                 weight: record.weight(),
                 backup: record.config.backup,
-                risen_for: record.risen.map(|risen| now.saturating_sub(risen)),
+                passive,
+                ramp: record.rise.map(|rise| rise.ramp()),
                 resolved: next_hops
                     .get(&record.config.address.ip())
                     .is_some_and(|hop| hop.mac.is_some()),
@@ -400,9 +382,8 @@ impl ServiceState {
         for (record, verdict) in self.records.iter_mut().zip(verdicts) {
             // A slow start that has ended, or that protects nobody, does not begin again when
             // others come back.
-            let over = |risen: Duration| now.saturating_sub(risen) >= rules.slow_start;
-            if record.risen.is_some_and(over) || (alone && verdict.serving) {
-                record.risen = None;
+            if record.rise.is_some_and(|rise| rise.is_over()) || (alone && verdict.serving) {
+                record.rise = None;
             }
             let before = std::mem::replace(&mut record.verdict, verdict);
             notes.extend(changes(&before, record).into_iter().map(|note| note.service(&name)));
@@ -423,6 +404,29 @@ impl ServiceState {
             };
             notes.push(Note::new(Kind::Backup, message).service(&name));
         }
+    }
+}
+
+/// What the maps should say of a service with these backends.
+fn desired(service: &config::Service, records: &[Record]) -> DesiredService {
+    DesiredService {
+        key: service_key(service.listen, service.protocol),
+        balance: service.balance,
+        forward: service.forward,
+        replay: service.replay,
+        drain_timeout: service.drain_timeout,
+        guard: service.guard.clone(),
+        backends: records
+            .iter()
+            .map(|record| DesiredBackend {
+                address: record.config.address,
+                weight: record.verdict.weight,
+                full_weight: record.weight() * verdict::WEIGHT_SCALE,
+                serving: record.verdict.serving,
+                forward: record.verdict.forward,
+                patience_ms: record.track.patience_ms(),
+            })
+            .collect(),
     }
 }
 

@@ -28,7 +28,8 @@ pub struct Member {
 pub struct Table {
     /// The table itself; empty if no backend serves.
     pub slots: Vec<u32>,
-    /// Each backend of the table once, for [`Balance::LeastConn`]; empty for the others.
+    /// Each backend of the table once, for [`Balance::LeastConn`] and for connections that are tried at
+    /// another.
     pub members: Vec<u32>,
 }
 
@@ -41,19 +42,14 @@ pub fn build(balance: Balance, members: &[Member], density: Density) -> Table {
     if serving.is_empty() {
         return Table::default();
     }
-    match balance {
+    let slots = match balance {
         Balance::Maglev => {
             let size = density.maglev_size(members.len() as u32);
-            Table { slots: maglev(&members, size, maglev::preference), members: Vec::new() }
+            maglev(&members, size, maglev::preference)
         }
-        Balance::RoundRobin | Balance::Random => {
-            Table { slots: schedule(&serving, density), members: Vec::new() }
-        }
-        Balance::LeastConn => Table {
-            slots: schedule(&serving, density),
-            members: serving.iter().map(|member| member.id).collect(),
-        },
-    }
+        Balance::RoundRobin | Balance::Random | Balance::LeastConn => schedule(&serving, density),
+    };
+    Table { slots, members: serving.iter().map(|member| member.id).collect() }
 }
 
 /// The table of a steered service with these backends; empty if none serves. Its size depends on how

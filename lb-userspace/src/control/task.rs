@@ -28,7 +28,7 @@ use crate::{
     clock,
     config::{Config, sizes},
     events::{Kind, Note, Timeline},
-    health::Report,
+    health::{Report, passive::TICK as WATCH},
     net::NextHops,
 };
 
@@ -37,9 +37,11 @@ mod attach;
 mod faults;
 mod flood;
 mod handle;
+mod passive;
 mod probes;
 mod reconcile;
 mod reload;
+mod replay;
 mod snapshot;
 mod sweep;
 mod wish;
@@ -49,9 +51,11 @@ use attach::Attachments;
 use faults::{Faults, KernelNews};
 use flood::Flood;
 pub use handle::{FlowsError, Handle, ResetError};
+use passive::Readings;
 use probes::Probes;
 pub(crate) use reload::warnings;
 pub use reload::{Refused, Reloaded};
+use replay::news::ReplayNews;
 use sweep::{Rates, Swept};
 pub use wish::{Change, WishError, Wished};
 
@@ -121,11 +125,13 @@ pub struct Task {
     settle_by: Duration,
     wishes: Wishes,
     probes: Probes,
+    readings: Readings,
     addresses: Addresses,
     attachments: Attachments,
     faults: Faults,
     kernel_news: KernelNews,
     flood: Flood,
+    replay_news: ReplayNews,
     /// When writes that failed are tried again, and how long the wait was.
     retry: Option<(Duration, Duration)>,
     sweeping: bool,
@@ -183,11 +189,13 @@ impl Task {
             settled,
             wishes,
             probes,
+            readings: Readings::default(),
             addresses: Addresses::default(),
             attachments: Attachments::default(),
             faults: Faults::default(),
             kernel_news: KernelNews::default(),
             flood: Flood::default(),
+            replay_news: ReplayNews::default(),
             retry: None,
             sweeping: false,
             swept: swept_sender,
@@ -206,6 +214,7 @@ impl Task {
             Arc::clone(&task.timeline),
         );
         let inputs = Inputs { commands, reports, next_hops: setup.next_hops, swept };
+        replay::spawn(Arc::clone(&task.kernel), Arc::clone(&task.timeline));
         tokio::spawn(task.run(inputs));
         Ok(handle)
     }
@@ -213,10 +222,16 @@ impl Task {
     async fn run(mut self, mut inputs: Inputs) {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut watch = interval(WATCH);
+        watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watchdog = watchdog();
         let mut followed = true;
+        let mut deadline = self.reconcile().await;
+        let mut changed = false;
         loop {
-            let deadline = self.reconcile().await;
+            if std::mem::replace(&mut changed, true) {
+                deadline = self.reconcile().await;
+            }
             tokio::select! {
                 Some(command) = inputs.commands.recv() => {
                     if let Command::Stop(done) = command {
@@ -239,6 +254,7 @@ impl Task {
                     self.fault("next hops", wrong);
                 }
                 Some(swept) = inputs.swept.recv() => self.take_sweep(swept),
+                _ = watch.tick() => changed = self.watch().await,
                 () = self.addresses.changed() => {}
                 _ = tick.tick() => {
                     self.start_sweep();

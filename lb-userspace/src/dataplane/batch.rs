@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    ops::ControlFlow,
+    ops::{ControlFlow, Range},
     os::fd::{AsRawFd, BorrowedFd},
 };
 
@@ -63,19 +63,25 @@ pub(super) struct Cursor(Option<u32>);
 /// Room for one step of a walk, used again for the next.
 #[derive(Debug)]
 pub(super) struct Chunk<K, V> {
+    room: usize,
     keys: Vec<K>,
     values: Vec<V>,
 }
 
 impl<K: Pod, V: Pod> Chunk<K, V> {
     pub(super) fn new() -> Self {
-        Self { keys: Vec::with_capacity(CHUNK), values: Vec::with_capacity(CHUNK) }
+        Self::of(CHUNK)
+    }
+
+    /// Room for so many entries.
+    pub(super) fn of(room: usize) -> Self {
+        Self { room, keys: Vec::with_capacity(room), values: Vec::with_capacity(room) }
     }
 
     /// Reads the next entries. False if they are the last.
     pub(super) fn read(&mut self, map: BorrowedFd<'_>, cursor: &mut Cursor) -> io::Result<bool> {
         let (keys, values) = (self.keys.as_mut_ptr(), self.values.as_mut_ptr());
-        let (count, more) = lookup(map, cursor, keys as u64, values as u64, CHUNK)?;
+        let (count, more) = lookup(map, cursor, keys as u64, values as u64, self.room)?;
         // SAFETY: the kernel has written `count` keys and values, at most the capacity; all bit
         // patterns are valid (`Pod`).
         unsafe {
@@ -139,21 +145,24 @@ pub(super) fn for_each<K: Pod, V: Pod>(
     }
 }
 
-/// Calls `visit` with the values of all CPUs at each index of a per-CPU array below `end`.
+/// Calls `visit` with the values of all CPUs at these indexes of a per-CPU array, or at those of them
+/// that there are.
 ///
 /// The size of `V` must be a multiple of 8, as the kernel spaces the values.
-pub(super) fn for_each_per_cpu<V: Pod>(
+pub(super) fn read_per_cpu<V: Pod>(
     map: BorrowedFd<'_>,
     cpus: usize,
-    end: u32,
+    indexes: Range<u32>,
     mut visit: impl FnMut(u32, &[V]),
 ) -> io::Result<()> {
     const { assert!(size_of::<V>().is_multiple_of(8)) };
-    let mut keys: Vec<u32> = Vec::with_capacity(CHUNK);
-    let mut values: Vec<V> = Vec::with_capacity(CHUNK * cpus);
-    let (mut cursor, mut read) = (Cursor::default(), 0);
-    while read < end {
-        let room = CHUNK.min((end - read) as usize);
+    let most = CHUNK.min(indexes.len());
+    let mut keys: Vec<u32> = Vec::with_capacity(most);
+    let mut values: Vec<V> = Vec::with_capacity(most * cpus);
+    // An array's place in a walk is the index that was read last.
+    let (mut cursor, mut read) = (Cursor(indexes.start.checked_sub(1)), 0);
+    while read < indexes.len() {
+        let room = most.min(indexes.len() - read);
         let (to_keys, to_values) = (keys.as_mut_ptr() as u64, values.as_mut_ptr() as u64);
         let (count, more) = lookup(map, &mut cursor, to_keys, to_values, room)?;
         // SAFETY: the kernel has written `count` keys, and a value of each CPU for each; both are
@@ -165,7 +174,7 @@ pub(super) fn for_each_per_cpu<V: Pod>(
         for (key, values) in keys.iter().zip(values.chunks_exact(cpus)) {
             visit(*key, values);
         }
-        read += count as u32;
+        read += count;
         if !more || count == 0 {
             break;
         }

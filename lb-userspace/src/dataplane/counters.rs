@@ -18,10 +18,10 @@ impl Dataplane {
     /// Counters of the given services and backends.
     pub fn counters(&self, services: &[u32], backends: &[u32]) -> anyhow::Result<Counters> {
         let mut reasons = vec![0; Reason::COUNT as usize];
-        batch::for_each_per_cpu(
+        batch::read_per_cpu(
             self.reasons.fd().as_fd(),
             self.cpus,
-            Reason::COUNT,
+            0..Reason::COUNT,
             |reason, values: &[u64]| reasons[reason as usize] = values.iter().sum(),
         )
         .context("read REASONS")?;
@@ -72,7 +72,7 @@ fn read<V: aya::Pod>(
         return indexes.iter().map(one).collect();
     }
     let mut sums = Vec::with_capacity(last as usize + 1);
-    batch::for_each_per_cpu(map.fd().as_fd(), cpus, last + 1, |_, values| sums.push(sum(values)))?;
+    batch::read_per_cpu(map.fd().as_fd(), cpus, 0..last + 1, |_, values| sums.push(sum(values)))?;
     anyhow::ensure!(sums.len() > last as usize, "it ends at {}, not {entries}", sums.len());
     Ok(indexes.iter().map(|&index| (index, sums[index as usize])).collect())
 }

@@ -16,7 +16,7 @@ use anyhow::Context;
 use aya::{Pod, maps::MapData};
 use lb_common::{
     backend::Backend,
-    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, state},
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6, state},
     hash, names,
 };
 
@@ -37,6 +37,10 @@ const HALF_OPEN_NS: u64 = 60_000_000_000;
 /// been told by then.
 const STOPPED_NS: u64 = 60_000_000_000;
 
+/// What is kept of a backend that was given up: as long as it may answer after all. A Linux server sends
+/// its answer again after 1 s and after 3 s.
+const GIVEN_UP_NS: u64 = 5_000_000_000;
+
 /// A closed connection is kept for so long, for what its sides may still send or repeat.
 const CLOSED_NS: u64 = 5_000_000_000;
 
@@ -47,14 +51,22 @@ const STEERED: &str = "steered";
 
 /// A key of either family.
 pub(super) trait Key: Pod + Eq + Hash + Copy {
-    /// The value that goes with it.
-    type Entry: Pod;
+    /// The value that goes with it in `FLOWS`.
+    type Entry: Value<Self>;
+    /// The value that goes with it in `HALF_OPEN`.
+    type HalfOpen: Value<Self>;
     /// The key of the connection's other direction.
     fn partner(&self, entry: &Self::Entry) -> Self;
     /// What the two families share.
     fn view(&self, entry: &Self::Entry) -> View;
     /// The hash of the tuple, by which the kernel program chooses a slot.
     fn tuple_hash(&self) -> u32;
+}
+
+/// A value of a table, of either kind.
+pub(super) trait Value<K: Key>: Pod {
+    /// What it has in common with those of `FLOWS`.
+    fn flow(&self) -> &K::Entry;
 }
 
 /// An entry, read.
@@ -73,9 +85,22 @@ pub(super) struct View {
 }
 
 macro_rules! key {
-    ($key:ident, $entry:ty, $address:ty, $words:ident) => {
+    ($key:ident, $entry:ty, $half_open:ty, $address:ty, $words:ident) => {
+        impl Value<$key> for $entry {
+            fn flow(&self) -> &$entry {
+                self
+            }
+        }
+
+        impl Value<$key> for $half_open {
+            fn flow(&self) -> &$entry {
+                &self.flow
+            }
+        }
+
         impl Key for $key {
             type Entry = $entry;
+            type HalfOpen = $half_open;
 
             fn partner(&self, entry: &$entry) -> Self {
                 Self {
@@ -118,8 +143,8 @@ macro_rules! key {
     };
 }
 
-key!(FlowKey4, FlowEntry4, Ipv4Addr, words4);
-key!(FlowKey6, FlowEntry6, Ipv6Addr, words6);
+key!(FlowKey4, FlowEntry4, HalfOpen4, Ipv4Addr, words4);
+key!(FlowKey6, FlowEntry6, HalfOpen6, Ipv6Addr, words6);
 
 /// An address as [`hash::tuple`] takes it.
 fn words4(address: [u8; 4]) -> (u64, u64) {
@@ -137,7 +162,7 @@ impl View {
         self.state & state::RETURN != 0
     }
 
-    /// Whether it stands alone: no other half, and not among the open connections that are counted.
+    /// Whether the connection is steered: it has no other half, and is not among the open connections that are counted.
     fn is_steered(&self) -> bool {
         self.state & state::STEERED != 0
     }
@@ -164,9 +189,20 @@ impl View {
         }
     }
 
+    /// Whether it is what was kept of a backend after the connection has gone to another.
+    fn is_given_up(&self) -> bool {
+        state::given_up(self.state)
+    }
+
+    /// Whether there is no other half that it could be matched with.
+    fn stands_alone(&self) -> bool {
+        self.is_steered() || self.is_given_up()
+    }
+
     /// Age at which it is forgotten, in an established (`false`) or half-open table.
     fn timeout_ns(&self, half_open: bool, timeouts: &Timeouts) -> u64 {
         match (self.protocol, half_open) {
+            (TCP, true) if self.is_given_up() => GIVEN_UP_NS,
             (TCP, true) => HALF_OPEN_NS,
             (TCP, false) if state::closed(self.state) => CLOSED_NS,
             (TCP, false) if state::closing(self.state) => timeouts.tcp_closing_ns,
@@ -189,17 +225,17 @@ impl View {
     }
 }
 
-/// One flow table.
+/// One flow table: of established connections, or of half-open ones.
 #[derive(Debug)]
-struct Table<K> {
+struct Table<K: Key, V: Value<K> = <K as Key>::Entry> {
     map: MapData,
     half_open: bool,
-    key: std::marker::PhantomData<fn() -> K>,
+    types: std::marker::PhantomData<fn() -> (K, V)>,
 }
 
-impl<K: Key> Table<K> {
+impl<K: Key, V: Value<K>> Table<K, V> {
     fn open(pins: &Path, name: &str, half_open: bool) -> anyhow::Result<Self> {
-        Ok(Self { map: super::pinned(pins, name)?, half_open, key: std::marker::PhantomData })
+        Ok(Self { map: super::pinned(pins, name)?, half_open, types: std::marker::PhantomData })
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -207,7 +243,8 @@ impl<K: Key> Table<K> {
     }
 
     fn get(&self, key: &K) -> anyhow::Result<Option<K::Entry>> {
-        batch::get(self.fd(), key).context("read the flow table")
+        let value: Option<V> = batch::get(self.fd(), key).context("read the flow table")?;
+        Ok(value.map(|value| *value.flow()))
     }
 
     /// The other half of a connection: the entry under the key that this one leads to, if that one
@@ -227,7 +264,8 @@ impl<K: Key> Table<K> {
         each: &mut dyn FnMut(Flow) -> ControlFlow<()>,
     ) -> anyhow::Result<ControlFlow<()>> {
         let mut result = Ok(ControlFlow::Continue(()));
-        batch::for_each::<K, K::Entry>(self.fd(), |key, entry| {
+        batch::for_each::<K, V>(self.fd(), |key, value| {
+            let entry = value.flow();
             let client = key.view(entry);
             if client.is_return() || !wanted(client.backend) {
                 return ControlFlow::Continue(());
@@ -285,8 +323,8 @@ fn backend(backends: BorrowedFd<'_>, id: u32) -> anyhow::Result<Option<Backend>>
 pub struct Reader {
     flows: Table<FlowKey4>,
     flows6: Table<FlowKey6>,
-    half_open: Table<FlowKey4>,
-    half_open6: Table<FlowKey6>,
+    half_open: Table<FlowKey4, HalfOpen4>,
+    half_open6: Table<FlowKey6, HalfOpen6>,
     backends: MapData,
 }
 

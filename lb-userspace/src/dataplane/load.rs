@@ -37,6 +37,9 @@ pub(super) fn load(options: &Options, found: &pins::Found) -> anyhow::Result<Ebp
             loader.map_max_entries(layout.name, layout.max_entries);
         }
     }
+    // Of what is pinned, so much goes on; without anything pinned, all is new.
+    let pinned = pins::sizes(&options.pins).map_or(0, |sizes| sizes.services);
+    loader.map_max_entries(names::SPENT, options.sizes.services.max(pinned));
     let mut ebpf = loader.load(OBJECT).map_err(explain).context("create the BPF maps")?;
     verified(&mut ebpf, names::PROGRAM)?;
     Ok(ebpf)

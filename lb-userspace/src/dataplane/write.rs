@@ -7,7 +7,7 @@ use aya::maps::{MapError, lpm_trie::Key as Prefixed};
 use lb_common::{
     backend::Backend,
     service::{Service, ServiceKey, Slot},
-    stats::{BackendStats, ServiceStats},
+    stats::{BackendSignals, BackendStats, ServiceStats},
 };
 
 use super::{Dataplane, Op, batch};
@@ -85,6 +85,8 @@ impl Dataplane {
         batch::update(self.backends.fd().as_fd(), &ids, &zeros)?;
         let stats = self.backend_stats.fd().as_fd();
         batch::update_per_cpu(stats, self.cpus, &ids, BackendStats::ZERO)?;
+        let signals = self.backend_signals.fd().as_fd();
+        batch::update_per_cpu(signals, self.cpus, &ids, BackendSignals::ZERO)?;
         for id in ids {
             self.active.clear(id);
         }

@@ -22,6 +22,7 @@ use super::Case;
 mod icmp;
 mod odd;
 mod protection;
+mod replay;
 mod steered;
 
 /// All rows.
@@ -40,6 +41,7 @@ pub fn cases() -> Vec<Case> {
             protection::sources(&talk),
             protection::windows(&talk),
             protection::oddities(&talk),
+            replay::rows(&talk),
         ]);
         let family = if net.vip.is_ipv4() { "IPv4" } else { "IPv6" };
         cases.extend(

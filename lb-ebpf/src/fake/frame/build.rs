@@ -118,6 +118,8 @@ impl Frame {
         header.syn = flags & tcp_flags::SYN != 0;
         header.rst = flags & tcp_flags::RST != 0;
         header.psh = flags & 8 != 0;
+        header.ece = flags & 0x40 != 0;
+        header.cwr = flags & 0x80 != 0;
         header.ack = flags & tcp_flags::ACK != 0;
         header.set_options_raw(options).expect("at most 40 bytes of options");
         header.checksum = match (self.src.ip(), self.dst.ip()) {

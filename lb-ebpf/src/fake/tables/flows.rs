@@ -8,22 +8,25 @@ use std::{
     vec::Vec,
 };
 
+use lb_common::{flow::Syn, service::Service};
+
 use crate::{
     family::{ClientSide, Family, Ports, Tuple},
     packet::Mac,
-    tables::{Entry, NotInserted, Scratch},
+    replay::Tags,
+    tables::{Entry, HalfOpen, NotInserted, Scratch},
 };
 
 /// `FLOWS` and `HALF_OPEN` of one family, and the scratch of two CPUs.
 pub struct FlowTables<F: Family + Copy> {
     pub(super) flows: Table<F::Key, F::Entry>,
-    pub(super) half_open: Table<F::Key, F::Entry>,
+    pub(super) half_open: Table<F::Key, F::HalfOpen>,
     scratch: [UnsafeCell<Scratch<F>>; 2],
     cpu: Cell<usize>,
 }
 
 impl<F: Family<Key: Eq + Hash> + Copy> FlowTables<F> {
-    pub(super) fn new(some: F::Address) -> Self {
+    pub(super) fn new(some: F::Address, mut half: F::HalfOpen) -> Self {
         // What the scratch holds means nothing, so it holds something that would be noticed.
         let tuple = Tuple { src: some, dst: some, ports: Ports(0x5a5a_5a5a) };
         let side = ClientSide {
@@ -31,14 +34,21 @@ impl<F: Family<Key: Eq + Hash> + Copy> FlowTables<F> {
             local_mac: Mac::load(&[0x5a; 6]),
             ifindex: 0x5a,
         };
+        *half.flow_mut() = F::Entry::new(tuple, tuple, 0x5a, 0x5a);
+        *half.syn_mut() = Syn { tries: 0x5a, bits: 0x5a, options_len: 0x5a, ..Syn::ZERO };
         let scratch = Scratch {
             client: F::key(tuple, 0x5a),
             server: F::key(tuple, 0x5a),
             entry: F::Entry::new(tuple, tuple, 0x5a, 0x5a),
+            half,
+            service: Service { table_len: 0x5a, ..Service::ZERO },
+            tags: Tags { l3: 0x5a, ..Tags::NONE },
             tuple,
             replies: tuple,
             side,
             backend: 0x5a,
+            load: 0x5a,
+            weight: 0x5a,
             seed: 0x5a,
             protocol: 0x5a,
         };
@@ -70,9 +80,15 @@ impl<F: Family<Key: Eq + Hash> + Copy> FlowTables<F> {
         self.flows.copy()
     }
 
-    /// All of `HALF_OPEN`.
+    /// All of `HALF_OPEN`, without the SYNs.
     #[must_use]
     pub fn half_open(&self) -> HashMap<F::Key, F::Entry> {
+        self.half_open.copy().into_iter().map(|(key, half)| (key, *half.flow())).collect()
+    }
+
+    /// All of `HALF_OPEN`.
+    #[must_use]
+    pub fn halves(&self) -> HashMap<F::Key, F::HalfOpen> {
         self.half_open.copy()
     }
 
@@ -140,6 +156,14 @@ impl<K: Copy + Eq + Hash, E: Copy> Table<K, E> {
         let was_there = removed.is_some();
         self.removed.borrow_mut().extend(removed);
         was_there
+    }
+
+    pub(super) fn replace(&self, key: &K, entry: &E) -> Result<(), NotInserted> {
+        if !self.remove(key) {
+            return Err(NotInserted);
+        }
+        self.entries.borrow_mut().insert(*key, Box::new(UnsafeCell::new(*entry)));
+        Ok(())
     }
 
     fn copy(&self) -> HashMap<K, E> {

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::*;
 use crate::{
-    control::status::{Floating, Retiring},
+    control::status::{Floating, Passive, Retiring},
     dataplane::{Attachment, Info, MapSize},
 };
 
@@ -19,6 +19,7 @@ fn backend(name: &str) -> Backend {
         admin: Admin::Enabled,
         reason: "HTTP 200".into(),
         verdict: vec!["fit".into()],
+        passive: None,
         since: Timestamp::from_second(1_700_000_000).unwrap(),
         weight: 1,
         weight_percent: 100,
@@ -85,6 +86,8 @@ fn status() -> Status {
             on_backups: false,
             connections: 20,
             refused: 1,
+            replayed: 0,
+            not_replayed: 0,
             connections_per_second: 2.5,
             backends: vec![backend("app-01"), down],
         }],
@@ -127,6 +130,30 @@ fn a_service_without_backends_that_serve_says_so() {
     status.services[0].backends[0].serving = true;
     status.services[0].panic = true;
     assert!(render(&status).contains("PANIC"));
+}
+
+#[test]
+fn what_connections_say_is_a_state_of_its_own() {
+    let mut status = status();
+    let service = &mut status.services[0];
+    for (state, serving, word) in [
+        (PassiveState::Ejected, false, "  ejected  "),
+        (PassiveState::Ejected, true, "  ejected, serves  "),
+        (PassiveState::Failing, true, "  fails, serves  "),
+        (PassiveState::Fit, true, "  serves  "),
+    ] {
+        service.backends[0].serving = serving;
+        service.backends[0].passive = Some(Passive {
+            state,
+            reason: None,
+            ejected_for: None,
+            handshake_p50_us: Some(80),
+            handshake_p99_us: None,
+            patience_ms: Some(50),
+        });
+        let rows = columns(&[row(&service.backends[0], 0)], 2);
+        assert!(rows.contains(word), "{rows}");
+    }
 }
 
 #[test]

@@ -4,9 +4,9 @@ use std::{net::SocketAddr, time::Duration};
 
 use toml::Spanned;
 
-use super::{Listeners, Seen, forward, guard, health, network::Held, whole};
+use super::{Listeners, Seen, forward, guard, health, network::Held, passive, whole};
 use crate::config::{
-    Backend, OnDown, Protocol, Service,
+    Backend, OnDown, Protocol, Replay, Service,
     raw::{self, File},
     read::List,
     report::Findings,
@@ -18,6 +18,10 @@ use crate::config::{
 };
 
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+const REPLAY_TRIES: u32 = 3;
+
+const REPLAY_PER_MILLE: u32 = 200;
 
 pub(super) fn services(
     file: &File,
@@ -57,6 +61,7 @@ pub(super) fn services(
         let checked = check_backends(raw, held, findings);
         let health = health::health(raw, protocol, findings);
         let guard = guard::guard(service, &mut prefixes, findings);
+        let passive = passive::passive(raw, protocol, findings);
         if let (Some(name), Some(listen)) = (service.name.value(), service.listen.value()) {
             services.push(Service {
                 name: name.0.clone(),
@@ -67,9 +72,11 @@ pub(super) fn services(
                 on_down: service.on_down.or(OnDown::Reset),
                 drain_timeout: service.drain_timeout.or(DRAIN_TIMEOUT),
                 slow_start: service.slow_start.or(Duration::ZERO),
+                replay: replay(service, protocol, findings),
                 backends: checked,
                 health,
                 guard,
+                passive,
             });
         }
     }
@@ -92,6 +99,27 @@ pub(super) fn note_listener(
         "give each its own port, address or protocol, or make them one service",
         findings,
     );
+}
+
+/// `replay_tries` and `replay_budget`.
+fn replay(service: &raw::Service, protocol: Protocol, findings: &mut Findings) -> Replay {
+    let budget = service.replay_budget.get().map(|share| (share.span(), "replay_budget"));
+    let tries = service.replay_tries.get().map(|tries| (tries.span(), "replay_tries"));
+    if let Some((span, key)) = tries.or(budget) {
+        if protocol == Protocol::Udp && !service.protocol.is_wrong() {
+            findings
+                .error(span, format!("`{key}` is of no use with `protocol = \"udp\"`"))
+                .help(format!("remove `{key}`: a datagram does not tell whether it was refused"));
+        } else if forward::is_steered(service) {
+            findings.error(span, format!("`{key}` needs `forward = \"nat\"`")).help(format!(
+                "remove `{key}`: what these backends refuse does not pass the balancer"
+            ));
+        }
+    }
+    let replays = protocol == Protocol::Tcp && !forward::is_steered(service);
+    let tries = if replays { whole(&service.replay_tries, REPLAY_TRIES) } else { 0 };
+    let per_mille = service.replay_budget.value().map_or(REPLAY_PER_MILLE, |share| share.0);
+    Replay { tries, per_mille }
 }
 
 /// `path`: what this version cannot do.

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::*;
+use crate::config::Replay;
 
 #[test]
 fn health_keys_of_another_probe() {
@@ -166,8 +167,8 @@ fn more_than_the_file_gives_room_for() {
     }
     mistake(
         &format!("{second}{wide}[dataplane]\nmax_slots = ▶1024\n"),
-        "`max_slots` is 1024, but this file needs 2042 slots",
-        "write 2042 or more",
+        "`max_slots` is 1024, but this file needs 2446 slots",
+        "write 2446 or more",
     );
     assert!(parse("test.toml", &with("max_backends = 2\nmax_services = 1")).is_ok());
 }
@@ -189,4 +190,84 @@ fn very_many_probes() {
         "12000 probes a second from each node",
         "a longer `interval`",
     );
+}
+
+#[test]
+fn passive_values() {
+    let passive = |lines: &str| good_and(&format!("[service.passive]\n{lines}\n"));
+    mistake(&passive("eject_time = ▶\"0s\""), "`eject_time` is zero", "leave `eject_time` out");
+    mistake(&passive("eject_time = ▶\"61m\""), "`eject_time` is above 1h", "`ballast disable`");
+    for wrong in ["0", "101", "-5"] {
+        mistake(
+            &passive(&format!("eject_percent = ▶{wrong}")),
+            &format!("`eject_percent` is {wrong}, which is out of range"),
+            "write 1 to 100",
+        );
+    }
+    mistake(
+        &passive("enabled = ▶\"no\""),
+        "`enabled` must be true or false, but is a string",
+        "true",
+    );
+    warning(
+        &passive("enabled = false\neject_time = ▶\"5s\""),
+        "`eject_time` has no effect with `enabled = false`",
+        "remove `eject_time`",
+    );
+    let udp = changed("name = \"web\"", "name = \"web\"\nprotocol = \"udp\"");
+    warning(
+        &(udp + "[service.health]\nprobe = \"none\"\n▶[service.passive]\neject_percent = 10\n"),
+        "`[service.passive]` has no effect on a udp service: only of tcp connections can be seen \
+         whether they are answered",
+        "remove the section",
+    );
+}
+
+#[test]
+fn connections_of_tcp_services_are_watched() {
+    let passive =
+        |text: &str| parse("test.toml", text).expect("no mistake").config.services[0].passive;
+    let usual = crate::config::Passive {
+        eject_percent: 50,
+        eject_time: std::time::Duration::from_secs(10),
+    };
+    assert_eq!(passive(GOOD), Some(usual));
+    assert_eq!(passive(&good_and("[service.passive]\nenabled = false\n")), None);
+    let changed =
+        passive(&good_and("[service.passive]\neject_percent = 10\neject_time = \"1m\"\n"));
+    let wanted =
+        crate::config::Passive { eject_percent: 10, eject_time: std::time::Duration::from_mins(1) };
+    assert_eq!(changed, Some(wanted));
+    let udp = GOOD.replace("name = \"web\"", "name = \"web\"\nprotocol = \"udp\"");
+    assert_eq!(passive(&udp), None);
+}
+
+#[test]
+fn replays() {
+    let service = |lines: &str| GOOD.replace("listen =", &format!("{lines}\nlisten ="));
+    let config = parse("test.toml", GOOD).unwrap_or_else(|rejected| panic!("{rejected}")).config;
+    assert_eq!(config.services[0].replay, Replay { tries: 3, per_mille: 200 });
+    for (text, per_mille) in [("20%", 200), ("0.1%", 1), ("100%", 1000), (" 12.5 % ", 125)] {
+        let text = service(&format!("replay_tries = 0\nreplay_budget = \"{text}\""));
+        let config = parse("test.toml", &text).unwrap_or_else(|rejected| panic!("{rejected}"));
+        assert_eq!(config.config.services[0].replay, Replay { tries: 0, per_mille });
+    }
+    mistake(&service("replay_tries = ▶5"), "`replay_tries` is 5, which is out of range", "0 to 4");
+    for wrong in ["", "20", "%", "0%", "0.05%", "101%", "-1%", "1.%", "a%"] {
+        mistake(
+            &service(&format!("replay_budget = ▶\"{wrong}\"")),
+            "`replay_budget` is not a share",
+            "from \"0.1%\" to \"100%\"",
+        );
+    }
+    mistake(&service("replay_budget = ▶20"), "`replay_budget` has no `%`", "\"100%\"");
+    for key in ["replay_tries = ▶2", "replay_budget = ▶\"20%\""] {
+        let udp = service(&format!("protocol = \"udp\"\n{key}"));
+        let key = key.split(' ').next().unwrap_or_default();
+        mistake(
+            &format!("{udp}[service.health]\nprobe = \"none\"\n"),
+            &format!("`{key}` is of no use with `protocol = \"udp\"`"),
+            "does not tell whether it was refused",
+        );
+    }
 }

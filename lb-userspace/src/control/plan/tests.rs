@@ -187,15 +187,32 @@ fn service(port: u16, hosts: &[u8]) -> DesiredService {
         full_weight: 16,
         serving: true,
         forward: true,
+        patience_ms: 0,
     };
     DesiredService {
         key: key(port),
         balance: Balance::Maglev,
         forward: Forwarding::Nat,
+        replay: Replay { tries: 3, per_mille: 200 },
         drain_timeout: Duration::from_secs(30),
         backends: hosts.iter().map(serving).collect(),
         guard: Guard::default(),
     }
+}
+
+#[test]
+fn a_service_says_when_connections_are_tried_elsewhere() {
+    let mut planner = Planner::adopt(Adopted::default());
+    let mut model = Model::default();
+    let mut wanted = desired(vec![service(80, &[21, 22])]);
+    apply(&mut planner, &mut model, &wanted, Duration::ZERO);
+    let written = model.services[&key(80)];
+    assert_eq!((written.replay_tries, written.replay_per_mille), (3, 200));
+    // Every member can be found, whatever the method.
+    assert_eq!(written.members_len, 2);
+    Arc::make_mut(&mut wanted.services[0]).replay = Replay { tries: 0, per_mille: 200 };
+    apply(&mut planner, &mut model, &wanted, Duration::from_secs(1));
+    assert_eq!(model.services[&key(80)].replay_tries, 0);
 }
 
 fn desired(services: Vec<DesiredService>) -> Desired {
@@ -371,7 +388,7 @@ fn a_schedule_without_room_is_made_coarser_and_a_maglev_table_is_not() {
 
     let mut wanted = desired(vec![service(81, &[21, 22, 23])]);
     let plan = apply(&mut planner, &mut model, &wanted, seconds(9));
-    assert_eq!(plan.problems, [Problem::Slots(1021)]);
+    assert_eq!(plan.problems, [Problem::Slots(1021 + 3)]);
     assert!(planner.changed(&wanted).contains(&0), "it is tried again");
     Arc::make_mut(&mut wanted.services[0]).backends.truncate(2);
     let plan = apply(&mut planner, &mut model, &wanted, seconds(10));
@@ -460,6 +477,7 @@ fn random_desired(services: &[AnyService]) -> Desired {
                 full_weight: 64,
                 serving,
                 forward: serving || forward,
+                patience_ms: 0,
             });
         }
         all.push(service);
@@ -520,4 +538,30 @@ proptest! {
         apply(&mut planner, &mut model, &nothing, now);
         prop_assert!(model.backends.is_empty() && model.services.is_empty());
     }
+}
+
+#[test]
+fn patience_is_written_once_known_and_outlives_the_daemon() {
+    let mut wanted = desired(vec![service(80, &[21])]);
+    let mut planner = Planner::adopt(Adopted::default());
+    let patience = |plan: &Plan| {
+        plan.ops.iter().find_map(|op| match op {
+            Op::SetBackend { backend, .. } => Some(backend.patience_ms),
+            _ => None,
+        })
+    };
+    let mut step = |wanted: &Desired| {
+        let plan = planner.plan(wanted, Duration::from_secs(1));
+        plan.ops.iter().for_each(|op| planner.applied(op, Duration::from_secs(1)));
+        patience(&plan)
+    };
+    assert_eq!(step(&wanted), Some(0));
+    Arc::make_mut(&mut wanted.services[0]).backends[0].patience_ms = 50;
+    assert_eq!(step(&wanted), Some(50));
+    assert_eq!(step(&wanted), None);
+    // The next daemon does not know it yet, and writes the backend for another reason.
+    Arc::make_mut(&mut wanted.services[0]).backends[0].patience_ms = 0;
+    assert_eq!(step(&wanted), None);
+    Arc::make_mut(&mut wanted.services[0]).backends[0].weight = 8;
+    assert_eq!(step(&wanted), Some(50));
 }

@@ -17,7 +17,7 @@ use super::{
     steer::{self, Base, Steering},
 };
 use crate::{
-    config::Forwarding,
+    config::{Forwarding, Replay},
     control::{
         ranges::Ranges,
         table::{self, Member, Table},
@@ -48,7 +48,14 @@ impl Planner {
             let backend = if let Some(&(at, place)) = ids.get(&id) {
                 let service = &desired.services[at];
                 let wanted = &service.backends[place];
-                encode::backend(wanted, entry.service, service.forward, &desired.next_hops)
+                let forward = service.forward;
+                let mut backend =
+                    encode::backend(wanted, entry.service, forward, &desired.next_hops);
+                if backend.patience_ms == 0 {
+                    // What a previous daemon has learned is better than nothing.
+                    backend.patience_ms = entry.written.map_or(0, |written| written.patience_ms);
+                }
+                backend
             } else {
                 let Some(written) = entry.written else { continue };
                 let cut = !matches!(entry.life, Life::Draining { until } if now < until);
@@ -81,7 +88,7 @@ impl Planner {
         let mut members: BTreeMap<usize, Vec<Member>> = BTreeMap::new();
         let mut forwarding = BTreeSet::new();
         for (&id, &(at, place)) in ids {
-            let DesiredBackend { address, weight, full_weight, serving, forward } =
+            let DesiredBackend { address, weight, full_weight, serving, forward, .. } =
                 desired.services[at].backends[place];
             forwarding.extend(forward.then_some(id));
             let weight = if serving { weight } else { 0 };
@@ -101,7 +108,8 @@ impl Planner {
             let mut members = members.remove(&at).unwrap_or_default();
             members.sort_unstable();
             let steered = service.forward != Forwarding::Nat;
-            let source = Source { balance: service.balance, density, steered, members };
+            let replay = service.replay;
+            let source = Source { balance: service.balance, density, steered, replay, members };
             if steered {
                 let idle = desired.idle(service.key);
                 let base = |id| Self::base(&self.backends, &forwarding, id);
@@ -128,8 +136,13 @@ impl Planner {
                 let base = |id| Self::base(&self.backends, &forwarding, id);
                 let idle = desired.idle(key);
                 // Nobody takes new connections.
-                let (balance, members) = (Balance::Maglev, Vec::new());
-                let source = Source { balance, density, steered: true, members };
+                let source = Source {
+                    balance: Balance::Maglev,
+                    density,
+                    steered: true,
+                    replay: Replay { tries: 0, per_mille: 0 },
+                    members: Vec::new(),
+                };
                 writes.steer(key, placed, source, idle, base, &mut self.ranges);
                 continue;
             }
@@ -240,6 +253,8 @@ impl Writes<'_> {
             table_len: slots.len() as u32,
             balance: source.balance as u32,
             members_len: members.len() as u32,
+            replay_tries: source.replay.tries,
+            replay_per_mille: source.replay.per_mille,
             ..Service::ZERO
         };
         // The members stand behind the table, in the same run of slots.

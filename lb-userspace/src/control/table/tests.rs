@@ -51,10 +51,10 @@ fn the_schedule_is_that_of_nginx() {
 fn least_conn_lists_each_once() {
     let idle = Member { weight: 0, ..member(9, 16) };
     let members = [members(&[32, 16]), vec![idle]].concat();
-    let table = build(Balance::LeastConn, &members, Density::FULL);
-    assert_eq!(table.members, [1001, 1002]);
-    assert_eq!(table.slots, [1001, 1002, 1001]);
-    assert_eq!(build(Balance::RoundRobin, &members, Density::FULL).members, [0; 0]);
+    for balance in [Balance::LeastConn, Balance::RoundRobin, Balance::Random, Balance::Maglev] {
+        assert_eq!(build(balance, &members, Density::FULL).members, [1001, 1002]);
+    }
+    assert_eq!(slots_of(Balance::LeastConn, &members), [1001, 1002, 1001]);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use lb_common::{event::Event, reason::Reason};
@@ -17,12 +18,13 @@ use crate::{
         plan::service_key,
         state::{Record, ServiceState},
         status::{
-            Backend, Floating, MANY_BACKENDS, NamedFlow, Retiring, Service, Slots, Status, View,
-            balance_word, forward_words, protocol_word,
+            Backend, Floating, MANY_BACKENDS, NamedFlow, Passive, PassiveState, Retiring, Service,
+            Slots, Status, View, balance_word, forward_words, protocol_word,
         },
         verdict::{Admin, WEIGHT_SCALE},
     },
     dataplane::{AttachMode, Counters, Flow, Info},
+    health::passive::Stand,
     net::Mac,
 };
 
@@ -97,6 +99,15 @@ impl Task {
             names.backends.insert(event.backend, name.unwrap_or_else(|| address.to_string()));
         }
         names
+    }
+
+    /// The names of a configured backend and of its service, the latter first.
+    pub(super) fn backend_name(&self, id: u32) -> Option<(String, String)> {
+        let (index, address) = self.planner.backend(id)?;
+        let services = self.state.services().iter();
+        let service = services.into_iter().find(|service| self.index(service) == Some(index))?;
+        let record = service.records.iter().find(|record| record.config.address == address)?;
+        Some((service.config.name.clone(), record.config.name.clone()))
     }
 
     /// Names for a list of connections, of one service if it is named. The error has the names that
@@ -292,14 +303,16 @@ impl Task {
             on_backups: service.on_backups,
             connections: 0,
             refused: 0,
+            replayed: 0,
+            not_replayed: 0,
             connections_per_second: 0.0,
             serving_count: serving,
             backend_count: service.records.len(),
-            backends: records.map(|record| self.backend(record)).collect(),
+            backends: records.map(|record| self.backend(service, record)).collect(),
         }
     }
 
-    fn backend(&self, record: &Record) -> Backend {
+    fn backend(&self, service: &ServiceState, record: &Record) -> Backend {
         let hop = self.state.next_hops().get(&record.config.address.ip());
         let since = clock::monotonic().saturating_sub(record.since);
         let full = record.weight() * WEIGHT_SCALE;
@@ -313,6 +326,7 @@ impl Task {
             admin: record.wish.admin,
             reason: record.reason.clone(),
             verdict: record.verdict.reasons.iter().map(ToString::to_string).collect(),
+            passive: service.config.passive.map(|_| passive(record, clock::monotonic())),
             since: clock::wall() - since,
             weight: record.weight(),
             weight_percent: record.verdict.weight * 100 / full,
@@ -328,6 +342,29 @@ impl Task {
             forward_bytes_per_second: 0.0,
             return_bytes_per_second: 0.0,
         }
+    }
+}
+
+fn passive(record: &Record, now: Duration) -> Passive {
+    let track = &record.track;
+    let mut ejected_for = None;
+    let (state, reason) = match track.stand() {
+        Stand::Ejected(ejection) => {
+            ejected_for = Some(ejection.until.saturating_sub(now).as_secs());
+            (PassiveState::Ejected, Some(ejection.evidence.to_string()))
+        }
+        Stand::Failing(failing) => (PassiveState::Failing, Some(failing.to_string())),
+        Stand::Fit if track.share_percent() < 100 => (PassiveState::Slow, None),
+        Stand::Fit if track.is_busy(now) => (PassiveState::Fit, None),
+        Stand::Fit => (PassiveState::Quiet, None),
+    };
+    Passive {
+        state,
+        reason,
+        ejected_for,
+        handshake_p50_us: track.handshake_p50_us(),
+        handshake_p99_us: track.handshake_p99_us(),
+        patience_ms: Some(track.patience_ms()).filter(|millis| *millis > 0),
     }
 }
 
@@ -365,6 +402,8 @@ impl Snapshot {
             if let Some(stats) = index.and_then(|index| services.get(&index)) {
                 service.connections = stats.connections;
                 service.refused = stats.refused;
+                service.replayed = stats.replayed;
+                service.not_replayed = stats.not_replayed;
             }
             let rate = index.and_then(|index| self.rates.services.get(&index));
             service.connections_per_second = rate.copied().unwrap_or(0.0);

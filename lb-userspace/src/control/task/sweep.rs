@@ -2,12 +2,13 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use lb_common::event::Event;
+use lb_common::{event::Event, stats::BackendSignals};
 
 use super::{TICK, Task};
 use crate::{
     clock,
     config::Dataplane,
+    control::kernel::Kernel,
     dataplane::{Counters, Sweep, Timeouts},
 };
 
@@ -18,7 +19,24 @@ pub(super) struct Swept {
     /// The whole sweep, if this was its last slice.
     sweep: anyhow::Result<Option<Sweep>>,
     /// The counters, if they were read this time.
-    counters: anyhow::Result<Option<Counters>>,
+    counted: anyhow::Result<Option<Counted>>,
+}
+
+/// What the kernel program has counted.
+#[derive(Debug)]
+struct Counted {
+    counters: Counters,
+    /// By identifier, in ascending order.
+    signals: Vec<(u32, BackendSignals)>,
+}
+
+impl Counted {
+    /// Reads the counters of these services and backends, whose identifiers ascend.
+    fn read(kernel: &dyn Kernel, services: &[u32], backends: &[u32]) -> anyhow::Result<Self> {
+        let counters = kernel.counters(services, backends)?;
+        let signals = kernel.signals(backends)?;
+        Ok(Self { counters, signals: backends.iter().copied().zip(signals).collect() })
+    }
 }
 
 /// Backends whose counters are read in one second. With more, they are read less often, so that the
@@ -82,14 +100,14 @@ impl Task {
             let work = tokio::task::spawn_blocking(move || Swept {
                 events: kernel.take_events(),
                 sweep: kernel.sweep(clock::monotonic_coarse_ns(), &timeouts),
-                counters: indexes
-                    .map(|(services, backends)| kernel.counters(&services, &backends))
+                counted: indexes
+                    .map(|(services, backends)| Counted::read(&*kernel, &services, &backends))
                     .transpose(),
             });
             let swept = work.await.unwrap_or_else(|panicked| Swept {
                 events: Vec::new(),
                 sweep: Err(panicked.into()),
-                counters: Ok(None),
+                counted: Ok(None),
             });
             // The task may have ended meanwhile.
             let _ = sender.send(swept).await;
@@ -130,9 +148,10 @@ impl Task {
             Err(error) => Some(format!("{error:#}")),
         };
         self.fault("sweep of the flow tables", wrong);
-        let wrong = match swept.counters {
-            Ok(Some(counters)) => {
+        let wrong = match swept.counted {
+            Ok(Some(Counted { counters, signals })) => {
                 self.rates = Arc::new(self.rates.next(&counters, now));
+                self.tell_of_replays(&signals, &counters, now);
                 None
             }
             Ok(None) => None,
@@ -141,6 +160,23 @@ impl Task {
         self.fault("counters", wrong);
         if let Some(sweep) = done {
             self.watch_floods(&sweep, now);
+        }
+    }
+
+    /// Tells that connections to a backend are tried at others, and that they no longer are.
+    fn tell_of_replays(
+        &mut self,
+        signals: &[(u32, BackendSignals)],
+        counters: &Counters,
+        now: Duration,
+    ) {
+        let mut news = std::mem::take(&mut self.replay_news);
+        let index_of = |id: u32| self.planner.backend(id).map(|(index, _)| index);
+        let names = |id: u32| self.backend_name(id);
+        let notes = news.take(signals, &counters.services, &index_of, &names, now);
+        self.replay_news = news;
+        for note in notes {
+            self.timeline.add(note);
         }
     }
 

@@ -22,6 +22,7 @@ use crate::{
 };
 
 mod fake;
+mod passive;
 
 use fake::FakeKernel;
 

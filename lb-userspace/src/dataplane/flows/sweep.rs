@@ -23,11 +23,11 @@ use anyhow::Context as _;
 use aya::maps::MapData;
 use lb_common::{
     backend::FORWARD,
-    flow::{FlowKey4, FlowKey6, state},
+    flow::{FlowKey4, FlowKey6, HalfOpen4, HalfOpen6, state},
     names,
 };
 
-use super::{Key, STOPPED_NS, Table, View, backend};
+use super::{Key, STOPPED_NS, Table, Value, View, backend};
 use crate::dataplane::{
     Sweep, Timeouts,
     active::{Active, Drift},
@@ -45,8 +45,8 @@ const MATCH_EVERY: u64 = 10;
 /// Sweeps the flow tables.
 #[derive(Debug)]
 pub struct Sweeper {
-    half_open: Swept<FlowKey4>,
-    half_open6: Swept<FlowKey6>,
+    half_open: Swept<FlowKey4, HalfOpen4>,
+    half_open6: Swept<FlowKey6, HalfOpen6>,
     flows: Swept<FlowKey4>,
     flows6: Swept<FlowKey6>,
     backends: MapData,
@@ -62,8 +62,8 @@ pub struct Sweeper {
 
 /// A table and where the sweep stands in it.
 #[derive(Debug)]
-struct Swept<K> {
-    table: Table<K>,
+struct Swept<K: Key, V: Value<K> = <K as Key>::Entry> {
+    table: Table<K, V>,
     cursor: Cursor,
     done: bool,
     /// Entries read since the sweep began.
@@ -202,7 +202,7 @@ impl Cycle {
         if view.is_steered() {
             let place = (key.tuple_hash() >> 16) as u16;
             self.sweep.steered.entry(view.backend).or_default().insert(place);
-        } else if !view.is_return() {
+        } else if !view.is_return() && !view.is_given_up() {
             self.sweep.flows += 1;
             if !state::closed(view.state)
                 && let Some(open) = self.open.get_mut(view.backend as usize)
@@ -236,7 +236,7 @@ fn is_stopped(id: u32, slice: Slice<'_>) -> anyhow::Result<bool> {
     Ok(backend(slice.backends, id)?.is_none_or(|backend| backend.flags & FORWARD == 0))
 }
 
-impl<K: Key> Swept<K> {
+impl<K: Key, V: Value<K>> Swept<K, V> {
     fn open(pins: &Path, name: &str, half_open: bool) -> anyhow::Result<Self> {
         Ok(Self {
             table: Table::open(pins, name, half_open)?,
@@ -265,12 +265,13 @@ impl<K: Key> Swept<K> {
         cycle: &mut Cycle,
         left: &mut usize,
     ) -> anyhow::Result<()> {
-        let mut chunk = Chunk::<K, K::Entry>::new();
+        let mut chunk = Chunk::<K, V>::new();
         while *left > 0 && !self.done {
             let more = chunk.read(self.table.fd(), &mut self.cursor);
             let more = more.context("read the flow table")?;
             self.done = !more;
-            for (key, entry) in chunk.entries() {
+            for (key, value) in chunk.entries() {
+                let entry = value.flow();
                 *left = left.saturating_sub(1);
                 self.entries += 1;
                 let view = key.view(entry);
@@ -286,6 +287,12 @@ impl<K: Key> Swept<K> {
                     continue;
                 }
                 let is_old = age_ns >= view.timeout_ns(self.table.half_open, slice.timeouts);
+                if view.is_given_up() {
+                    if is_old {
+                        self.table.forget_given_up(key, slice, cycle)?;
+                    }
+                    continue;
+                }
                 if is_old && !view.is_return() {
                     self.table.expire(key, slice, cycle)?;
                 } else if (is_old || is_examined(key, cycle.number))
@@ -314,7 +321,7 @@ fn is_examined<K: Key>(key: &K, cycle: u64) -> bool {
     hasher.finish() % MATCH_EVERY == cycle % MATCH_EVERY
 }
 
-impl<K: Key> Table<K> {
+impl<K: Key, V: Value<K>> Table<K, V> {
     /// Removes a connection if its last packet in either direction is old, given the key of its
     /// client's half.
     fn expire(&self, key: &K, slice: Slice<'_>, cycle: &mut Cycle) -> anyhow::Result<()> {
@@ -325,7 +332,7 @@ impl<K: Key> Table<K> {
             age_ns >= client.timeout_ns(self.half_open, slice.timeouts)
         };
         let Some(read) = self.get(key)? else { return Ok(()) };
-        if key.view(&read).is_steered() {
+        if key.view(&read).stands_alone() {
             return Ok(());
         }
         let server = self.other_half(key, &read)?;
@@ -334,7 +341,7 @@ impl<K: Key> Table<K> {
         }
         let partner = key.partner(&read);
         let same = |entry: &K::Entry| {
-            key.partner(entry) == partner && is_old(entry, None) && !key.view(entry).is_steered()
+            key.partner(entry) == partner && is_old(entry, None) && !key.view(entry).stands_alone()
         };
         let Some(taken) = self.take_if(key, same)? else { return Ok(()) };
         cycle.sweep.expired += 1;
@@ -368,16 +375,32 @@ impl<K: Key> Table<K> {
         Ok(())
     }
 
+    /// Removes what was kept of a backend that was given up, if its time is over. The connection is
+    /// another backend's, and goes on.
+    fn forget_given_up(&self, key: &K, slice: Slice<'_>, cycle: &mut Cycle) -> anyhow::Result<()> {
+        let is_over = |entry: &K::Entry| {
+            let view = key.view(entry);
+            let age_ns = slice.now_ns.saturating_sub(view.last_seen_ns);
+            view.is_given_up() && age_ns >= view.timeout_ns(self.half_open, slice.timeouts)
+        };
+        if self.get(key)?.is_some_and(|read| is_over(&read))
+            && self.take_if(key, is_over)?.is_some()
+        {
+            cycle.sweep.orphans += 1;
+        }
+        Ok(())
+    }
+
     /// Removes an entry whose other half is gone, for whichever reason: one direction alone would
     /// swallow the other's packets.
     fn remove_orphan(&self, key: &K, slice: Slice<'_>, cycle: &mut Cycle) -> anyhow::Result<()> {
         let Some(read) = self.get(key)? else { return Ok(()) };
-        if key.view(&read).is_steered() || self.other_half(key, &read)?.is_some() {
+        if key.view(&read).stands_alone() || self.other_half(key, &read)?.is_some() {
             return Ok(());
         }
         let partner = key.partner(&read);
         let same =
-            |entry: &K::Entry| key.partner(entry) == partner && !key.view(entry).is_steered();
+            |entry: &K::Entry| key.partner(entry) == partner && !key.view(entry).stands_alone();
         let Some(taken) = self.take_if(key, same)? else { return Ok(()) };
         cycle.sweep.orphans += 1;
         let view = key.view(&taken);
@@ -395,11 +418,11 @@ impl<K: Key> Table<K> {
         same: impl Fn(&K::Entry) -> bool,
     ) -> anyhow::Result<Option<K::Entry>> {
         const WHAT: &str = "remove from the flow table";
-        let Some(taken) = batch::take::<K, K::Entry>(self.fd(), key).context(WHAT)? else {
+        let Some(taken) = batch::take::<K, V>(self.fd(), key).context(WHAT)? else {
             return Ok(None);
         };
-        if same(&taken) {
-            return Ok(Some(taken));
+        if same(taken.flow()) {
+            return Ok(Some(*taken.flow()));
         }
         batch::insert_new(self.fd(), key, &taken).context("put back into the flow table")?;
         Ok(None)

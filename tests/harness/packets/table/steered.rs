@@ -110,6 +110,7 @@ pub(super) fn rows(net: Net) -> Vec<Case> {
     let mut rows = direct(&steered);
     rows.extend(slots(&steered));
     rows.extend(gone(&steered));
+    rows.extend(guarded(&steered));
     for (outer, address) in [
         ("IPv4", SocketAddr::from(([203, 0, 113, 21], 80))),
         ("IPv6", SocketAddr::from(([0x2001, 0xdb8, 0xb, 0, 0, 0, 0, 0x21], 80))),
@@ -125,6 +126,26 @@ pub(super) fn rows(net: Net) -> Vec<Case> {
         }
     }
     rows
+}
+
+/// Lists and rates, and sources that no packet may have.
+fn guarded(steered: &Steered) -> Vec<Case> {
+    let (net, backend) = (&steered.net, steered.direct()[0]);
+    let bits = if net.vip.is_ipv4() { 32 } else { 128 };
+    let setup = || steered.setup(Slot::of(1), &[backend]);
+    let land = Frame::syn(net.vip, net.vip);
+    vec![
+        Case::new("steered: a denied source", setup().filtered(&[(net.client.ip(), bits, false)]))
+            .drops(&steered.syn(), Reason::Denied)
+            .drops(&steered.question(), Reason::Denied)
+            .direct(&[steered.up(ACK)], 1),
+        Case::new("steered: a rate, which datagrams do not count against", setup().limited(1, 1))
+            .direct(&[steered.syn(), steered.question(), steered.question()], 1)
+            .drops(&steered.syn(), Reason::RateLimited)
+            .reported()
+            .direct(&[steered.up(ACK)], 1),
+        Case::new("steered: land", setup()).drops(&land, Reason::Spoofed),
+    ]
 }
 
 fn direct(steered: &Steered) -> Vec<Case> {

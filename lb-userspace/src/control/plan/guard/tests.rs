@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    config::{Forwarding, Protocol},
+    config::{Forwarding, Protocol, Replay},
     control::plan::{DesiredService, service_key},
     dataplane::Adopted,
 };
@@ -78,6 +78,7 @@ fn desired(guards: &[Guard]) -> Desired {
         key: key(port),
         balance: Balance::Maglev,
         forward: Forwarding::Nat,
+        replay: Replay { tries: 0, per_mille: 0 },
         drain_timeout: Duration::ZERO,
         backends: Vec::new(),
         guard: guard.clone(),

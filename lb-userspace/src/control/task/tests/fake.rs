@@ -13,14 +13,14 @@ use lb_common::{
     reason::Reason,
     service::{Service, ServiceKey},
     source::Source,
-    stats::{BackendStats, ServiceStats},
+    stats::{BackendSignals, BackendStats, ServiceStats},
 };
 
 use crate::{
     control::{kernel::Kernel, plan::service_key},
     dataplane::{
         Adopted, AttachMode, Attachment, Connection, Counters, Cut, Flow, Info, Op, Sizes, Sweep,
-        Timeouts,
+        Timeouts, replay::Replayer,
     },
 };
 
@@ -40,6 +40,7 @@ pub(super) struct Maps {
     pub(super) events: Vec<Event>,
     pub(super) sizes: Sizes,
     pub(super) connections: Vec<Connection>,
+    pub(super) signals: BTreeMap<u32, BackendSignals>,
 }
 
 impl FakeKernel {
@@ -127,6 +128,12 @@ impl Kernel for FakeKernel {
         })
     }
 
+    fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<BackendSignals>> {
+        let maps = self.maps();
+        let of = |id: &u32| maps.signals.get(id).copied().unwrap_or(BackendSignals::ZERO);
+        Ok(backends.iter().map(of).collect())
+    }
+
     fn flows(
         &self,
         wanted: &dyn Fn(u32) -> bool,
@@ -173,6 +180,10 @@ impl Kernel for FakeKernel {
 
     fn take_events(&self) -> Vec<Event> {
         std::mem::take(&mut self.maps().events)
+    }
+
+    fn replayer(&self) -> anyhow::Result<Option<Replayer>> {
+        Ok(None)
     }
 }
 
