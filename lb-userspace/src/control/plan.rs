@@ -169,6 +169,8 @@ pub struct Planner {
     waning: BTreeSet<u32>,
     /// Counts the changes of `waning`.
     waned: u64,
+    /// Counts the identifiers given and taken back.
+    numbered: u64,
     free_ids: Numbers,
     /// A service may have lost its last backend.
     forgetful: bool,
@@ -290,6 +292,7 @@ impl Planner {
             users: HashMap::new(),
             waning: BTreeSet::new(),
             waned: 0,
+            numbered: 0,
             free_ids: Numbers::new(adopted.sizes.backends),
             forgetful: false,
             sources: adopted.sources.into_iter().collect(),
@@ -516,6 +519,11 @@ impl Planner {
         self.waned
     }
 
+    /// Another number whenever backends have other identifiers.
+    pub fn numbered(&self) -> u64 {
+        self.numbered
+    }
+
     /// When the next removed backend has drained.
     pub fn next_deadline(&self) -> Option<Duration> {
         self.retiring().filter_map(|retiring| retiring.until).min()
@@ -526,12 +534,14 @@ impl Planner {
         *self.users.entry(entry.service).or_default() += 1;
         self.known.entry((entry.service, entry.address)).or_insert(id);
         self.backends.insert(id, entry);
+        self.numbered += 1;
     }
 
     /// An identifier is free again.
     fn remove(&mut self, id: u32) {
         let Some(entry) = self.backends.remove(&id) else { return };
         self.free_ids.give_back(id);
+        self.numbered += 1;
         if self.waning.remove(&id) {
             self.waned += 1;
         }

@@ -52,7 +52,6 @@ impl Task {
             self.retry.map(|(at, _)| at),
             (!*self.settled.borrow()).then_some(self.settle_by),
         ];
-        self.readings.forget();
         let next = deadlines.into_iter().flatten().filter(|&at| at > now).min();
         instant(next.unwrap_or(now + IDLE))
     }
