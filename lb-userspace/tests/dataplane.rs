@@ -10,11 +10,12 @@ use std::{
 use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues};
 use ballast::{
     clock,
-    dataplane::{Dataplane, Op, Options, Timeouts, remove_pins},
+    dataplane::{Dataplane, Op, Options, Sizes, Timeouts, remove_pins},
 };
 use lb_common::{
     backend::{Backend, FORWARD, IN_USE},
     service::{Service, ServiceKey, Slot},
+    source::{ALLOW, SOURCE_BITS, Source},
     stats::{BackendSignals, HANDSHAKE_CLASSES},
 };
 
@@ -33,7 +34,13 @@ impl Pins {
     }
 
     fn options(&self) -> Options {
-        Options { pins: self.0.clone(), max_flows: 4096, max_half_open: 1024, discard_pins: false }
+        Options {
+            pins: self.0.clone(),
+            max_flows: 4096,
+            max_half_open: 1024,
+            sizes: Sizes::default(),
+            discard_pins: false,
+        }
     }
 }
 
@@ -46,6 +53,8 @@ impl Drop for Pins {
 fn backend(port: u16) -> Backend {
     Backend { port, flags: IN_USE | FORWARD, weight: 7, ..Backend::ZERO }
 }
+
+const SOURCE: Source = Source { list: 6, address: [9; 16] };
 
 const KEY: ServiceKey = ServiceKey { address: [9; 16], port: 80, protocol: 6, reserved: 0 };
 
@@ -60,6 +69,8 @@ fn a_second_daemon_goes_on_with_the_tables_of_the_first() {
         Op::SetBackend { id: 5, backend: backend(8080) },
         Op::SetTable { start: 10, slots: vec![Slot::of(5); 2] },
         Op::SetService { key: KEY, service },
+        // This map takes memory for what is in it.
+        Op::SetSource { bits: SOURCE_BITS, source: SOURCE, verdict: ALLOW },
     ];
     {
         let mut first = Dataplane::open(&pins.options()).expect("open");
@@ -77,13 +88,16 @@ fn a_second_daemon_goes_on_with_the_tables_of_the_first() {
     let adopted = second.adopted().expect("adopted");
     assert_eq!(adopted.services, [(KEY, service)]);
     assert_eq!(adopted.backends, [(5, backend(8080))]);
+    assert_eq!(adopted.sources, [((SOURCE, SOURCE_BITS), ALLOW)]);
 
     second
         .apply(&[Op::RemoveService { key: KEY }, Op::RemoveService { key: KEY }])
         .expect("remove, twice");
-    second.apply(&[Op::ClearBackend { id: 5 }]).expect("clear");
+    let gone = Op::RemoveSource { bits: SOURCE_BITS, source: SOURCE };
+    second.apply(&[Op::ClearBackend { id: 5 }, gone.clone(), gone]).expect("clear");
     let adopted = second.adopted().expect("adopted");
     assert_eq!((adopted.services.len(), adopted.backends.len()), (0, 0));
+    assert_eq!(adopted.sources, []);
 }
 
 #[test]
@@ -156,7 +170,7 @@ fn counters_flows_and_sweeps_of_empty_tables_are_empty() {
     }
     assert!(dataplane.counters(&[u32::MAX], &[]).is_err(), "an index past the end is an error");
     let past_the_end =
-        Op::SetTable { start: lb_common::limits::MAX_SLOTS - 1, slots: vec![Slot::ZERO; 2] };
+        Op::SetTable { start: lb_common::limits::DEFAULT_SLOTS - 1, slots: vec![Slot::ZERO; 2] };
     assert!(dataplane.apply(&[past_the_end]).is_err());
 }
 

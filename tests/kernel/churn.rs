@@ -6,6 +6,7 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,7 +19,7 @@ use ballast::{
     clock,
     config::{Forwarding, Guard, Protocol, Replay},
     control::plan::{Desired, DesiredBackend, DesiredService, Planner, service_key},
-    dataplane::{Adopted, Dataplane, Options, Timeouts, load::OBJECT, remove_pins},
+    dataplane::{Adopted, Dataplane, Options, Sizes, Timeouts, load::OBJECT, remove_pins},
     net::NextHop,
 };
 use lb_common::{backend::FORWARD, names, service::Balance};
@@ -84,6 +85,7 @@ impl Site {
             pins: pins.0.clone(),
             max_flows: 4 * CONNECTIONS as u32,
             max_half_open: 1024,
+            sizes: Sizes::default(),
             discard_pins: false,
         };
         let dataplane = Dataplane::open(&options)?;
@@ -186,8 +188,8 @@ fn desired(weights: &BTreeMap<u8, u32>) -> Desired {
     };
     Desired {
         floating: [VIP.ip()].into(),
-        services: vec![service],
-        next_hops: HOSTS.map(|host| (address(host).ip(), hop(host))).collect(),
+        services: vec![Arc::new(service)],
+        next_hops: Arc::new(HOSTS.map(|host| (address(host).ip(), hop(host))).collect()),
         tcp_idle: IDLE,
         udp_idle: IDLE,
         untouched: false,

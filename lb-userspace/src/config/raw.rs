@@ -6,7 +6,10 @@
 
 use std::time::Duration;
 
-use lb_common::service::Balance;
+use lb_common::{
+    limits::{MOST_BACKENDS, MOST_SERVICES, MOST_SLOTS},
+    service::Balance,
+};
 
 use super::{
     Encapsulation, OnDown, Protocol,
@@ -148,6 +151,9 @@ section! {
     Dataplane "[dataplane]" {
         max_flows: Whole<1024, 16_777_216>;
         max_half_open: Whole<1024, 16_777_216>;
+        max_services: Whole<1, MOST_SERVICES>;
+        max_backends: Whole<1, MOST_BACKENDS>;
+        max_slots: Whole<1024, MOST_SLOTS>;
         tcp_idle_timeout: Duration;
         tcp_closing_timeout: Duration;
         udp_idle_timeout: Duration;

@@ -46,6 +46,19 @@ pub struct Status {
     pub warnings: Vec<String>,
 }
 
+/// What somebody wants to see of the state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// Only this service, with its backends.
+    pub service: Option<String>,
+    /// The backends of all services, even if there are more than [`MANY_BACKENDS`].
+    pub all: bool,
+}
+
+/// With more backends than this, an overview counts them and lists none: a million would be half a
+/// gigabyte of JSON.
+pub const MANY_BACKENDS: usize = 10_000;
+
 /// A floating address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Floating {
@@ -98,7 +111,14 @@ pub struct Service {
     pub not_replayed: u64,
     /// New connections a second, over the last second or so.
     pub connections_per_second: f64,
-    /// Backends, in the order of the configuration.
+    /// Backends that get new connections.
+    #[serde(default)]
+    pub serving_count: usize,
+    /// Configured backends.
+    #[serde(default)]
+    pub backend_count: usize,
+    /// Backends, in the order of the configuration. Empty, whatever `backend_count` says, in an
+    /// overview of very many: see [`View`].
     pub backends: Vec<Backend>,
 }
 

@@ -20,12 +20,13 @@ use super::{
     kernel::Kernel,
     plan::Planner,
     state::{State, Wish},
+    status::View,
     verdict::Admin,
     wishes::{self, Kept, Wishes},
 };
 use crate::{
     clock,
-    config::Config,
+    config::{Config, sizes},
     events::{Kind, Note, Timeline},
     health::{Report, passive::TICK as WATCH},
     net::NextHops,
@@ -94,7 +95,9 @@ pub struct Setup {
 /// What others ask of the task.
 #[derive(Debug)]
 enum Command {
-    Snapshot(oneshot::Sender<snapshot::Snapshot>),
+    Snapshot(View, oneshot::Sender<snapshot::Snapshot>),
+    FlowNames(Option<String>, oneshot::Sender<Result<snapshot::FlowNames, Vec<String>>>),
+    BackendIds(String, Option<String>, oneshot::Sender<Result<BTreeSet<u32>, String>>),
     Reload(oneshot::Sender<Result<Reloaded, Refused>>),
     Wish(wish::Request, oneshot::Sender<Result<Vec<Wished>, WishError>>),
     Stop(oneshot::Sender<()>),
@@ -134,7 +137,9 @@ pub struct Task {
     sweeping: bool,
     swept: mpsc::Sender<Swept>,
     flows: u64,
-    rates: Rates,
+    rates: Arc<Rates>,
+    /// The backends whose next hops have been asked for, by the numbers that their sets have.
+    hops_wanted_of: Option<(u64, u64)>,
 }
 
 /// What the task receives.
@@ -153,9 +158,10 @@ impl Task {
     pub async fn start(setup: Setup) -> anyhow::Result<Handle> {
         let Setup { node, config_path, config, warnings, state_dir, kernel, timeline, .. } = setup;
         let reader = Arc::clone(&kernel);
-        let adopted = tokio::task::spawn_blocking(move || reader.adopted())
-            .await?
-            .context("read the tables that a previous daemon left")?;
+        let (adopted, info) =
+            tokio::task::spawn_blocking(move || anyhow::Ok((reader.adopted()?, reader.info()?)))
+                .await?
+                .context("read the tables that a previous daemon left")?;
         let planner = Planner::adopt(adopted);
         let (wishes, lost) = wishes::load(&state_dir);
         if let Some(note) = lost {
@@ -194,8 +200,10 @@ impl Task {
             sweeping: false,
             swept: swept_sender,
             flows: 0,
-            rates: Rates::default(),
+            rates: Arc::default(),
+            hops_wanted_of: None,
         };
+        task.attachments.adopt(&info.attachments);
         let interface = task.interface()?;
         task.attach_first(&interface).await?;
         task.configure().await;
@@ -251,6 +259,7 @@ impl Task {
                 _ = tick.tick() => {
                     self.start_sweep();
                     self.attachments.retry();
+                    self.detach_where_idle(clock::monotonic()).await;
                 }
                 _ = watchdog.tick() => {
                     // Nobody listens unless systemd asked for it.
@@ -264,8 +273,14 @@ impl Task {
     async fn obey(&mut self, command: Command, reports: &mut mpsc::Receiver<Report>) {
         // Who asked may have gone away meanwhile; then nobody wants the answer.
         match command {
-            Command::Snapshot(answer) => {
-                let _ = answer.send(self.snapshot());
+            Command::Snapshot(view, answer) => {
+                let _ = answer.send(self.snapshot(&view));
+            }
+            Command::FlowNames(service, answer) => {
+                let _ = answer.send(self.flow_names(service.as_deref()));
+            }
+            Command::BackendIds(backend, service, answer) => {
+                let _ = answer.send(self.backend_ids(&backend, service.as_deref()));
             }
             Command::Reload(answer) => {
                 let result = self.reload(reports).await;
@@ -296,15 +311,18 @@ impl Task {
         self.state.configure(
             &self.config.services,
             |service, backend| {
+                if wishes.is_empty() {
+                    return Wish::default();
+                }
                 let kept = wishes.get(&(service.to_owned(), backend.to_owned()));
                 kept.map_or_else(Wish::default, |kept| in_force(kept, now))
             },
             now,
         );
+        self.planner.set_density(sizes::needs(&self.config).density);
         let targets = self.state.targets();
-        self.probes.keep(&targets).await;
-        let health: Vec<_> = self.state.records().map(|(_, record)| record.health).collect();
-        self.probes.start(targets.into_iter().zip(health).collect());
+        self.probes.keep(targets.iter().map(|(target, _)| target)).await;
+        self.probes.start(targets);
     }
 
     /// Records how something stands, and tells it if it is news.

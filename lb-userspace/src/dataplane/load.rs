@@ -13,7 +13,7 @@ use aya::{
 };
 use lb_common::names;
 
-use super::{AttachMode, Options, kernel, pins};
+use super::{AttachMode, Attachment, Options, grow, kernel, pins};
 
 /// The object that the build put into this binary. Aligned, because the ELF reader reads words.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ballast-xdp"));
@@ -22,15 +22,24 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 /// daemon does not carry them.
 pub const FLOORS_PATH: &str = concat!(env!("OUT_DIR"), "/ballast-floors");
 
-/// Loads the object: its maps are those that are pinned, or are created and pinned.
-pub(super) fn load(options: &Options) -> anyhow::Result<Ebpf> {
+/// Loads the object: its maps are those that are pinned, or are created and pinned. Those that have
+/// been outgrown are created beside the old ones.
+pub(super) fn load(options: &Options, found: &pins::Found) -> anyhow::Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     for layout in pins::layouts(options) {
-        loader.map_pin_path(layout.name, options.pins.join(layout.name));
-        if layout.sized {
+        let path = if found.outgrown.contains(&layout.name) {
+            grow::path(&options.pins, layout.name)
+        } else {
+            options.pins.join(layout.name)
+        };
+        loader.map_pin_path(layout.name, path);
+        if layout.is_sized() {
             loader.map_max_entries(layout.name, layout.max_entries);
         }
     }
+    // Of what is pinned, so much goes on; without anything pinned, all is new.
+    let pinned = pins::sizes(&options.pins).map_or(0, |sizes| sizes.services);
+    loader.map_max_entries(names::SPENT, options.sizes.services.max(pinned));
     let mut ebpf = loader.load(OBJECT).map_err(explain).context("create the BPF maps")?;
     verified(&mut ebpf, names::PROGRAM)?;
     Ok(ebpf)
@@ -114,6 +123,34 @@ pub(super) fn attach(
             Ok(AttachMode::Generic)
         }
     }
+}
+
+/// Puts the program into every link that a previous daemon pinned. What cannot be taken over is noted
+/// and goes on with the program that it has.
+pub(super) fn take_over_all(
+    program: &mut Xdp,
+    pins: &Path,
+    notes: &mut Vec<String>,
+) -> anyhow::Result<Vec<Attachment>> {
+    let mut attachments = Vec::new();
+    for (ifindex, mode) in pins::links(pins)? {
+        let interface = nix::net::if_::if_indextoname(ifindex).ok();
+        let interface = interface.and_then(|name| name.into_string().ok());
+        let interface = interface.filter(|name| !name.is_empty());
+        match take_over(program, &pins::link(pins, ifindex, mode)) {
+            Ok(true) => attachments.push(Attachment {
+                interface: interface.unwrap_or_else(|| format!("number {ifindex}")),
+                ifindex,
+                mode,
+            }),
+            Ok(false) => {}
+            Err(error) => notes.push(format!(
+                "the program of a previous daemon stays on interface {}: {error:#}",
+                interface.unwrap_or_else(|| format!("number {ifindex}")),
+            )),
+        }
+    }
+    Ok(attachments)
 }
 
 /// Replaces the program in a pinned link, in one step. False, and the pin is gone, if the link's

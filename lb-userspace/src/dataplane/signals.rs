@@ -1,6 +1,6 @@
 //! `BACKEND_SIGNALS`: what connections show of each backend, read ten times a second.
 //!
-//! The reader has its own hold on the map. It never waits for a sweep over the flow tables, which may
+//! The reader has its own hold on the map. It never waits for whoever writes to the tables, which may
 //! take long.
 
 use std::os::fd::AsFd;
@@ -34,8 +34,8 @@ impl Signals {
         {
             let (Some(&first), Some(&last)) = (run.first(), run.last()) else { continue };
             let mut wanted = run.iter().copied().peekable();
-            let count = last - first + 1;
-            batch::read_per_cpu(self.map.fd().as_fd(), first, count, self.cpus, |id, per_cpu| {
+            let run = first..last + 1;
+            batch::read_per_cpu(self.map.fd().as_fd(), self.cpus, run, |id, per_cpu| {
                 if wanted.next_if_eq(&id).is_some() {
                     signals.push(sum(per_cpu));
                 }

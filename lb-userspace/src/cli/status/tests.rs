@@ -73,6 +73,8 @@ fn status() -> Status {
         },
         flows: 3,
         services: vec![Service {
+            serving_count: 1,
+            backend_count: 2,
             name: "web".into(),
             listen: "192.0.2.100:80".parse().unwrap(),
             protocol: "tcp".into(),

@@ -180,7 +180,8 @@ fn what_is_not_watched_is_not_held_against_a_backend() {
     let mut ejected = Vec::new();
     while ejected.is_empty() {
         assert!(now < seconds(20), "it is not ejected");
-        let watched = state.watch(|_, place| Some((place as u32, &signals[place])), |_, _| 0, now);
+        let watched =
+            state.watch(|_| true, |_, place| Some((place as u32, &signals[place])), |_, _| 0, now);
         ejected = watched.ejected;
         signals[0].attempts += 10;
         signals[1].attempts += 10;
@@ -196,6 +197,7 @@ fn what_is_not_watched_is_not_held_against_a_backend() {
     state.configure(&[next], no_wish, now);
     assert_eq!(messages(&state.judge(now)), ["app-02 serves"]);
     assert_eq!(state.watched().count(), 0);
-    let watched = state.watch(|_, place| Some((place as u32, &signals[place])), |_, _| 0, now);
+    let watched =
+        state.watch(|_| true, |_, place| Some((place as u32, &signals[place])), |_, _| 0, now);
     assert!(!watched.changed && watched.notes.is_empty());
 }

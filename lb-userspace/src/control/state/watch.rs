@@ -32,17 +32,19 @@ pub struct Watched {
 }
 
 impl State {
-    /// Takes a reading of the kernel's counters: by the places of the service and of the backend in
+    /// Takes a reading of the kernel's counters, of the services that `is_read` names by their places: by the places of the service and of the backend in
     /// it, an identifier and its counters. `passes` says how many probes of a backend have passed in
     /// a row, by the names of the service and the backend.
     pub fn watch<'a>(
         &mut self,
+        is_read: impl Fn(usize) -> bool,
         reading: impl Fn(usize, usize) -> Option<(u32, &'a BackendSignals)>,
         passes: impl Fn(&str, &str) -> u32,
         now: Duration,
     ) -> Watched {
         let mut watched = Watched::default();
-        for (place, service) in self.services.iter_mut().enumerate() {
+        let services = self.services.iter_mut().enumerate();
+        for (place, service) in services.filter(|(place, _)| is_read(*place)) {
             let reading = |backend: usize| reading(place, backend);
             service.watch(&self.next_hops, reading, &passes, now, &mut watched);
         }
@@ -94,7 +96,10 @@ impl ServiceState {
             .collect();
         let outcome = passive::judge(rules, &mut backends, now);
         drop(backends);
-        watched.changed |= outcome.changed;
+        if outcome.changed {
+            watched.changed = true;
+            self.news.add_facts();
+        }
         for (place, news) in outcome.news {
             let record = &mut self.records[place];
             let slow_start = self.config.slow_start;

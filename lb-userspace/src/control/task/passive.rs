@@ -2,7 +2,10 @@
 //!
 //! Most readings change nothing, and then nothing follows: no verdict is made anew, nothing planned.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use lb_common::stats::BackendSignals;
 
@@ -19,26 +22,22 @@ type Placed = (u32, (usize, usize));
 /// Which backends are read.
 #[derive(Debug, Default)]
 pub(super) struct Readings {
-    /// By identifier; none if they must be collected anew.
-    known: Option<Arc<Vec<Placed>>>,
+    /// By identifier.
+    known: Arc<Vec<Placed>>,
+    /// What `known` was collected of: the numbers that the backends and their identifiers have.
+    of: Option<(u64, u64)>,
     /// Where the next turn begins.
     next: usize,
-}
-
-impl Readings {
-    /// Services, backends or identifiers may have changed.
-    pub(super) fn forget(&mut self) {
-        self.known = None;
-    }
 }
 
 impl Task {
     /// Reads the counters and judges by them. Says whether the verdicts may be others now.
     pub(super) async fn watch(&mut self) -> bool {
-        let known = match &self.readings.known {
-            Some(known) => Arc::clone(known),
-            None => Arc::clone(self.readings.known.insert(Arc::new(self.places()))),
-        };
+        let of = (self.state.revision(), self.planner.numbered());
+        if self.readings.of.replace(of) != Some(of) {
+            self.readings.known = Arc::new(self.places());
+        }
+        let known = Arc::clone(&self.readings.known);
         if known.is_empty() {
             return false;
         }
@@ -63,7 +62,9 @@ impl Task {
             .map(|(&(id, place), signals)| (place, (id, signals)))
             .collect();
         let probes = &self.probes;
+        let services: BTreeSet<usize> = by_place.keys().map(|&(service, _)| service).collect();
         let watched = self.state.watch(
+            |service| services.contains(&service),
             |service, backend| by_place.get(&(service, backend)).copied(),
             |service, backend| probes.passes(service, backend),
             clock::monotonic(),
@@ -79,7 +80,6 @@ impl Task {
 
     /// The identifiers of the backends that are watched, with their places in the state.
     fn places(&self) -> Vec<Placed> {
-        let ids = self.planner.ids();
         let services = self.state.services();
         let mut places: Vec<_> = self
             .state
@@ -88,8 +88,8 @@ impl Task {
                 let of = &services[service];
                 let key = service_key(of.config.listen, of.config.protocol);
                 let index = self.planner.service_index(&key)?;
-                let id = ids.get(&(index, of.records[backend].config.address))?;
-                Some((*id, (service, backend)))
+                let id = self.planner.id(index, of.records[backend].config.address)?;
+                Some((id, (service, backend)))
             })
             .collect();
         places.sort_unstable();

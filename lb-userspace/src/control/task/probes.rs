@@ -30,8 +30,8 @@ impl Probes {
     }
 
     /// Ends the probes that are not among `targets`. When this returns they send no more.
-    pub(super) async fn keep(&mut self, targets: &[Target]) {
-        let wanted: BTreeMap<_, _> = targets.iter().map(|target| (key(target), target)).collect();
+    pub(super) async fn keep(&mut self, targets: impl Iterator<Item = &Target>) {
+        let wanted: BTreeMap<_, _> = targets.map(|target| (key(target), target)).collect();
         let running = std::mem::take(&mut self.running);
         for (key, probe) in running {
             if wanted.get(&key).is_some_and(|wanted| **wanted == probe.target) {
@@ -46,11 +46,12 @@ impl Probes {
 
     /// Starts what of `targets` does not run yet, from the health that is known of it.
     pub(super) fn start(&mut self, targets: Vec<(Target, Health)>) {
+        let spread = health::spread(targets.len());
         for (target, health) in targets {
             self.running.entry(key(&target)).or_insert_with(|| {
                 let passes = Passes::default();
                 let sender = self.sender.clone();
-                let task = health::resume(target.clone(), health, sender, passes.clone());
+                let task = health::resume(target.clone(), health, spread, sender, passes.clone());
                 Running { target, passes, task }
             });
         }

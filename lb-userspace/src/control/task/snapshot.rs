@@ -1,13 +1,13 @@
 //! `status`: what the task knows, and the counters that are read after it has gone on.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
-use lb_common::reason::Reason;
+use lb_common::{event::Event, reason::Reason};
 
 use super::{Rates, Task};
 use crate::{
@@ -18,8 +18,8 @@ use crate::{
         plan::service_key,
         state::{Record, ServiceState},
         status::{
-            Backend, Floating, NamedFlow, Passive, PassiveState, Retiring, Service, Slots, Status,
-            balance_word, forward_words, protocol_word,
+            Backend, Floating, MANY_BACKENDS, NamedFlow, Passive, PassiveState, Retiring, Service,
+            Slots, Status, View, balance_word, forward_words, protocol_word,
         },
         verdict::{Admin, WEIGHT_SCALE},
     },
@@ -35,10 +35,10 @@ const ETHERNET_MTU: u32 = 1500;
 #[derive(Debug)]
 pub(super) struct Snapshot {
     status: Status,
-    /// By service, in order: its index, and the identifiers of its backends in order.
+    /// By service that is shown, in order: its index, and the identifiers of its backends in order,
+    /// as far as they are shown.
     numbers: Vec<(Option<u32>, Vec<Option<u32>>)>,
-    rates: Rates,
-    names: Names,
+    rates: Arc<Rates>,
 }
 
 /// Names by number.
@@ -46,45 +46,157 @@ pub(super) struct Snapshot {
 pub(super) struct Names {
     pub(super) services: BTreeMap<u32, String>,
     pub(super) backends: BTreeMap<u32, String>,
-    pub(super) service_of: BTreeMap<u32, String>,
-    /// Index of a backend's service.
-    pub(super) index_of: BTreeMap<u32, u32>,
+}
+
+/// What a list of connections calls them.
+#[derive(Debug, Default)]
+pub(super) struct FlowNames {
+    /// The names of the services that are listed.
+    services: Vec<String>,
+    /// By identifier: the place of the service in `services`, and the backend's name.
+    backends: HashMap<u32, (usize, String)>,
+    /// Backends that are configured no longer, by their address; none if one service is asked for.
+    retiring: HashMap<u32, String>,
+    /// Only connections of `backends` are listed.
+    pub(super) only: bool,
+}
+
+impl FlowNames {
+    /// Whether connections of this backend are listed.
+    pub(super) fn wants(&self, backend: u32) -> bool {
+        !self.only || self.backends.contains_key(&backend)
+    }
+
+    /// A connection with its names.
+    pub(super) fn name(&self, flow: Flow) -> NamedFlow {
+        let known = self.backends.get(&flow.backend_id);
+        let service = known.map(|&(service, _)| self.services[service].clone());
+        let backend = known.map(|(_, name)| name).or_else(|| self.retiring.get(&flow.backend_id));
+        NamedFlow { service, backend_name: backend.cloned(), flow }
+    }
 }
 
 impl Task {
-    /// Numbers of services and backends with their names. Backends that are configured no longer
-    /// are called by their address.
-    pub(super) fn names(&self) -> Names {
+    /// Names of the services and backends that these records are about. Backends that are configured
+    /// no longer are called by their address.
+    pub(super) fn names_in(&self, events: &[Event]) -> Names {
         let mut names = Names::default();
-        for retiring in self.planner.retiring() {
-            names.backends.insert(retiring.id, retiring.address.to_string());
-        }
-        let numbers = self.numbers();
-        for (service, (index, backends)) in self.state.services().iter().zip(numbers) {
-            let name = &service.config.name;
-            names.services.extend(index.map(|index| (index, name.clone())));
-            for (record, id) in service.records.iter().zip(backends) {
-                names.backends.extend(id.map(|id| (id, record.config.name.clone())));
-                names.service_of.extend(id.map(|id| (id, name.clone())));
-                names.index_of.extend(id.zip(index));
+        let services: HashMap<u32, &ServiceState> = self
+            .state
+            .services()
+            .iter()
+            .filter_map(|service| Some((self.index(service)?, service)))
+            .collect();
+        for event in events {
+            if let Some(service) = services.get(&event.service) {
+                names.services.insert(event.service, service.config.name.clone());
             }
+            let Some((index, address)) = self.planner.backend(event.backend) else { continue };
+            let record = services.get(&index).and_then(|service| {
+                service.records.iter().find(|record| record.config.address == address)
+            });
+            let name = record.map(|record| record.config.name.clone());
+            names.backends.insert(event.backend, name.unwrap_or_else(|| address.to_string()));
         }
         names
     }
 
-    fn numbers(&self) -> Vec<(Option<u32>, Vec<Option<u32>>)> {
-        let ids = self.planner.ids();
-        let of_service = |service: &ServiceState| {
-            let key = service_key(service.config.listen, service.config.protocol);
-            let index = self.planner.service_index(&key);
-            let id = |address: SocketAddr| ids.get(&(index?, address)).copied();
-            let backends = service.records.iter().map(|record| id(record.config.address));
-            (index, backends.collect())
-        };
-        self.state.services().iter().map(of_service).collect()
+    /// The names of a configured backend and of its service, the latter first.
+    pub(super) fn backend_name(&self, id: u32) -> Option<(String, String)> {
+        let (index, address) = self.planner.backend(id)?;
+        let services = self.state.services().iter();
+        let service = services.into_iter().find(|service| self.index(service) == Some(index))?;
+        let record = service.records.iter().find(|record| record.config.address == address)?;
+        Some((service.config.name.clone(), record.config.name.clone()))
     }
 
-    pub(super) fn snapshot(&self) -> Snapshot {
+    /// Names for a list of connections, of one service if it is named. The error has the names that
+    /// there are.
+    pub(super) fn flow_names(&self, service: Option<&str>) -> Result<FlowNames, Vec<String>> {
+        let listed: Vec<&ServiceState> = match service {
+            None => self.state.services().iter().collect(),
+            Some(name) => vec![self.state.service(name).ok_or_else(|| {
+                self.state.services().iter().map(|it| it.config.name.clone()).collect::<Vec<_>>()
+            })?],
+        };
+        let mut names = FlowNames { only: service.is_some(), ..FlowNames::default() };
+        if service.is_none() {
+            let retiring = self.planner.retiring();
+            names.retiring = retiring.map(|it| (it.id, it.address.to_string())).collect();
+        }
+        for (at, service) in listed.into_iter().enumerate() {
+            names.services.push(service.config.name.clone());
+            let Some(index) = self.index(service) else { continue };
+            names.backends.extend(service.records.iter().filter_map(|record| {
+                let id = self.planner.id(index, record.config.address)?;
+                Some((id, (at, record.config.name.clone())))
+            }));
+        }
+        Ok(names)
+    }
+
+    /// The identifiers of the backends of this name, in one service if it is named. One that is
+    /// configured no longer is called by its address. The error says which there are.
+    pub(super) fn backend_ids(
+        &self,
+        backend: &str,
+        service: Option<&str>,
+    ) -> Result<BTreeSet<u32>, String> {
+        let names = self.flow_names(service).map_err(|known| {
+            let name = service.unwrap_or_default();
+            format!("no service is called {name}; there are: {}", known.join(", "))
+        })?;
+        let configured = names.backends.iter().map(|(id, (_, name))| (*id, name));
+        let all = || configured.clone().chain(names.retiring.iter().map(|(id, name)| (*id, name)));
+        let ids: BTreeSet<u32> =
+            all().filter(|(_, name)| *name == backend).map(|(id, _)| id).collect();
+        if ids.is_empty() {
+            let known: BTreeSet<&str> = all().map(|(_, name)| name.as_str()).collect();
+            let known = known.into_iter().collect::<Vec<_>>().join(", ");
+            let of = service.map(|name| format!(" of {name}")).unwrap_or_default();
+            return Err(format!("no backend{of} is called {backend}; there are: {known}"));
+        }
+        Ok(ids)
+    }
+
+    /// The names of the services of these backends, by their identifiers.
+    pub(super) fn service_names(
+        &self,
+        backends: impl Iterator<Item = u32>,
+    ) -> BTreeMap<u32, String> {
+        let names: HashMap<u32, &str> = self
+            .state
+            .services()
+            .iter()
+            .filter_map(|service| Some((self.index(service)?, service.config.name.as_str())))
+            .collect();
+        let name = |id: u32| {
+            let (index, _) = self.planner.backend(id)?;
+            Some((id, (*names.get(&index)?).to_owned()))
+        };
+        backends.filter_map(name).collect()
+    }
+
+    pub(super) fn index(&self, service: &ServiceState) -> Option<u32> {
+        let key = service_key(service.config.listen, service.config.protocol);
+        self.planner.service_index(&key)
+    }
+
+    /// The index of a service, and the identifiers of its backends if they are `listed`.
+    fn numbers(&self, service: &ServiceState, listed: bool) -> (Option<u32>, Vec<Option<u32>>) {
+        let index = self.index(service);
+        let id = |address: SocketAddr| self.planner.id(index?, address);
+        let records = service.records.iter().filter(|_| listed);
+        (index, records.map(|record| id(record.config.address)).collect())
+    }
+
+    pub(super) fn snapshot(&self, view: &View) -> Snapshot {
+        let shown = |service: &&ServiceState| {
+            view.service.as_ref().is_none_or(|name| *name == service.config.name)
+        };
+        let shown: Vec<_> = self.state.services().iter().filter(shown).collect();
+        let backends: usize = shown.iter().map(|service| service.records.len()).sum();
+        let listed = view.all || view.service.is_some() || backends <= MANY_BACKENDS;
         let now = clock::monotonic();
         let wall = clock::wall();
         let retiring = self.planner.retiring().map(|retiring| Retiring {
@@ -103,12 +215,13 @@ impl Task {
             floating: self.floating(),
             dataplane: Info::default(),
             flows: self.flows,
-            services: self.state.services().iter().map(|service| self.service(service)).collect(),
-            retiring: retiring.collect(),
+            services: shown.iter().map(|service| self.service(service, listed)).collect(),
+            retiring: retiring.take(if listed { usize::MAX } else { MANY_BACKENDS }).collect(),
             reasons: BTreeMap::new(),
             warnings: self.current_warnings(),
         };
-        Snapshot { status, numbers: self.numbers(), rates: self.rates.clone(), names: self.names() }
+        let numbers = shown.iter().map(|service| self.numbers(service, listed)).collect();
+        Snapshot { status, numbers, rates: Arc::clone(&self.rates) }
     }
 
     fn current_warnings(&self) -> Vec<String> {
@@ -172,7 +285,9 @@ impl Task {
             .collect()
     }
 
-    fn service(&self, service: &ServiceState) -> Service {
+    fn service(&self, service: &ServiceState, listed: bool) -> Service {
+        let serving = service.records.iter().filter(|record| record.verdict.serving).count();
+        let records = service.records.iter().filter(|_| listed);
         let (forward, encapsulation) = forward_words(service.config.forward);
         let key = service_key(service.config.listen, service.config.protocol);
         let slots = self.planner.disturbed(&key);
@@ -191,7 +306,9 @@ impl Task {
             replayed: 0,
             not_replayed: 0,
             connections_per_second: 0.0,
-            backends: service.records.iter().map(|record| self.backend(service, record)).collect(),
+            serving_count: serving,
+            backend_count: service.records.len(),
+            backends: records.map(|record| self.backend(service, record)).collect(),
         }
     }
 
@@ -307,63 +424,6 @@ impl Snapshot {
                     backend.return_bytes_per_second = back;
                 }
             }
-        }
-    }
-
-    /// Reads up to `limit` connections, of one service if it is named, which blocks.
-    pub(super) fn flows(
-        &self,
-        kernel: &Arc<dyn Kernel>,
-        service: Option<&str>,
-        limit: usize,
-    ) -> anyhow::Result<Vec<NamedFlow>> {
-        // Those of other services take no part in the limit.
-        let read = kernel.flows(if service.is_some() { usize::MAX } else { limit })?;
-        let named = read.into_iter().map(|flow| self.named(flow));
-        let of_service = |flow: &NamedFlow| service.is_none() || flow.service.as_deref() == service;
-        Ok(named.filter(of_service).take(limit).collect())
-    }
-
-    /// The identifiers of the backends of this name, in one service if it is named. The error says
-    /// which there are.
-    pub(super) fn ids(
-        &self,
-        backend: &str,
-        service: Option<&str>,
-    ) -> Result<BTreeSet<u32>, String> {
-        let known = self.service_names();
-        if let Some(name) = service
-            && !known.iter().any(|known| known == name)
-        {
-            let known = known.join(", ");
-            return Err(format!("no service is called {name}; there are: {known}"));
-        }
-        let of_service = |id: &u32| {
-            let name = self.names.service_of.get(id).map(String::as_str);
-            service.is_none() || name == service
-        };
-        let in_scope = || self.names.backends.iter().filter(|(id, _)| of_service(id));
-        let ids: BTreeSet<u32> =
-            in_scope().filter(|(_, name)| *name == backend).map(|(id, _)| *id).collect();
-        if ids.is_empty() {
-            let known: BTreeSet<&str> = in_scope().map(|(_, name)| name.as_str()).collect();
-            let known = known.into_iter().collect::<Vec<_>>().join(", ");
-            let of = service.map(|name| format!(" of {name}")).unwrap_or_default();
-            return Err(format!("no backend{of} is called {backend}; there are: {known}"));
-        }
-        Ok(ids)
-    }
-
-    /// The names of the services.
-    pub(super) fn service_names(&self) -> Vec<String> {
-        self.status.services.iter().map(|service| service.name.clone()).collect()
-    }
-
-    fn named(&self, flow: Flow) -> NamedFlow {
-        NamedFlow {
-            service: self.names.service_of.get(&flow.backend_id).cloned(),
-            backend_name: self.names.backends.get(&flow.backend_id).cloned(),
-            flow,
         }
     }
 }
