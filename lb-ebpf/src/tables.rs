@@ -130,9 +130,9 @@ pub struct Scratch<F: Family> {
     /// Backend identifier.
     pub backend: u32,
     /// Its open connections, while it is searched for.
-    pub load: u64,
+    pub load: i64,
     /// Its weight, while it is searched for.
-    pub weight: u64,
+    pub weight: i64,
     /// Where the search starts: any number.
     pub seed: u32,
     /// TCP or UDP.
