@@ -154,7 +154,7 @@ map_type! {
         pub bits: u8,
         /// Index of the service, as in [`crate::service::Service::index`].
         pub service: u32,
-        /// Identifiers of the backends tried before this one.
+        /// Identifiers of the backends tried before this one, the last one first.
         pub tried: [u32; MAX_TRIED],
     }
 }

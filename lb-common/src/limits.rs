@@ -4,14 +4,25 @@
 /// of its own version.
 pub const ABI_VERSION: u32 = 2;
 
-/// Most services (floating address + port + protocol).
-pub const MAX_SERVICES: u32 = 1024;
+/// Default number of entries in `SERVICES` (floating address + port + protocol), and in every map
+/// that has one entry for each service.
+pub const DEFAULT_SERVICES: u32 = 1024;
 
-/// Most backends over all services. A backend's identifier is its index in `BACKENDS`.
-pub const MAX_BACKENDS: u32 = 4096;
+/// Default number of entries in `BACKENDS`, and in every map that has one entry for each backend of
+/// all services. A backend's identifier is its index in `BACKENDS`.
+pub const DEFAULT_BACKENDS: u32 = 4096;
 
-/// Slots in `MAGLEV`, shared by the tables of all services (8 bytes each).
-pub const MAX_SLOTS: u32 = 1 << 20;
+/// Default number of slots in `MAGLEV`, shared by the tables of all services (8 bytes each).
+pub const DEFAULT_SLOTS: u32 = 1 << 20;
+
+/// Most services that a configuration may ask for.
+pub const MOST_SERVICES: u32 = 1 << 18;
+
+/// Most backends that a configuration may ask for.
+pub const MOST_BACKENDS: u32 = 1 << 22;
+
+/// Most slots that a configuration may ask for: 2 GiB of kernel memory.
+pub const MOST_SLOTS: u32 = 1 << 28;
 
 /// Default number of entries in `FLOWS` (and in `FLOWS6`): two for each connection.
 pub const DEFAULT_FLOWS: u32 = 262_144;
@@ -35,7 +46,7 @@ pub const STEERED_WORDS: u32 = STEERED_BITS / 64;
 
 /// Most prefixes in `SOURCES`: the lists of all services, floating addresses, and while a reload is
 /// under way, the old lists beside the new. The kernel takes memory for those that are there.
-pub const MAX_SOURCES: u32 = 1 << 18;
+pub const MAX_SOURCES: u32 = 1 << 20;
 
 /// Most sources in `RATES`. With more than these at a time, the kernel forgets the one that has been
 /// idle longest, which may then begin a burst anew.

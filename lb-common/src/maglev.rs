@@ -17,6 +17,33 @@ pub const fn table_size(backends: u32) -> u32 {
     SIZES[SIZES.len() - 1]
 }
 
+/// Slots for each backend where there is room: the share of each is then right within 1 %.
+pub const FULL_DENSITY: u32 = 100;
+
+/// Table sizes where room is short: primes again, each about twice the one before.
+pub const SPARSE_SIZES: [u32; 11] =
+    [61, 127, 251, 509, 1021, 2039, 4093, 8191, 16_381, 32_749, 65_521];
+
+/// Size of the table for `backends` backends with at least `density` slots for each. All have one
+/// slot more or less than another of the same weight, so a share is wrong by at most
+/// `1 / density`: 2 % with 50, 10 % with 10.
+///
+/// From [`FULL_DENSITY`] up it is [`table_size`].
+#[must_use]
+pub const fn table_size_within(backends: u32, density: u32) -> u32 {
+    if density >= FULL_DENSITY {
+        return table_size(backends);
+    }
+    let mut index = 0;
+    while index < SPARSE_SIZES.len() - 1 {
+        if SPARSE_SIZES[index] >= backends.saturating_mul(density) {
+            return SPARSE_SIZES[index];
+        }
+        index += 1;
+    }
+    SPARSE_SIZES[SPARSE_SIZES.len() - 1]
+}
+
 /// The `step`-th slot that a backend prefers, in a table of `size` slots.
 ///
 /// `offset_seed` and `skip_seed` are two independent hashes of the backend's name.
@@ -64,15 +91,16 @@ mod tests {
     use std::collections::HashSet;
 
     use super::{
-        SIZES, STEERED_SIZES, preference, slot, steered_preference, steered_size, table_size,
+        FULL_DENSITY, SIZES, SPARSE_SIZES, STEERED_SIZES, preference, slot, steered_preference,
+        steered_size, table_size, table_size_within,
     };
 
     #[test]
     fn sizes_are_primes_in_order() {
-        for size in SIZES {
+        for size in SIZES.into_iter().chain(SPARSE_SIZES) {
             assert!((2..size).take_while(|d| d * d <= size).all(|d| size % d != 0), "{size}");
         }
-        assert!(SIZES.is_sorted());
+        assert!(SIZES.is_sorted() && SPARSE_SIZES.is_sorted());
     }
 
     #[test]
@@ -85,6 +113,20 @@ mod tests {
         }
         assert_eq!(table_size(656), 65_521);
         assert_eq!(table_size(u32::MAX), 65_521);
+    }
+
+    #[test]
+    fn a_sparse_table_has_as_many_slots_for_each_backend_as_were_asked_for() {
+        for backends in [1, 2, 7, 100, 655] {
+            assert_eq!(table_size_within(backends, FULL_DENSITY), table_size(backends));
+            for density in [5, 10, 20, 50] {
+                let size = table_size_within(backends, density);
+                assert!(size >= backends * density, "{backends} {density}");
+                assert!(size <= table_size(backends), "{backends} {density}");
+            }
+        }
+        assert_eq!(table_size_within(100, 10), 1021);
+        assert_eq!(table_size_within(u32::MAX, 5), 65_521);
     }
 
     #[test]

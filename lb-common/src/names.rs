@@ -41,6 +41,8 @@ pub const RATES: &str = "RATES";
 pub const ACTIVE: &str = "ACTIVE";
 /// Round-robin position by service.
 pub const CURSORS: &str = "CURSORS";
+/// By service index, on each CPU: what is spent of its budget of replays. It is not pinned.
+pub const SPENT: &str = "SPENT";
 /// Ring buffer of `Event`.
 pub const EVENTS: &str = "EVENTS";
 /// Ring buffer of `Sample`.

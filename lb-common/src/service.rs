@@ -20,7 +20,7 @@ map_type! {
 map_type! {
     /// Value of `SERVICES`.
     pub struct Service {
-        /// Index into `SERVICE_STATS` and `CURSORS`.
+        /// Index into `SERVICE_STATS`, `CURSORS` and `SPENT`.
         pub index: u32,
         /// First slot of the service's table in `MAGLEV`.
         pub table_start: u32,

@@ -62,7 +62,7 @@ map_type! {
 mod tests {
     use super::{FLOATING, list};
     use crate::{
-        limits::MAX_SERVICES,
+        limits::MOST_SERVICES,
         service::{FILTERED, SECOND_LIST},
     };
 
@@ -71,6 +71,6 @@ mod tests {
         assert_eq!(list(3, FILTERED), 6);
         assert_eq!(list(3, FILTERED | SECOND_LIST), 7);
         assert_eq!(list(4, FILTERED), 8);
-        assert!(list(MAX_SERVICES - 1, SECOND_LIST) < FLOATING);
+        assert!(list(MOST_SERVICES - 1, SECOND_LIST) < FLOATING);
     }
 }

@@ -293,24 +293,29 @@ fn promote<F: Family, T: Tables + Flows<F>>(
     let (now_ns, bytes) = (tables.now_ns(), packet.len() as u64);
     scratch.client = F::key(client, segment.protocol);
     scratch.server = F::key(server, segment.protocol);
-    let Some(half) = tables.half_open(&scratch.server) else {
-        // Another CPU was first, or it was pushed out of the table: then the connection is over.
+    let halves = (tables.half_open(&scratch.client), tables.half_open(&scratch.server));
+    let (Some(client_half), Some(server_half)) = halves else {
+        // Another CPU was first, or one was pushed out of the table: then the connection is over.
         let known = tables.flow(&scratch.client).is_some();
         return if known { Ok(false) } else { Err(Reason::NoFlow) };
     };
     let ends = if segment.has(tcp_flags::FIN) { state::CLIENT_FIN } else { 0 };
-    scratch.entry = F::Entry::new(client, server.reversed(), entry.backend(), ends);
-    scratch.entry.set_client_side(entry.client_side());
+    // With what the halves have counted, and this packet.
+    scratch.entry.copy(client_half.flow(), ends);
     scratch.entry.set_ack(segment.ack);
-    scratch.entry.seen(now_ns, if forward { bytes } else { 0 });
+    if forward {
+        scratch.entry.seen(now_ns, bytes);
+    }
     let promoted = tables.insert_flow(&scratch.client, &scratch.entry).is_ok();
     if !promoted && tables.flow(&scratch.client).is_none() {
         return Err(Reason::TableFull);
     }
-    // The backend's half stays as it is. It has acknowledged all that came before this packet.
-    scratch.entry = *half.flow();
-    scratch.entry.set_state(state::RETURN);
+    // It has acknowledged all that came before this packet.
+    scratch.entry.copy(server_half.flow(), state::RETURN);
     scratch.entry.set_ack(segment.seq);
+    if !forward {
+        scratch.entry.seen(now_ns, bytes);
+    }
     if tables.insert_flow(&scratch.server, &scratch.entry).is_err()
         && tables.flow(&scratch.server).is_none()
     {

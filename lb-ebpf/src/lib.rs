@@ -54,7 +54,7 @@ pub enum Action {
     },
     /// Inside another packet, once the frame has grown at its front ([`Tunnel::write`]).
     Encapsulate(Tunnel),
-    /// Nowhere yet: its connection is to be tried at another backend. [`replay::give`] comes next, and
+    /// Nowhere yet: its connection is to be tried at another backend. [`replay::choose`] comes next, and
     /// if that does not, [`half_open`] and [`error`] without replay.
     Replay,
 }

@@ -141,6 +141,7 @@ macro_rules! subprograms {
         $follow:ident,
         $half_open:ident,
         $error:ident,
+        $choose:ident,
         $replay:ident,
         $compose:ident,
         $begin:ident,
@@ -162,7 +163,7 @@ macro_rules! subprograms {
                 code = $error(ctx, 1);
             }
             if code == REPLAY {
-                code = $replay(ctx);
+                code = if $choose(ctx) == 0 { UNDECIDED } else { $replay(ctx) };
                 if code >= COMPOSE {
                     code = $compose(ctx, code - COMPOSE);
                 } else if code == UNDECIDED {
@@ -224,7 +225,14 @@ macro_rules! subprograms {
             }
         }
 
-        /// Connections whose backend has failed.
+        /// The next backend of a connection whose backend has failed; 0 if there is none.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $choose(ctx: *mut xdp_md) -> u32 {
+            u32::from(lb_ebpf::replay::choose::<$family, Maps>(packet(ctx), &Maps))
+        }
+
+        /// Connections whose next backend is chosen.
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $replay(ctx: *mut xdp_md) -> u32 {
@@ -278,12 +286,12 @@ macro_rules! subprograms {
 }
 
 subprograms!(
-    V4, decide4, steer4, follow4, half_open4, error4, replay4, compose4, begin4, note4, reset4,
-    too_big4
+    V4, decide4, steer4, follow4, half_open4, error4, choose4, replay4, compose4, begin4, note4,
+    reset4, too_big4
 );
 subprograms!(
-    V6, decide6, steer6, follow6, half_open6, error6, replay6, compose6, begin6, note6, reset6,
-    too_big6
+    V6, decide6, steer6, follow6, half_open6, error6, choose6, replay6, compose6, begin6, note6,
+    reset6, too_big6
 );
 
 /// Says what should never be.

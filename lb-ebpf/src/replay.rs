@@ -197,49 +197,88 @@ impl Tags {
     }
 }
 
-/// Gives the connection of a packet that was [`Action::Replay`] to the next backend. `None`: it is not
-/// to be, and [`crate::half_open`] or [`crate::error`] has to look at the packet again, without replay.
+/// What a packet that was [`Action::Replay`] says of its connection.
+struct InHand<A> {
+    /// The tuple of the replies.
+    replies: Tuple<A>,
+    /// Its segment, if it is the client's SYN.
+    syn: Option<Segment<A>>,
+}
+
+#[inline(always)]
+fn in_hand<F: Family, T: Tables + Flows<F>>(
+    packet: &Packet,
+    tables: &T,
+) -> Option<InHand<F::Address>> {
+    Some(match crate::ours::<F, T>(packet, tables).ok()? {
+        Ours::Segment(segment) if segment.starts() => {
+            let client = tables.half_open(&F::key(segment.tuple, protocol::TCP))?;
+            let replies = client.flow().rewritten().reversed();
+            InHand { replies, syn: Some(segment) }
+        }
+        Ours::Segment(segment) => InHand { replies: segment.tuple, syn: None },
+        Ours::Icmp(_, outer) => {
+            let replies = icmp::about::<F>(packet, &outer).ok()?.tuple.reversed();
+            InHand { replies, syn: None }
+        }
+    })
+}
+
+/// Chooses the next backend for the connection of a packet that was [`Action::Replay`], and enters its
+/// half. False if there is none: then [`crate::half_open`] or [`crate::error`] has to look at the packet
+/// again, without replay. [`give`] comes next.
+///
+/// Two steps that share nothing but the packet and the scratch: each is a subprogram in the kernel, with
+/// a stack of its own.
+#[inline(always)]
+pub fn choose<F: Family, T: Tables + Flows<F>>(packet: Packet, tables: &T) -> bool {
+    let Some(InHand { replies, syn }) = in_hand::<F, T>(&packet, tables) else { return false };
+    if syn.is_some_and(|segment| segment.ttl <= 1) {
+        return false;
+    }
+    let Some(server) = tables.half_open(&F::key(replies, protocol::TCP)) else { return false };
+    if server.flow().state() & state::RETURN == 0 || !noted_replayable::<F>(server) {
+        return false;
+    }
+    match next::<F, T>(tables, server) {
+        Next::Backend => true,
+        Next::Later => {
+            // A silent backend has as much time again.
+            server.syn_mut().sent_ns = tables.clock_ns();
+            tables.count_not_replayed(server.syn().service);
+            false
+        }
+        Next::Never => {
+            server.syn_mut().bits &= !syn::REPLAYABLE;
+            tables.count_not_replayed(server.syn().service);
+            false
+        }
+    }
+}
+
+/// Gives the connection of a packet to the backend that [`choose`] has chosen. `None`: somebody else was
+/// faster, and it is as if none had been chosen.
 #[inline(always)]
 pub fn give<F: Family, T: Tables + Flows<F>>(
     packet: Packet,
     tables: &T,
 ) -> Option<Result<Step, Reason>> {
     tables.stage(Stage::Replay);
-    let ours = crate::ours::<F, T>(&packet, tables).ok()?;
-    let (replies, syn_in_hand) = match ours {
-        Ours::Segment(segment) if segment.starts() => {
-            let client = tables.half_open(&F::key(segment.tuple, protocol::TCP))?;
-            (client.flow().rewritten().reversed(), Some(segment))
-        }
-        Ours::Segment(segment) => (segment.tuple, None),
-        Ours::Icmp(_, outer) => (icmp::about::<F>(&packet, &outer).ok()?.tuple.reversed(), None),
+    let scratch = tables.scratch()?;
+    let given = match in_hand::<F, T>(&packet, tables) {
+        Some(InHand { replies, syn }) => hand_over::<F, T>(packet, tables, replies, syn.as_ref()),
+        None => None,
     };
-    let server = tables.half_open(&F::key(replies, protocol::TCP))?;
-    if server.flow().state() & state::RETURN == 0 || !noted_replayable::<F>(server) {
-        return None;
+    if given.is_none() {
+        tables.remove_half_open(&scratch.server);
     }
-    if syn_in_hand.as_ref().is_some_and(|segment| segment.ttl <= 1) {
-        return None;
-    }
-    match next::<F, T>(tables, server) {
-        Next::Backend(id) => hand_over::<F, T>(packet, tables, replies, syn_in_hand.as_ref(), id),
-        Next::Later => {
-            // A silent backend has as much time again.
-            server.syn_mut().sent_ns = tables.clock_ns();
-            tables.count_not_replayed(server.syn().service);
-            None
-        }
-        Next::Never => {
-            server.syn_mut().bits &= !syn::REPLAYABLE;
-            tables.count_not_replayed(server.syn().service);
-            None
-        }
-    }
+    given
 }
 
 /// Where a connection may go.
 enum Next {
-    Backend(u32),
+    /// To the backend in the scratch.
+    Backend,
     /// The budget is used up.
     Later,
     /// There is no other backend, or too many were tried.
@@ -267,11 +306,10 @@ fn next<F: Family, T: Tables + Flows<F>>(tables: &T, server: &F::HalfOpen) -> Ne
     scratch.service = service;
     let syn = scratch.half.syn_mut();
     *syn = noted;
-    // The compiler knows that the index is small, and the verifier of Linux 6.1 does not: so the check must
-    // stay.
-    if let Some(tried) = syn.tried.get_mut(core::hint::black_box(tries)) {
-        *tried = server.flow().backend();
-    }
+    // The last one first: at places that are constants, since an older verifier (Linux 6.1) forgets that
+    // a number of tries is less than the room.
+    let [first, second, third, _] = noted.tried;
+    syn.tried = [server.flow().backend(), first, second, third];
     syn.tries = noted.tries + 1;
     syn.bits &= !(syn::RESENT | syn::OVERDUE);
     syn.sent_ns = tables.clock_ns();
@@ -287,7 +325,7 @@ fn next<F: Family, T: Tables + Flows<F>>(tables: &T, server: &F::HalfOpen) -> Ne
         dst: client.dst,
         ports: Ports::new(backend.port.to_be_bytes(), [0; 2]),
     };
-    if tables.find_port() { Next::Backend(id) } else { Next::Later }
+    if tables.find_port() { Next::Backend } else { Next::Later }
 }
 
 /// Takes the connection from the backend that sends `replies`, and gives it to the one in the scratch.
@@ -297,9 +335,9 @@ fn hand_over<F: Family, T: Tables + Flows<F>>(
     tables: &T,
     replies: Tuple<F::Address>,
     syn_in_hand: Option<&Segment<F::Address>>,
-    id: u32,
 ) -> Option<Result<Step, Reason>> {
     let scratch = tables.scratch()?;
+    let id = scratch.backend;
     let backend = tables.backend(id)?;
     let server = tables.half_open(&F::key(replies, protocol::TCP))?;
     let old = server.flow().backend();
@@ -309,7 +347,6 @@ fn hand_over<F: Family, T: Tables + Flows<F>>(
         if before & state::GIVEN_UP == 0 {
             set_bits::<F, T>(tables, server.flow_mut(), state::KEPT);
         }
-        tables.remove_half_open(&scratch.server);
         return None;
     }
     let service = scratch.service.index;

@@ -72,12 +72,15 @@ fn least_conn<T: Tables>(tables: &T, service: &Service) -> Option<u32> {
 }
 
 /// Open connections of a backend, and its weight.
+///
+/// A counter is below zero where a connection's end was counted twice, until the sweeps correct it. That
+/// is less than any other's; read without its sign it would be more, and the backend would get none.
 #[inline(always)]
-fn load<T: Tables>(tables: &T, id: u32) -> Option<(u64, u64)> {
+fn load<T: Tables>(tables: &T, id: u32) -> Option<(i64, i64)> {
     let backend = tables.backend(id)?;
     let is_usable = backend.flags & (FORWARD | RESOLVED) == FORWARD | RESOLVED;
-    let load = if is_usable { tables.active(id) } else { u64::from(u32::MAX) };
-    Some((load, u64::from(backend.weight)))
+    let load = if is_usable { tables.active(id) as i64 } else { UNUSABLE };
+    Some((load, i64::from(backend.weight)))
 }
 
 /// A backend that the connection has not been tried at. Takes its arguments from the scratch: the service,
@@ -93,7 +96,7 @@ pub fn another<F: Family, T: Tables + Flows<F>>(tables: &T) -> Option<u32> {
     }
     scratch.backend = NOBODY;
     // More than any load for its weight.
-    (scratch.load, scratch.weight) = (u64::from(u32::MAX), 1);
+    (scratch.load, scratch.weight) = (UNUSABLE, 1);
     let mut step = 0;
     while step < REPLAY_DRAWS + REPLAY_SCAN && !tables.consider(step) {
         step += 1;
@@ -124,8 +127,7 @@ pub fn consider<F: Family, T: Tables + Flows<F>>(tables: &T, step: u32) -> bool 
     };
     let Some(id) = id else { return true };
     let Some((load, weight)) = load(tables, id) else { return true };
-    // Of one that cannot take a packet, `load` says that it has all the connections that there are.
-    if load >= u64::from(u32::MAX) || was_tried(scratch.half.syn(), id) {
+    if load >= UNUSABLE || was_tried(scratch.half.syn(), id) {
         return false;
     }
     if least_conn && load.wrapping_mul(scratch.weight) >= scratch.load.wrapping_mul(weight) {
@@ -134,6 +136,9 @@ pub fn consider<F: Family, T: Tables + Flows<F>>(tables: &T, step: u32) -> bool 
     (scratch.backend, scratch.load, scratch.weight) = (id, load, weight);
     !least_conn
 }
+
+/// What [`load`] says of a backend that cannot take a packet: more than all the connections that there are.
+const UNUSABLE: i64 = u32::MAX as i64;
 
 /// No backend's identifier.
 const NOBODY: u32 = u32::MAX;

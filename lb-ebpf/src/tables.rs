@@ -140,9 +140,9 @@ pub struct Scratch<F: Family> {
     /// Backend identifier.
     pub backend: u32,
     /// Its open connections, while it is searched for.
-    pub load: u64,
+    pub load: i64,
     /// Its weight, while it is searched for.
-    pub weight: u64,
+    pub weight: i64,
     /// Where the search starts: any number.
     pub seed: u32,
     /// TCP or UDP.
@@ -189,6 +189,11 @@ pub trait Flows<F: Family> {
 pub trait Entry<F: Family>: Copy {
     /// An entry that turns packets of the tuple `from` into packets of the tuple `to`.
     fn new(from: Tuple<F::Address>, to: Tuple<F::Address>, backend: u32, state: u32) -> Self;
+    /// Copies another entry, but for its state bits.
+    ///
+    /// Word by word: of a whole entry the compiler makes a call of `memmove`, which the stack has no room
+    /// for where this is used.
+    fn copy(&mut self, other: &Self, state: u32);
     /// The tuple after rewriting.
     fn rewritten(&self) -> Tuple<F::Address>;
     /// The ports after rewriting.
@@ -201,8 +206,6 @@ pub trait Entry<F: Family>: Copy {
     fn state(&self) -> u32;
     /// Sets the backend identifier.
     fn set_backend(&mut self, backend: u32);
-    /// Sets the state bits, of an entry that nobody else sees yet.
-    fn set_state(&mut self, state: u32);
     /// Backend identifier and state bits as one word of 64 bits, in place.
     fn backend_and_state(&mut self) -> *mut u64;
     /// Time of the last packet.

@@ -2,7 +2,7 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `GET /status` | [`crate::control::status::Status`] |
+//! | `GET /status?service=&all=true` | [`crate::control::status::Status`]; of very many backends, only with `all` or `service` |
 //! | `GET /flows?service=&limit=` | an array of [`crate::control::status::NamedFlow`] |
 //! | `GET /events?follow=true` | an [`crate::events::Event`] a line; with `follow`, without end |
 //! | `GET /trace?from=&to=&host=&service=&backend=&reason=&one_in=&count=&seconds=&bytes=` | a [`crate::trace::Line`] a line, until the count or the time is reached |
@@ -28,12 +28,16 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
-use tokio::{net::UnixListener, sync::broadcast::error::RecvError};
+use tokio::{
+    net::UnixListener,
+    sync::{broadcast::error::RecvError, mpsc},
+};
 
 use crate::{
     config::report::Diagnostic,
     control::{
         reset,
+        status::View,
         task::{Change, FlowsError, Handle, ResetError, WishError},
         verdict::Admin,
     },
@@ -116,10 +120,7 @@ async fn answer(request: Request<Incoming>, handle: &Handle) -> Response<Body> {
     let path: Vec<&str> = target.path.iter().map(String::as_str).collect();
     let method = request.method();
     match (method, &path[..]) {
-        (&Method::GET, ["status"]) => match handle.status().await {
-            Ok(status) => json(StatusCode::OK, &status),
-            Err(error) => failed(&error),
-        },
+        (&Method::GET, ["status"]) => status(&target, handle).await,
         (&Method::GET, ["flows"]) => flows(&target, handle).await,
         (&Method::GET, ["events"]) => match target.get("follow") {
             None | Some("" | "false") => lines(&handle.timeline().recent()),
@@ -190,6 +191,21 @@ async fn wish(name: &str, target: &Target, change: Change, handle: &Handle) -> R
     }
 }
 
+async fn status(target: &Target, handle: &Handle) -> Response<Body> {
+    let service = target.get("service").map(str::to_owned);
+    let all = !matches!(target.get("all"), None | Some("" | "false"));
+    let asked = service.clone();
+    match handle.status(View { service, all }).await {
+        Ok(status) => match asked {
+            Some(name) if status.services.is_empty() => {
+                problem(StatusCode::NOT_FOUND, &format!("no service is called {name}"))
+            }
+            _ => json(StatusCode::OK, &status),
+        },
+        Err(error) => failed(&error),
+    }
+}
+
 async fn reset(name: &str, target: &Target, handle: &Handle) -> Response<Body> {
     let client = match target.get("flows").map(str::parse::<reset::Client>).transpose() {
         Ok(client) => client,
@@ -213,13 +229,49 @@ async fn flows(target: &Target, handle: &Handle) -> Response<Body> {
         Some(Ok(limit)) => limit,
         Some(Err(_)) => return problem(StatusCode::BAD_REQUEST, "limit is not a number"),
     };
-    match handle.flows(target.get("service").map(str::to_owned), limit).await {
-        Ok(flows) => json(StatusCode::OK, &flows),
+    let mut batches = match handle.flows(target.get("service").map(str::to_owned), limit).await {
+        Ok(batches) => batches,
         Err(error @ FlowsError::Unknown { .. }) => {
-            problem(StatusCode::NOT_FOUND, &error.to_string())
+            return problem(StatusCode::NOT_FOUND, &error.to_string());
         }
-        Err(FlowsError::Failed(error)) => failed(&error),
+        Err(FlowsError::Failed(error)) => return failed(&error),
+    };
+    // The first is waited for, while there is still a status to say what is wrong.
+    match batches.recv().await {
+        Some(Ok(first)) => respond(StatusCode::OK, JSON, array(first, batches)),
+        Some(Err(error)) => failed(&error),
+        None => problem(StatusCode::INTERNAL_SERVER_ERROR, "the flow tables cannot be read"),
     }
+}
+
+/// A JSON array that is written while its elements are still read.
+fn array<T: Serialize + Send + 'static>(
+    first: Vec<T>,
+    rest: mpsc::Receiver<anyhow::Result<Vec<T>>>,
+) -> Body {
+    struct State<T> {
+        batch: Option<Vec<T>>,
+        rest: mpsc::Receiver<anyhow::Result<Vec<T>>>,
+        separator: u8,
+    }
+    let start = State { batch: Some(first), rest, separator: b'[' };
+    let frames = stream::unfold(start, |mut state| async move {
+        let mut bytes = Vec::new();
+        for element in state.batch.take()? {
+            bytes.push(state.separator);
+            bytes.extend(to_json(&element));
+            state.separator = b',';
+        }
+        match state.rest.recv().await {
+            Some(Ok(batch)) => state.batch = Some(batch),
+            // The array stays open, so that nobody takes it for the whole.
+            Some(Err(error)) => tracing::warn!(%error, "list connections"),
+            None if state.separator == b'[' => bytes.extend(b"[]"),
+            None => bytes.push(b']'),
+        }
+        Some((Ok(Frame::data(Bytes::from(bytes))), state))
+    });
+    StreamBody::new(frames).boxed_unsync()
 }
 
 /// Past events and then the new ones, for as long as somebody reads.

@@ -76,6 +76,12 @@ enum Command {
         after_help = "Examples:\n  ballast status\n  ballast status --json | jq '.services[].backends[] | {name, serving, verdict}'"
     )]
     Status {
+        /// Only this service, with its backends
+        #[arg(long, value_name = "NAME")]
+        service: Option<String>,
+        /// All backends, however many; without this, more than 10,000 are only counted
+        #[arg(long)]
+        all: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -340,7 +346,9 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Decap(args) => decap::decap(&args)?,
         Command::Reload => return ask::reload(&socket),
-        Command::Status { json } => ask::status(&socket, json)?,
+        Command::Status { service, all, json } => {
+            ask::status(&socket, service.as_deref(), all, json)?;
+        }
         Command::Drain(args) => wish("drain", args)?,
         Command::Enable(args) => wish("enable", args)?,
         Command::Disable(args) => wish("disable", args)?,

@@ -17,11 +17,14 @@ use toml::de::DeTable;
 
 use report::{Diagnostic, Findings};
 
+use crate::memory;
+
 mod advice;
 mod check;
 mod raw;
 mod read;
 pub mod report;
+pub mod sizes;
 mod syntax;
 #[cfg(test)]
 mod tests;
@@ -37,7 +40,7 @@ pub struct Loaded {
     pub config: Config,
     /// What the operator should know, in the order of the file.
     pub warnings: Vec<Diagnostic>,
-    /// Its text, passwords masked, for [`report::render`].
+    /// Its text, passwords masked, for [`report::render`]; empty if there is nothing to draw.
     pub source: String,
 }
 
@@ -77,7 +80,14 @@ pub fn load(path: &Path) -> Result<Loaded, Rejected> {
         reject(format!("the configuration cannot be read: {error}"), help)
     })?;
     match String::from_utf8(bytes) {
-        Ok(text) => read_and_check(&name, &text, Secrets::Check),
+        Ok(text) => {
+            let result = read_and_check(&name, &text, Secrets::Check);
+            if text.len() >= memory::LARGE_FILE {
+                drop(text);
+                memory::give_back();
+            }
+            result
+        }
         Err(error) => {
             let at = error.utf8_error().valid_up_to();
             let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
@@ -119,7 +129,8 @@ fn read_and_check(name: &str, text: &str, secrets: Secrets) -> Result<Loaded, Re
     findings.put_before(syntax.findings, text);
     let usable = !findings.has_errors();
     let diagnostics = findings.locate(name, text);
-    let source = report::mask_secrets(text);
+    // A large file is not read once more for nothing.
+    let source = if diagnostics.is_empty() { String::new() } else { report::mask_secrets(text) };
     match config {
         Some(config) if usable => Ok(Loaded { config, warnings: diagnostics, source }),
         _ => Err(Rejected { diagnostics, source }),
@@ -258,6 +269,8 @@ pub struct Service {
     pub backends: Vec<Backend>,
     /// `[service.health]`.
     pub health: Health,
+    /// `[service.passive]`; none if its connections are not watched.
+    pub passive: Option<Passive>,
     /// Who may connect, and how often.
     pub guard: Guard,
 }
@@ -320,6 +333,15 @@ pub struct Health {
     pub fall: u32,
 }
 
+/// `[service.passive]`: what the connections of clients show of the backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passive {
+    /// Most of the backends that are ejected at a time, 1 to 100 percent; one may always be.
+    pub eject_percent: u32,
+    /// How long the first ejection of a backend lasts that no probe lets back earlier.
+    pub eject_time: Duration,
+}
+
 /// How a backend is asked for its health.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Probe {
@@ -354,6 +376,13 @@ pub struct Dataplane {
     pub max_flows: u32,
     /// Entries in each of `HALF_OPEN` and `HALF_OPEN6`.
     pub max_half_open: u32,
+    /// Room for services; by default, what the file needs and a quarter more.
+    pub max_services: Option<u32>,
+    /// Room for the backends of all services; by default as above.
+    pub max_backends: Option<u32>,
+    /// Slots in `MAGLEV`. Tables may use half of it, and replace each other in the other half. By
+    /// default as above.
+    pub max_slots: Option<u32>,
     /// A TCP connection with no packet for so long is forgotten. RFC 5382 REQ-5: not under 2 h 4 min.
     pub tcp_idle_timeout: Duration,
     /// A TCP connection that one side has closed is forgotten after so long without a packet.
@@ -367,6 +396,9 @@ impl Default for Dataplane {
         Self {
             max_flows: limits::DEFAULT_FLOWS,
             max_half_open: limits::DEFAULT_HALF_OPEN,
+            max_services: None,
+            max_backends: None,
+            max_slots: None,
             tcp_idle_timeout: Duration::from_mins(124),
             tcp_closing_timeout: Duration::from_mins(4),
             udp_idle_timeout: Duration::from_mins(2),

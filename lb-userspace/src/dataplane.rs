@@ -3,50 +3,70 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::{Ipv6Addr, SocketAddr},
+    net::SocketAddr,
+    ops::ControlFlow,
     os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use anyhow::Context;
 use aya::{
     Ebpf,
-    maps::{
-        Array, HashMap, Map, MapData, MapError, MapInfo, MapType, PerCpuArray, PerCpuValues,
-        RingBuf,
-        lpm_trie::{Key as Prefixed, LpmTrie},
-    },
+    maps::{Array, HashMap, Map, MapData, MapError, MapInfo, MapType, RingBuf, lpm_trie::LpmTrie},
 };
 use aya_log::EbpfLogger;
 use lb_common::{
     backend::{self, Backend},
     event::Event,
-    flow::{FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
     limits, names,
-    reason::Reason,
     service::{STEERED, Service, ServiceKey, Slot},
     source::Source,
-    stats::{BackendSignals, BackendStats, Meta, ServiceStats},
+    stats::{BackendStats, Meta, ServiceStats},
 };
 
-use self::{active::Active, flows::Table, load::Variant};
+use self::{active::Active, load::Variant};
 pub use self::{
-    flows::{Connection, Cut},
+    flows::{Connection, Cut, Reader, Sweeper},
+    signals::Signals,
     trace::{Traced, Tracer},
 };
-use crate::clock;
 
 mod active;
 mod batch;
+mod counters;
 pub mod decap;
 mod flows;
-mod half_open;
+mod grow;
 pub mod kernel;
 mod link;
 pub mod load;
 mod pins;
 pub mod replay;
+mod signals;
 mod trace;
+mod write;
+
+/// Room in the maps that hold the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Sizes {
+    /// Services: entries in `SERVICES`, and in the maps with one entry for each service.
+    pub services: u32,
+    /// Backends of all services: entries in `BACKENDS`, and in the maps with one for each backend.
+    pub backends: u32,
+    /// Slots in `MAGLEV`.
+    pub slots: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            services: limits::DEFAULT_SERVICES,
+            backends: limits::DEFAULT_BACKENDS,
+            slots: limits::DEFAULT_SLOTS,
+        }
+    }
+}
 
 /// What to open, and with which sizes.
 #[derive(Clone, Debug)]
@@ -57,6 +77,9 @@ pub struct Options {
     pub max_flows: u32,
     /// Entries in `HALF_OPEN` and `HALF_OPEN6` each.
     pub max_half_open: u32,
+    /// Room for services, backends and slots. Maps that a previous daemon pinned keep their size if
+    /// they have more, and are replaced by larger ones if they have less.
+    pub sizes: Sizes,
     /// Throw pinned maps away instead of adopting them; open connections are lost.
     pub discard_pins: bool,
 }
@@ -130,6 +153,8 @@ pub struct Adopted {
     pub services: Vec<(ServiceKey, Service)>,
     /// Entries of `BACKENDS` that are in use.
     pub backends: Vec<(u32, Backend)>,
+    /// Room that the maps have.
+    pub sizes: Sizes,
     /// Entries of `SOURCES`: prefix, its length in bits, value.
     pub sources: Vec<((Source, u32), u32)>,
     /// The tables of steered services.
@@ -190,6 +215,8 @@ pub struct Timeouts {
 /// What a sweep over the flow tables saw and did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sweep {
+    /// When it began: `CLOCK_MONOTONIC_COARSE`, nanoseconds.
+    pub began_ns: u64,
     /// Connections in `FLOWS` and `FLOWS6`.
     pub flows: u64,
     /// Connections that were removed, by age.
@@ -269,29 +296,28 @@ pub struct Dataplane {
     /// The variant for traces, while it is in force.
     tracer: Option<Tracer>,
     services: HashMap<MapData, ServiceKey, Service>,
-    backends: Array<MapData, Backend>,
+    /// The same map as `services`, for batches.
+    service_map: MapData,
+    backends: MapData,
     sources: LpmTrie<MapData, Source, u32>,
     slots: MapData,
     vips: MapData,
     steered: MapData,
-    reasons: PerCpuArray<MapData, u64>,
-    service_stats: PerCpuArray<MapData, ServiceStats>,
-    backend_stats: PerCpuArray<MapData, BackendStats>,
-    backend_signals: PerCpuArray<MapData, BackendSignals>,
+    reasons: MapData,
+    service_stats: MapData,
+    backend_stats: MapData,
+    backend_signals: MapData,
     events: RingBuf<MapData>,
     samples: RingBuf<MapData>,
     log: Option<EbpfLogger<&'static dyn log::Log>>,
-    active: Active,
-    flows: Table<FlowKey4>,
-    flows6: Table<FlowKey6>,
-    half_open: Table<FlowKey4, HalfOpen4>,
-    half_open6: Table<FlowKey6, HalfOpen6>,
+    active: Arc<Active>,
+    sweeper: Arc<Mutex<Sweeper>>,
+    reader: Arc<Reader>,
     attachments: Vec<Attachment>,
     adopted: bool,
     notes: Vec<String>,
-    sweeps: u64,
-    /// Entries that fit into `HALF_OPEN` and `HALF_OPEN6` each.
-    half_open_room: u32,
+    sizes: Sizes,
+    cpus: usize,
 }
 
 impl fmt::Debug for Dataplane {
@@ -300,50 +326,52 @@ impl fmt::Debug for Dataplane {
     }
 }
 
-/// The halves of all connections are matched every so many sweeps: it costs memory for every key, and
-/// finds only what the kernel pushed out of a full table.
-const MATCH_HALVES_EVERY: u64 = 10;
-
 impl Dataplane {
     /// Loads the program and creates its maps, or adopts those that a previous daemon pinned.
     pub fn open(options: &Options) -> anyhow::Result<Self> {
         kernel::check()?;
-        let found = pins::prepare(options)?;
-        let mut ebpf = load::load(options, Variant::Plain)?;
+        let mut found = pins::prepare(options)?;
+        let mut ebpf = load::load(options, Variant::Plain, &found.outgrown)?;
         let mut meta: Array<_, Meta> = take(&mut ebpf, names::META)?;
         meta.set(0, Meta { abi_version: limits::ABI_VERSION, reserved: 0 }, 0)
             .context("write META")?;
         let pins = options.pins.as_path();
+        grow::replace(pins, &found.outgrown)?;
         // The log only carries what cannot happen; without it the daemon is no worse off.
         let log = EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| tracing::debug!(%error, "no log from the kernel program"))
             .ok();
+        let active = Arc::new(Active::map(&pinned(pins, names::ACTIVE)?)?);
+        // Every interface at once: the program of a previous daemon knows the old maps only.
+        let program = load::program(&mut ebpf, Variant::Plain)?;
+        let attachments = load::take_over_all(program, pins, &mut found.notes)?;
+        let cpus =
+            aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
         Ok(Self {
             options: options.clone(),
             tracer: None,
             services: take(&mut ebpf, names::SERVICES)?,
-            backends: take(&mut ebpf, names::BACKENDS)?,
+            service_map: pinned(pins, names::SERVICES)?,
+            backends: pinned(pins, names::BACKENDS)?,
             sources: take(&mut ebpf, names::SOURCES)?,
             slots: pinned(pins, names::MAGLEV)?,
             vips: pinned(pins, names::VIPS)?,
             steered: pinned(pins, names::STEERED)?,
-            reasons: take(&mut ebpf, names::REASONS)?,
-            service_stats: take(&mut ebpf, names::SERVICE_STATS)?,
-            backend_stats: take(&mut ebpf, names::BACKEND_STATS)?,
-            backend_signals: take(&mut ebpf, names::BACKEND_SIGNALS)?,
+            reasons: pinned(pins, names::REASONS)?,
+            service_stats: pinned(pins, names::SERVICE_STATS)?,
+            backend_stats: pinned(pins, names::BACKEND_STATS)?,
+            backend_signals: pinned(pins, names::BACKEND_SIGNALS)?,
             events: take(&mut ebpf, names::EVENTS)?,
             samples: take(&mut ebpf, names::SAMPLES)?,
             log,
-            active: Active::map(&pinned(pins, names::ACTIVE)?)?,
-            flows: table(&mut ebpf, pins, names::FLOWS, false)?,
-            flows6: table(&mut ebpf, pins, names::FLOWS6, false)?,
-            half_open: table(&mut ebpf, pins, names::HALF_OPEN, true)?,
-            half_open6: table(&mut ebpf, pins, names::HALF_OPEN6, true)?,
-            attachments: Vec::new(),
+            sweeper: Arc::new(Mutex::new(Sweeper::open(pins, Arc::clone(&active))?)),
+            reader: Arc::new(Reader::open(pins)?),
+            active,
+            attachments,
             adopted: found.adopted,
             notes: found.notes,
-            sweeps: 0,
-            half_open_room: half_open::room(pins)?,
+            sizes: pins::sizes(pins)?,
+            cpus,
             ebpf,
         })
     }
@@ -353,90 +381,25 @@ impl Dataplane {
         let services: Vec<(ServiceKey, Service)> =
             self.services.iter().collect::<Result<_, _>>().context("read SERVICES")?;
         let mut backends = Vec::new();
-        for id in 0..limits::MAX_BACKENDS {
-            let backend = self.backends.get(&id, 0).context("read BACKENDS")?;
+        batch::for_each::<u32, Backend>(self.backends.fd().as_fd(), |id, backend| {
             if backend.flags & backend::IN_USE != 0 {
-                backends.push((id, backend));
+                backends.push((*id, *backend));
             }
-        }
+            ControlFlow::Continue(())
+        })
+        .context("read BACKENDS")?;
         let sources = self.sources.iter().map(|entry| {
             let (key, verdict) = entry?;
             Ok(((key.data(), key.prefix_len()), verdict))
         });
         let sources = sources.collect::<Result<_, MapError>>().context("read SOURCES")?;
-        let map = Map::Array(pinned(&self.options.pins, names::MAGLEV)?);
-        let slots: Array<_, Slot> = map.try_into().context("open MAGLEV")?;
         let mut steered = BTreeMap::new();
         for (key, service) in services.iter().filter(|(_, it)| it.flags & STEERED != 0) {
-            let run = service.table_start..service.table_start.saturating_add(service.table_len);
-            let table = run.map(|slot| slots.get(&slot, 0)).collect::<Result<_, _>>();
+            let slots = self.slots.fd().as_fd();
+            let table = batch::read_array(slots, service.table_start, service.table_len);
             steered.insert(*key, table.context("read MAGLEV")?);
         }
-        Ok(Adopted { services, backends, sources, steered })
-    }
-
-    /// Writes to the maps, in order. Stops at the first error; applying again is harmless.
-    pub fn apply(&mut self, ops: &[Op]) -> anyhow::Result<()> {
-        ops.iter().try_for_each(|op| {
-            self.apply_one(op).with_context(|| format!("write to the BPF maps: {}", op.what()))
-        })
-    }
-
-    fn apply_one(&mut self, op: &Op) -> anyhow::Result<()> {
-        match op {
-            Op::SetBackend { id, backend } => self.backends.set(*id, backend, 0)?,
-            Op::ClearBackend { id } => {
-                self.backends.set(*id, Backend::ZERO, 0)?;
-                self.backend_stats.set(*id, every_cpu(BackendStats::ZERO)?, 0)?;
-                self.backend_signals.set(*id, every_cpu(BackendSignals::ZERO)?, 0)?;
-                self.active.clear(*id);
-            }
-            Op::SetTable { start, slots } => {
-                anyhow::ensure!(
-                    u64::from(*start) + slots.len() as u64 <= u64::from(limits::MAX_SLOTS),
-                    "the table does not fit into MAGLEV",
-                );
-                batch::update_array(self.slots.fd().as_fd(), *start, slots)?;
-            }
-            Op::SetService { key, service } => {
-                if !self.has_service(key)? {
-                    let zeros = every_cpu(ServiceStats::ZERO)?;
-                    self.service_stats.set(service.index, zeros, 0)?;
-                }
-                self.services.insert(key, service, 0)?;
-            }
-            Op::RemoveService { key } => {
-                if self.has_service(key)? {
-                    self.services.remove(key)?;
-                }
-            }
-            Op::SetSource { bits, source, verdict } => {
-                self.sources.insert(&Prefixed::new(*bits, *source), verdict, 0)?;
-            }
-            Op::RemoveSource { bits, source } => {
-                let key = Prefixed::new(*bits, *source);
-                match self.sources.remove(&key) {
-                    Err(MapError::SyscallError(error))
-                        if error.io_error.raw_os_error() == Some(libc::ENOENT) => {}
-                    removed => removed?,
-                }
-            }
-            Op::SetVips { words } => {
-                batch::update_array(self.vips.fd().as_fd(), 0, words)?;
-            }
-            Op::SetSteered { words } => {
-                batch::update_array(self.steered.fd().as_fd(), 0, words)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn has_service(&self, key: &ServiceKey) -> anyhow::Result<bool> {
-        match self.services.get(key, 0) {
-            Ok(_) => Ok(true),
-            Err(MapError::KeyNotFound) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
+        Ok(Adopted { services, backends, sizes: self.sizes, sources, steered })
     }
 
     /// Puts the program on an interface, in place of the one that a previous daemon left there,
@@ -453,13 +416,13 @@ impl Dataplane {
 
     /// Takes the program off an interface.
     pub fn detach(&mut self, ifindex: u32) -> anyhow::Result<()> {
-        self.attachments.retain(|attachment| attachment.ifindex != ifindex);
         for mode in [AttachMode::Driver, AttachMode::Generic] {
             let path = pins::link(&self.options.pins, ifindex, mode);
             if path.exists() {
                 pins::remove_link(&path)?;
             }
         }
+        self.attachments.retain(|attachment| attachment.ifindex != ifindex);
         Ok(())
     }
 
@@ -484,111 +447,42 @@ impl Dataplane {
         })
     }
 
-    /// Counters of the given services and backends.
-    pub fn counters(&self, services: &[u32], backends: &[u32]) -> anyhow::Result<Counters> {
-        let reasons = (0..Reason::COUNT)
-            .map(|reason| Ok(self.reasons.get(&reason, 0)?.iter().sum()))
-            .collect::<Result<_, MapError>>()
-            .context("read REASONS")?;
-        let services = services
-            .iter()
-            .map(|&index| {
-                let sum = self.service_stats.get(&index, 0)?.iter().fold(
-                    ServiceStats::ZERO,
-                    |sum, cpu| ServiceStats {
-                        connections: sum.connections + cpu.connections,
-                        refused: sum.refused + cpu.refused,
-                        replayed: sum.replayed + cpu.replayed,
-                        not_replayed: sum.not_replayed + cpu.not_replayed,
-                    },
-                );
-                Ok((index, sum))
-            })
-            .collect::<Result<_, MapError>>()
-            .context("read SERVICE_STATS")?;
-        let backends = backends
-            .iter()
-            .map(|&id| {
-                let sum =
-                    self.backend_stats.get(&id, 0)?.iter().fold(BackendStats::ZERO, |sum, cpu| {
-                        BackendStats {
-                            connections: sum.connections + cpu.connections,
-                            answered: sum.answered + cpu.answered,
-                            forward_packets: sum.forward_packets + cpu.forward_packets,
-                            forward_bytes: sum.forward_bytes + cpu.forward_bytes,
-                            return_packets: sum.return_packets + cpu.return_packets,
-                            return_bytes: sum.return_bytes + cpu.return_bytes,
-                        }
-                    });
-                Ok((id, sum, self.active.get(id)))
-            })
-            .collect::<Result<_, MapError>>()
-            .context("read BACKEND_STATS")?;
-        Ok(Counters { reasons, services, backends })
+    /// What reads the flow tables beside everything else.
+    pub fn reader(&self) -> Arc<Reader> {
+        Arc::clone(&self.reader)
     }
 
-    /// What connections have shown of the given backends, summed over the CPUs.
-    pub fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<(u32, BackendSignals)>> {
-        let sum = |&id: &u32| {
-            let mut sum = BackendSignals::ZERO;
-            for cpu in self.backend_signals.get(&id, 0)?.iter() {
-                sum.attempts += cpu.attempts;
-                sum.answered += cpu.answered;
-                sum.refused += cpu.refused;
-                sum.unreachable += cpu.unreachable;
-                sum.unanswered += cpu.unanswered;
-                sum.resets += cpu.resets;
-                for (sum, count) in sum.handshakes.iter_mut().zip(cpu.handshakes) {
-                    *sum = sum.wrapping_add(count);
-                }
-            }
-            Ok((id, sum))
-        };
-        backends.iter().map(sum).collect::<Result<_, MapError>>().context("read BACKEND_SIGNALS")
+    /// What forgets old flows. It has a lock of its own, so that nothing here waits for a sweep.
+    pub fn sweeper(&self) -> Arc<Mutex<Sweeper>> {
+        Arc::clone(&self.sweeper)
     }
 
-    /// All connections, up to `limit`; half-open ones too.
+    /// A reader of what connections show of each backend.
+    pub fn signals(&self) -> anyhow::Result<Signals> {
+        Signals::new(pinned(&self.options.pins, names::BACKEND_SIGNALS)?)
+    }
+
+    /// The first `limit` connections; half-open ones too.
     pub fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>> {
-        let now_ns = clock::monotonic_coarse_ns();
         let mut flows = Vec::new();
-        self.flows.read(now_ns, limit, &mut flows)?;
-        self.flows6.read(now_ns, limit, &mut flows)?;
-        self.half_open.read(now_ns, limit, &mut flows)?;
-        self.half_open6.read(now_ns, limit, &mut flows)?;
-        for flow in flows.iter_mut().filter(|flow| flow.phase == flows::STEERED) {
-            let backend = self.backends.get(&flow.backend_id, 0).context("read BACKENDS")?;
-            let address = Ipv6Addr::from(backend.address).to_canonical();
-            flow.backend = SocketAddr::new(address, backend.port);
-        }
+        self.reader.read(&|_| true, &mut |flow| {
+            if flows.len() < limit {
+                flows.push(flow);
+            }
+            if flows.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
         Ok(flows)
     }
 
-    /// Removes what is too old, and corrects the counts of open connections.
+    /// A whole sweep: see [`Sweeper::sweep`].
     pub fn sweep(&mut self, now_ns: u64, timeouts: &Timeouts) -> anyhow::Result<Sweep> {
-        let match_halves = self.sweeps % MATCH_HALVES_EVERY == MATCH_HALVES_EVERY - 1;
-        self.sweeps += 1;
-        let mut sweep = Sweep::default();
-        let mut open = BTreeMap::new();
+        // A sweep that panicked left a table that the next can go on from.
+        self.sweeper.lock().unwrap_or_else(PoisonError::into_inner).sweep(now_ns, timeouts)
+    }
 
-        // The counters are compared with the tables before anything is removed from either.
-        let flows = self.flows.pass(now_ns, timeouts, match_halves, &mut sweep, &mut open)?;
-        let flows6 = self.flows6.pass(now_ns, timeouts, match_halves, &mut sweep, &mut open)?;
-        let established = sweep.by_backend.clone();
-        let half = self.half_open.pass(now_ns, timeouts, match_halves, &mut sweep, &mut open)?;
-        let entries4 = half_open::added(&established, &sweep.by_backend);
-        let half6 = self.half_open6.pass(now_ns, timeouts, match_halves, &mut sweep, &mut open)?;
-        sweep.half_open = half_open::added(&established, &sweep.by_backend);
-        sweep.half_open_percent =
-            half_open::percent(&entries4, &sweep.half_open, self.half_open_room);
-        self.active.reconcile(&open);
-
-        let active = &self.active;
-        let close = |backend| active.close(backend);
-        self.flows.expire(flows, now_ns, timeouts, &mut sweep, close)?;
-        self.flows6.expire(flows6, now_ns, timeouts, &mut sweep, close)?;
-        self.half_open.expire(half, now_ns, timeouts, &mut sweep, close)?;
-        self.half_open6.expire(half6, now_ns, timeouts, &mut sweep, close)?;
-        Ok(sweep)
+    /// Room in the maps.
+    pub fn sizes(&self) -> Sizes {
+        self.sizes
     }
 
     /// What finds SYNs that have waited too long, with handles of its own.
@@ -624,22 +518,6 @@ pub fn remove_pins(pins: &Path) -> anyhow::Result<()> {
     pins::remove(pins)
 }
 
-impl Op {
-    /// What it writes, for errors.
-    fn what(&self) -> String {
-        match self {
-            Self::SetBackend { id, .. } | Self::ClearBackend { id } => format!("BACKENDS[{id}]"),
-            Self::SetTable { start, slots } => {
-                format!("MAGLEV[{start}..{}]", u64::from(*start) + slots.len() as u64)
-            }
-            Self::SetService { .. } | Self::RemoveService { .. } => "SERVICES".to_owned(),
-            Self::SetSource { .. } | Self::RemoveSource { .. } => "SOURCES".to_owned(),
-            Self::SetVips { .. } => "VIPS".to_owned(),
-            Self::SetSteered { .. } => "STEERED".to_owned(),
-        }
-    }
-}
-
 /// A map of the object as aya's typed view of it.
 fn take<T: TryFrom<Map>>(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<T>
 where
@@ -652,21 +530,6 @@ where
 /// A map by its pin, for what aya's typed views do not offer.
 fn pinned(pins: &Path, name: &str) -> anyhow::Result<MapData> {
     MapData::from_pin(pins.join(name)).with_context(|| format!("open the pinned map {name}"))
-}
-
-fn table<K: flows::Key, V: flows::Value<K>>(
-    ebpf: &mut Ebpf,
-    pins: &Path,
-    name: &str,
-    half_open: bool,
-) -> anyhow::Result<Table<K, V>> {
-    Ok(Table::new(take(ebpf, name)?, pinned(pins, name)?, half_open))
-}
-
-/// The same value for every CPU.
-fn every_cpu<T: aya::Pod>(value: T) -> anyhow::Result<PerCpuValues<T>> {
-    let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
-    Ok(PerCpuValues::try_from(vec![value; cpus])?)
 }
 
 /// Kernel memory of a map, as `/proc` tells it. Before Linux 6.4 that is 0 for a ring buffer, whose size

@@ -37,6 +37,8 @@ pub enum Kind {
     ReloadRefused,
     /// The probes' opinion of a backend changed.
     Health,
+    /// What the connections of clients say of a backend changed.
+    Passive,
     /// A backend began or ceased to get new connections.
     Serving,
     /// A backend's connections may go on no longer.

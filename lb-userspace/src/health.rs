@@ -1,9 +1,18 @@
 //! Active health checks: when to probe, how to probe, and when enough probes agree.
 
-use std::{fmt::Write as _, io, net::SocketAddr, time::Duration};
+use std::{
+    fmt::Write as _,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{
-    sync::mpsc,
+    sync::{Semaphore, mpsc},
     task::JoinHandle,
     time::{Instant, sleep, sleep_until, timeout_at},
 };
@@ -12,6 +21,7 @@ use crate::{clock, config};
 
 pub mod command;
 pub mod http;
+pub mod passive;
 pub mod tcp;
 pub mod threshold;
 
@@ -63,9 +73,47 @@ pub struct Report {
     pub reason: String,
 }
 
-/// First probes are spread over this time, so that a daemon with many backends does not ask all of
-/// them in the same instant, and yet knows all of them soon.
+/// How many probes of a backend have passed in a row. Copies count together.
+#[derive(Clone, Debug, Default)]
+pub struct Passes(Arc<AtomicU32>);
+
+impl Passes {
+    /// Counts from here on.
+    pub fn restart(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    /// The number.
+    pub fn count(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn observe(&self, passed: bool) {
+        if passed {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.restart();
+        }
+    }
+}
+
+/// First probes are spread over at least this time, so that a daemon with many backends does not ask
+/// all of them in the same instant, and yet knows all of them soon.
 const SPREAD: Duration = Duration::from_millis(100);
+
+/// With very many backends, first probes come no faster than one in this time.
+const SPREAD_EACH: Duration = Duration::from_micros(50);
+
+/// Most probes under way at once: each may hold a socket, or a process. The others wait; the time that
+/// a probe may take counts from when it begins.
+const MOST_AT_ONCE: usize = 4096;
+
+static UNDER_WAY: Semaphore = Semaphore::const_new(MOST_AT_ONCE);
+
+/// Over which time the first probes of so many backends are spread.
+pub fn spread(backends: usize) -> Duration {
+    SPREAD.max(SPREAD_EACH * u32::try_from(backends).unwrap_or(u32::MAX))
+}
 
 /// Each interval is this much shorter or longer, by chance, so that the probes of several balancers
 /// and backends do not fall into step.
@@ -74,12 +122,19 @@ const JITTER: f64 = 0.1;
 /// Starts the task that probes `target` until it is aborted, or until nobody receives `reports`. It
 /// sends a [`Report`] at its first probe and whenever the health or the reason changes.
 pub fn spawn(target: Target, reports: mpsc::Sender<Report>) -> JoinHandle<()> {
-    resume(target, Health::Unknown, reports)
+    resume(target, Health::Unknown, SPREAD, reports, Passes::default())
 }
 
 /// Like [`spawn`], for a backend whose health is known: after a reload that changed only how it is
-/// asked, one failure is no reason to eject it.
-pub fn resume(target: Target, health: Health, reports: mpsc::Sender<Report>) -> JoinHandle<()> {
+/// asked, one failure is no reason to eject it. The first probe comes within `spread`, or within the
+/// interval if that is shorter. The probes that pass are counted in `passes`.
+pub fn resume(
+    target: Target,
+    health: Health,
+    spread: Duration,
+    reports: mpsc::Sender<Report>,
+    passes: Passes,
+) -> JoinHandle<()> {
     tokio::spawn(async move {
         if target.health.probe == config::Probe::None {
             let report = target.report(Health::Up, "not probed".into());
@@ -87,7 +142,12 @@ pub fn resume(target: Target, health: Health, reports: mpsc::Sender<Report>) -> 
                 reports.closed().await;
             }
         } else {
-            run(&target, health, &reports, || probe(&target)).await;
+            run(&target, health, spread, &reports, &passes, || async {
+                // It is never closed; if it was, that would be no reason to probe no more.
+                let _turn = UNDER_WAY.acquire().await;
+                probe(&target).await
+            })
+            .await;
         }
     })
 }
@@ -97,7 +157,9 @@ pub fn resume(target: Target, health: Health, reports: mpsc::Sender<Report>) -> 
 async fn run<F>(
     target: &Target,
     health: Health,
+    spread: Duration,
     reports: &mpsc::Sender<Report>,
+    passes: &Passes,
     mut probe: impl FnMut() -> F,
 ) where
     F: Future<Output = Observation>,
@@ -106,13 +168,14 @@ async fn run<F>(
     let threshold = threshold::Threshold { rise, fall };
     let mut state = threshold::State::new(health);
     let mut reported: Option<(Health, String)> = None;
-    sleep(SPREAD.min(interval).mul_f64(fastrand::f64())).await;
+    sleep(spread.min(interval).mul_f64(fastrand::f64())).await;
     loop {
         let next = clock::timer() + interval.mul_f64(1.0 + JITTER * (2.0 * fastrand::f64() - 1.0));
         let (passed, reason) = match probe().await {
             Observation::Pass(reason) => (true, reason),
             Observation::Fail(reason) => (false, reason),
         };
+        passes.observe(passed);
         state = state.observe(passed, threshold).0;
         let report = (state.health(), reason);
         if reported.as_ref() != Some(&report) {
@@ -244,7 +307,8 @@ mod tests {
         let begin = Instant::now();
         let starts = RefCell::new(Vec::new());
         let busy = Cell::new(false);
-        let schedule = run(&target, health, &sender, || async {
+        let passes = Passes::default();
+        let schedule = run(&target, health, SPREAD, &sender, &passes, || async {
             assert!(!busy.replace(true), "a probe overlaps itself");
             starts.borrow_mut().push(begin.elapsed());
             sleep(takes).await;

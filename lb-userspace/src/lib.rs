@@ -8,6 +8,7 @@ pub mod control;
 pub mod dataplane;
 pub mod events;
 pub mod health;
+mod memory;
 pub mod net;
 pub mod top;
 pub mod trace;

@@ -7,14 +7,16 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use aya::maps::{Array, MapData};
+use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues};
 use ballast::{
     clock,
-    dataplane::{Dataplane, Op, Options, Timeouts, remove_pins},
+    dataplane::{Dataplane, Op, Options, Sizes, Timeouts, remove_pins},
 };
 use lb_common::{
     backend::{Backend, FORWARD, IN_USE},
     service::{Service, ServiceKey, Slot},
+    source::{ALLOW, SOURCE_BITS, Source},
+    stats::{BackendSignals, HANDSHAKE_CLASSES},
 };
 
 /// A directory of pins of one test's own, removed at its end.
@@ -32,7 +34,13 @@ impl Pins {
     }
 
     fn options(&self) -> Options {
-        Options { pins: self.0.clone(), max_flows: 4096, max_half_open: 1024, discard_pins: false }
+        Options {
+            pins: self.0.clone(),
+            max_flows: 4096,
+            max_half_open: 1024,
+            sizes: Sizes::default(),
+            discard_pins: false,
+        }
     }
 }
 
@@ -45,6 +53,8 @@ impl Drop for Pins {
 fn backend(port: u16) -> Backend {
     Backend { port, flags: IN_USE | FORWARD, weight: 7, ..Backend::ZERO }
 }
+
+const SOURCE: Source = Source { list: 6, address: [9; 16] };
 
 const KEY: ServiceKey = ServiceKey { address: [9; 16], port: 80, protocol: 6, reserved: 0 };
 
@@ -59,6 +69,8 @@ fn a_second_daemon_goes_on_with_the_tables_of_the_first() {
         Op::SetBackend { id: 5, backend: backend(8080) },
         Op::SetTable { start: 10, slots: vec![Slot::of(5); 2] },
         Op::SetService { key: KEY, service },
+        // This map takes memory for what is in it.
+        Op::SetSource { bits: SOURCE_BITS, source: SOURCE, verdict: ALLOW },
     ];
     {
         let mut first = Dataplane::open(&pins.options()).expect("open");
@@ -70,17 +82,22 @@ fn a_second_daemon_goes_on_with_the_tables_of_the_first() {
     let info = second.info().expect("info");
     assert!(info.adopted);
     assert_eq!(info.notes, Vec::<String>::new());
-    assert!(info.maps.iter().all(|map| map.bytes > 0), "{:?}", info.maps);
+    // A trie takes memory for the entries that it has.
+    let full = |name: &str| name != lb_common::names::SOURCES;
+    assert!(info.maps.iter().all(|map| map.bytes > 0 || !full(&map.name)), "{:?}", info.maps);
     let adopted = second.adopted().expect("adopted");
     assert_eq!(adopted.services, [(KEY, service)]);
     assert_eq!(adopted.backends, [(5, backend(8080))]);
+    assert_eq!(adopted.sources, [((SOURCE, SOURCE_BITS), ALLOW)]);
 
     second
         .apply(&[Op::RemoveService { key: KEY }, Op::RemoveService { key: KEY }])
         .expect("remove, twice");
-    second.apply(&[Op::ClearBackend { id: 5 }]).expect("clear");
+    let gone = Op::RemoveSource { bits: SOURCE_BITS, source: SOURCE };
+    second.apply(&[Op::ClearBackend { id: 5 }, gone.clone(), gone]).expect("clear");
     let adopted = second.adopted().expect("adopted");
     assert_eq!((adopted.services.len(), adopted.backends.len()), (0, 0));
+    assert_eq!(adopted.sources, []);
 }
 
 #[test]
@@ -153,7 +170,7 @@ fn counters_flows_and_sweeps_of_empty_tables_are_empty() {
     }
     assert!(dataplane.counters(&[u32::MAX], &[]).is_err(), "an index past the end is an error");
     let past_the_end =
-        Op::SetTable { start: lb_common::limits::MAX_SLOTS - 1, slots: vec![Slot::ZERO; 2] };
+        Op::SetTable { start: lb_common::limits::DEFAULT_SLOTS - 1, slots: vec![Slot::ZERO; 2] };
     assert!(dataplane.apply(&[past_the_end]).is_err());
 }
 
@@ -171,4 +188,41 @@ fn an_old_kernel_is_refused_with_the_cure() {
     for part in ["Linux 2.6.", "needs Linux 6.1 or newer", "linux-image-amd64"] {
         assert!(error.contains(part), "`{part}` is missing: {error}");
     }
+}
+
+#[test]
+fn signals_are_read_in_batches_and_summed_over_the_cpus() {
+    let pins = Pins::new();
+    let mut dataplane = Dataplane::open(&pins.options()).expect("open");
+    let reader = dataplane.signals().expect("a reader");
+    let ids = [0, 1, 2, 19, 20, 300, 4095];
+    assert_eq!(reader.read(&ids).expect("read"), vec![BackendSignals::ZERO; ids.len()]);
+
+    let map = MapData::from_pin(pins.0.join("BACKEND_SIGNALS")).expect("BACKEND_SIGNALS");
+    let mut map: PerCpuArray<_, BackendSignals> =
+        aya::maps::Map::PerCpuArray(map).try_into().expect("typed");
+    let cpus = aya::util::nr_cpus().expect("the number of CPUs") as u64;
+    for id in 0..4096_u32 {
+        let each = (0..cpus).map(|cpu| {
+            let mut handshakes = [0; HANDSHAKE_CLASSES];
+            handshakes[id as usize % HANDSHAKE_CLASSES] = 1;
+            let attempts = u64::from(id) + cpu;
+            BackendSignals { attempts, resets: 1, handshakes, ..BackendSignals::ZERO }
+        });
+        let each = PerCpuValues::try_from(each.collect::<Vec<_>>()).expect("values");
+        map.set(id, each, 0).expect("write");
+    }
+    let all: Vec<u32> = (0..4096).collect();
+    for ids in [&ids[..], &all[..], &all[4095..], &[]] {
+        let signals = reader.read(ids).expect("read");
+        assert_eq!(signals.len(), ids.len());
+        for (id, signals) in ids.iter().zip(signals) {
+            assert_eq!(signals.attempts, u64::from(*id) * cpus + cpus * (cpus - 1) / 2);
+            assert_eq!(signals.resets, cpus);
+            assert_eq!(u64::from(signals.handshakes[*id as usize % HANDSHAKE_CLASSES]), cpus);
+        }
+    }
+    assert!(reader.read(&[4095, 4096]).is_err(), "an identifier past the end is an error");
+    dataplane.apply(&[Op::ClearBackend { id: 20 }]).expect("clear");
+    assert_eq!(reader.read(&[20]).expect("read"), [BackendSignals::ZERO]);
 }

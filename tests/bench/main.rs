@@ -6,6 +6,8 @@
 //!
 //! Then whole frames over the lab's wires, and requests a second, and CPU for each request, through a lab of real programs, beside the same
 //! requests straight to the app server.
+//!
+//! With `--scale`, what very many services, backends and flows cost the daemon.
 
 mod cases;
 mod configure;
@@ -21,6 +23,7 @@ mod programs;
 mod report;
 mod requests;
 mod rivals;
+mod scale;
 
 use std::{fs, thread};
 
@@ -34,6 +37,9 @@ use crate::{
 fn main() -> anyhow::Result<()> {
     let args = Args::from_command_line();
     interrupt::install()?;
+    if args.scale.wanted {
+        return scale::run(&args.scale);
+    }
     let (rounds, load, frames) = if args.quick {
         (
             Rounds { count: 3, repeats: 30_000 },

@@ -8,10 +8,11 @@ use aya::{
     programs::loaded_programs,
     sys::{Stats, enable_stats},
 };
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use xtask::{
     build,
     lab::{Balancers, Lab, Options, test_name},
+    run::status::Status,
     shell, wait,
 };
 
@@ -90,7 +91,8 @@ pub(crate) fn measure(load: Load) -> anyhow::Result<Requests> {
     })
     .context("bring up a lab")?;
     wait::until(VERDICT_LIMIT, "the one app server to be found up", || {
-        Ok((Status::of(&lab)?.serving(SERVICE) == [APP]).then_some(()))
+        let serving = Status::of(&lab)?.serving(SERVICE).unwrap_or_default();
+        Ok((serving == [APP]).then_some(()))
     })?;
 
     for host in ["client", NODE, "lb-02", APP] {
@@ -203,7 +205,7 @@ impl Way {
 }
 
 fn program_time(lab: &Lab, url: &str, seconds: u32) -> anyhow::Result<ProgramTime> {
-    let id = Status::of(lab)?.dataplane.program_id;
+    let id = Status::of(lab)?.program_id();
     // Until it is dropped, the kernel keeps the time of all programs.
     let stats = enable_stats(Stats::RunTime).context("switch BPF statistics on")?;
     let before = run_time(id)?;
@@ -231,44 +233,6 @@ fn run_time(id: u32) -> anyhow::Result<(f64, f64)> {
         }
     }
     bail!("there is no BPF program {id}")
-}
-
-/// What `ballast status --json` says, as far as it is needed here.
-#[derive(Debug, Deserialize)]
-struct Status {
-    services: Vec<Service>,
-    dataplane: Dataplane,
-}
-
-#[derive(Debug, Deserialize)]
-struct Service {
-    name: String,
-    backends: Vec<Backend>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Backend {
-    name: String,
-    serving: bool,
-}
-
-#[derive(Debug, Deserialize)]
-struct Dataplane {
-    program_id: u32,
-}
-
-impl Status {
-    fn of(lab: &Lab) -> anyhow::Result<Self> {
-        let text = shell::output(lab.ballast_command(NODE, "status").arg("--json"))?;
-        serde_json::from_str(&text).context("read the answer of `ballast status --json`")
-    }
-
-    /// Names of the backends that take new connections.
-    fn serving(&self, service: &str) -> Vec<&str> {
-        let services = self.services.iter().filter(|found| found.name == service);
-        let backends = services.flat_map(|service| &service.backends);
-        backends.filter(|found| found.serving).map(|found| found.name.as_str()).collect()
-    }
 }
 
 /// CPU time that the machine has spent, idle time aside.

@@ -202,7 +202,7 @@ impl Kernel {
         self.zero(names::SERVICE_STATS, &services, ServiceStats::ZERO)?;
         self.zero(names::BACKEND_STATS, &backends, BackendStats::ZERO)?;
         self.zero(names::BACKEND_SIGNALS, &backends, BackendSignals::ZERO)?;
-        self.zero("SPENT", &services, 0_u64)?;
+        self.zero(names::SPENT, &services, 0_u64)?;
         self.take_events()?;
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Pins of one test, as the daemon makes them.
 
 use anyhow::Result;
-use ballast::dataplane::{Dataplane, Options, remove_pins};
+use ballast::dataplane::{Dataplane, Options, Sizes, remove_pins};
 
 /// A directory of pins, removed at the test's end.
 pub(crate) struct Pins(Options);
@@ -10,7 +10,13 @@ impl Pins {
     /// Named after the test; small tables.
     pub(crate) fn new(test: &str) -> Self {
         let pins = format!("/sys/fs/bpf/ballast-test-{test}-{}", std::process::id()).into();
-        Self(Options { pins, max_flows: 4096, max_half_open: 1024, discard_pins: false })
+        Self(Options {
+            pins,
+            max_flows: 4096,
+            max_half_open: 1024,
+            sizes: Sizes::default(),
+            discard_pins: false,
+        })
     }
 
     /// As a daemon does at its start: what is pinned is gone on with.

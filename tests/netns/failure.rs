@@ -56,14 +56,18 @@ fn the_timeline_tells_of_it(site: &Site) -> Result<()> {
         let of_web = events.iter().filter(|it| it["service"] == "web" && it["backend"] == "app-01");
         of_web.filter(|event| event["kind"] == kind).cloned().collect::<Vec<_>>()
     };
-    let health = about("health");
-    let down = health.iter().find(|event| event.to_string().contains("down"));
-    let down = down.with_context(|| format!("find the ejection in {health:?}"))?;
-    ensure!(down.to_string().contains("refused"), "it does not say why: {down}");
-    let up = health.iter().rev().find(|event| event.to_string().contains("up"));
-    let up = up.with_context(|| format!("find the return in {health:?}"))?;
-    ensure!(number(&up["number"]) > number(&down["number"]), "the story is out of order");
-    ensure!(!about("serving").is_empty(), "it does not say that it ceased to serve");
+    // The connections of clients tell sooner than the probes.
+    let passive = about("passive");
+    let ejected = passive.first().context("find the ejection")?;
+    ensure!(ejected.to_string().contains("refused"), "it does not say why: {ejected}");
+    let serving = about("serving");
+    let out = serving.iter().find(|event| event["message"] == "app-01 serves no longer");
+    let out = out.with_context(|| format!("find its end in {serving:?}"))?;
+    ensure!(out["cause"].to_string().contains("refused"), "it does not say why: {out}");
+    let back = serving.iter().rev().find(|event| event["message"] == "app-01 serves");
+    let back = back.with_context(|| format!("find the return in {serving:?}"))?;
+    ensure!(number(&back["number"]) > number(&out["number"]), "the story is out of order");
+    ensure!(number(&out["number"]) > number(&ejected["number"]), "the story is out of order");
     let text = site.obeys("events")?;
     ensure!(text.contains("app-01") && text.contains("refused"), "{text}");
     Ok(())

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use xtask::lab::Host;
+use xtask::{lab::Host, wait};
 
 use crate::{http, site::eventually};
 
@@ -100,6 +100,14 @@ impl Load {
         })
     }
 
+    /// Waits until so many more requests are over, where that may take long.
+    pub(crate) fn more_within(&self, requests: u64, limit: Duration) -> Result<()> {
+        let goal = self.done.load(Ordering::Relaxed) + requests;
+        wait::until(limit, &format!("{requests} more requests"), || {
+            Ok((self.done.load(Ordering::Relaxed) >= goal).then_some(()))
+        })
+    }
+
     /// Lets each client end its last request.
     pub(crate) fn stop(self) -> Report {
         self.stop.store(true, Ordering::Relaxed);
@@ -144,6 +152,11 @@ impl Report {
     /// How many failed.
     pub(crate) fn failed(&self) -> usize {
         self.failures().count()
+    }
+
+    /// How many failed of those that were begun before `moment`.
+    pub(crate) fn failed_before(&self, moment: Instant) -> usize {
+        self.failures().filter(|request| request.begun < moment).count()
     }
 
     fn failures(&self) -> impl Iterator<Item = &Request> {

@@ -9,6 +9,7 @@ mod http;
 mod labs;
 mod load;
 mod operator;
+mod passive;
 mod ping;
 mod ports;
 mod protection;

@@ -218,10 +218,15 @@ fn a_killed_backend_costs_only_what_it_had_accepted() -> Result<()> {
         tries.0.len(),
         tries.unanswered()
     );
-    tries.ensure_all_connected()?;
+    // The host may reset a connection that it has just established before the client's call has
+    // returned; what it refuses from the start is another error.
+    let failed = tries.failed_connects();
+    let refused = failed.iter().filter(|kind| **kind != ErrorKind::ConnectionReset).count();
+    ensure!(refused == 0, "{failed:?}");
     ensure!(replayed > 0, "nothing was replayed");
     // The process had them: in its hands, or in its socket's queue. Each client has one at most.
-    ensure!(tries.unanswered().len() <= CLIENTS, "{:?}", tries.unanswered());
+    let lost = failed.len() + tries.unanswered().len();
+    ensure!(lost <= CLIENTS, "{failed:?}, {:?}", tries.unanswered());
     site.finish()
 }
 

@@ -20,12 +20,32 @@ pub struct Args {
     /// Measures single packets only, without a lab: neither frames over wires nor requests.
     #[arg(long)]
     pub no_requests: bool,
+    /// What very many services cost, in place of packets.
+    #[command(flatten)]
+    pub scale: Scale,
     /// Writes the figures as JSON to this file; `-` is standard output, in place of the table.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
     /// Exits with an error if a figure is above its bound.
     #[arg(long)]
     pub check: bool,
+}
+
+/// What very many services, backends and flows cost the daemon.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Scale {
+    /// Measures, in place of packets, what very many services, backends and flows cost the daemon
+    #[arg(long = "scale")]
+    pub wanted: bool,
+    /// Services, with `--scale`
+    #[arg(long, default_value_t = 10_000, requires = "wanted")]
+    pub services: u32,
+    /// Backends of each service, with `--scale`
+    #[arg(long, default_value_t = 100, requires = "wanted")]
+    pub backends: u32,
+    /// Connections in the flow tables, with `--scale`
+    #[arg(long, default_value_t = 1_000_000, requires = "wanted")]
+    pub flows: u32,
 }
 
 impl Args {
@@ -42,6 +62,16 @@ impl Args {
         if self.no_requests {
             list.push("--no-requests".into());
         }
+        if self.scale.wanted {
+            list.push("--scale".into());
+            for (name, number) in [
+                ("--services", self.scale.services),
+                ("--backends", self.scale.backends),
+                ("--flows", self.scale.flows),
+            ] {
+                list.extend([name.into(), number.to_string().into()]);
+            }
+        }
         if let Some(file) = &self.json {
             list.extend(["--json".into(), file.into()]);
         }
@@ -56,6 +86,11 @@ impl Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     setup::setup()?;
     let mut command = build::cargo();
-    command.args(["run", "--quiet", "--package", "lb-tests", "--bin", "bench", "--"]);
+    command.args(["run", "--quiet", "--package", "lb-tests", "--bin", "bench"]);
+    if args.scale.wanted {
+        // Here it is the daemon's own code that is measured.
+        command.arg("--release");
+    }
+    command.arg("--");
     shell::run(command.args(args.list()))
 }

@@ -17,7 +17,7 @@ use crate::{
 mod client;
 mod live;
 mod report;
-mod status;
+pub mod status;
 
 use self::status::Status;
 

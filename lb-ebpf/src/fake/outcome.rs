@@ -86,6 +86,9 @@ fn replay<F: Family>(
 where
     FakeTables: Flows<F>,
 {
+    if !replay::choose::<F, _>(packet(start, end), tables) {
+        return None;
+    }
     match replay::give::<F, _>(packet(start, end), tables)? {
         Ok(Step::Send(action)) => Some((Ok(action), start, end)),
         Ok(Step::Compose { len }) => {

@@ -15,7 +15,8 @@ use lb_common::{
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6, state},
     hash,
     limits::{
-        MAX_BACKENDS, MAX_SERVICES, MAX_SLOTS, REPLAY_BUDGET, REPLAY_COST, STEERED_WORDS, VIP_WORDS,
+        DEFAULT_BACKENDS, DEFAULT_SERVICES, DEFAULT_SLOTS, REPLAY_BUDGET, REPLAY_COST,
+        STEERED_WORDS, VIP_WORDS,
     },
     reason::Reason,
     service::{STEERED, Service, ServiceKey, Slot},
@@ -101,7 +102,7 @@ impl FakeTables {
             vips: vec![0; VIP_WORDS as usize],
             steered: vec![0; STEERED_WORDS as usize],
             services: HashMap::new(),
-            backends: vec![Backend::ZERO; MAX_BACKENDS as usize],
+            backends: vec![Backend::ZERO; DEFAULT_BACKENDS as usize],
             slots: setup.slots.clone(),
             sources: setup.sources.iter().copied().collect(),
             buckets: RefCell::default(),
@@ -257,20 +258,6 @@ impl FakeTables {
         self.signals.borrow().get(&id).copied().unwrap_or(BackendSignals::ZERO)
     }
 
-    /// Changes a service.
-    ///
-    /// # Panics
-    ///
-    /// When there is no such service.
-    pub fn change_service(
-        &mut self,
-        listen: SocketAddr,
-        protocol: u8,
-        change: impl FnOnce(&mut Service),
-    ) {
-        change(self.services.get_mut(&service_key(listen, protocol)).expect("a service there"));
-    }
-
     /// Packets in all counters that a packet may end in.
     #[must_use]
     pub fn counted(&self) -> u64 {
@@ -340,7 +327,8 @@ impl Tables for FakeTables {
 
     fn slot(&self, index: u32) -> Option<Slot> {
         // An array has all its elements, with zeros in those that nobody wrote.
-        (index < MAX_SLOTS).then(|| self.slots.get(index as usize).copied().unwrap_or(Slot::ZERO))
+        (index < DEFAULT_SLOTS)
+            .then(|| self.slots.get(index as usize).copied().unwrap_or(Slot::ZERO))
     }
 
     fn source(&self, list: u32, address: &[u8; 16]) -> Option<u32> {
@@ -362,7 +350,7 @@ impl Tables for FakeTables {
     }
 
     fn next_cursor(&self, service: u32) -> u32 {
-        if service >= MAX_SERVICES {
+        if service >= DEFAULT_SERVICES {
             return 0;
         }
         let mut cursors = self.cursors.borrow_mut();

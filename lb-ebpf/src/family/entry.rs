@@ -119,6 +119,22 @@ macro_rules! entry {
             }
 
             #[inline(always)]
+            fn copy(&mut self, other: &Self, state: u32) {
+                const WORDS: usize = size_of::<$entry>() / 8;
+                const { assert!(size_of::<$entry>() % 8 == 0 && align_of::<$entry>() == 8) }
+                let (to, from): (*mut Self, *const Self) = (self, other);
+                let (to, from) = (to.cast::<u64>(), from.cast::<u64>());
+                let mut word = 0;
+                while word < WORDS {
+                    // SAFETY: the words of two valid entries. Volatile, so that they stay stores of
+                    // their own.
+                    unsafe { to.add(word).write_volatile(from.add(word).read()) };
+                    word += 1;
+                }
+                self.state = state;
+            }
+
+            #[inline(always)]
             fn rewritten(&self) -> Tuple<<$family as Family>::Address> {
                 Tuple {
                     src: Octets::from_octets(&self.new_src),
@@ -150,11 +166,6 @@ macro_rules! entry {
             #[inline(always)]
             fn set_backend(&mut self, backend: u32) {
                 self.backend = backend;
-            }
-
-            #[inline(always)]
-            fn set_state(&mut self, state: u32) {
-                self.state = state;
             }
 
             #[inline(always)]

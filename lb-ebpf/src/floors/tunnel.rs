@@ -15,7 +15,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     backend::Backend,
-    limits::{MAX_BACKENDS, MAX_SERVICES, MAX_SLOTS},
+    limits::{DEFAULT_BACKENDS, DEFAULT_SERVICES, DEFAULT_SLOTS},
     maglev,
     service::{Service, ServiceKey, Slot},
 };
@@ -39,13 +39,13 @@ use crate::{
 // The benchmark puts the data path's own maps in the place of these.
 
 #[btf_map]
-static SERVICES: HashMap<ServiceKey, Service, { MAX_SERVICES as usize }> = HashMap::new();
+static SERVICES: HashMap<ServiceKey, Service, { DEFAULT_SERVICES as usize }> = HashMap::new();
 
 #[btf_map]
-static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }> = Array::new();
+static BACKENDS: Array<Backend, { DEFAULT_BACKENDS as usize }> = Array::new();
 
 #[btf_map]
-static MAGLEV: Array<Slot, { MAX_SLOTS as usize }> = Array::new();
+static MAGLEV: Array<Slot, { DEFAULT_SLOTS as usize }> = Array::new();
 
 /// An IPv6 header as it is written.
 #[repr(C)]

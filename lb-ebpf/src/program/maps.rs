@@ -1,5 +1,5 @@
-//! The maps. Their names are those of `lb_common::names`; user space sets the sizes of the flow tables
-//! when it loads the program.
+//! The maps. Their names are those of `lb_common::names`; user space sets their sizes
+//! when it loads the program; those here hold where it does not.
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
@@ -11,8 +11,8 @@ use lb_common::{
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
     limits::{
-        DEFAULT_FLOWS, DEFAULT_HALF_OPEN, EVENTS_BYTES, MAX_BACKENDS, MAX_RATES, MAX_SERVICES,
-        MAX_SLOTS, MAX_SOURCES, STEERED_WORDS, VIP_WORDS,
+        DEFAULT_BACKENDS, DEFAULT_FLOWS, DEFAULT_HALF_OPEN, DEFAULT_SERVICES, DEFAULT_SLOTS,
+        EVENTS_BYTES, MAX_RATES, MAX_SOURCES, STEERED_WORDS, VIP_WORDS,
     },
     reason::Reason,
     service::{Service, ServiceKey, Slot},
@@ -34,14 +34,14 @@ pub(crate) static VIPS: Array<u64, { VIP_WORDS as usize }> = Array::new();
 pub(crate) static STEERED: Array<u64, { STEERED_WORDS as usize }> = Array::new();
 
 #[btf_map]
-pub(crate) static SERVICES: HashMap<ServiceKey, Service, { MAX_SERVICES as usize }> =
+pub(crate) static SERVICES: HashMap<ServiceKey, Service, { DEFAULT_SERVICES as usize }> =
     HashMap::new();
 
 #[btf_map]
-pub(crate) static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }> = Array::new();
+pub(crate) static BACKENDS: Array<Backend, { DEFAULT_BACKENDS as usize }> = Array::new();
 
 #[btf_map]
-pub(crate) static MAGLEV: Array<Slot, { MAX_SLOTS as usize }> = Array::new();
+pub(crate) static MAGLEV: Array<Slot, { DEFAULT_SLOTS as usize }> = Array::new();
 
 #[btf_map]
 pub(crate) static FLOWS: LruHashMap<FlowKey4, FlowEntry4, { DEFAULT_FLOWS as usize }> =
@@ -63,15 +63,15 @@ pub(crate) static HALF_OPEN6: LruHashMap<FlowKey6, HalfOpen6, { DEFAULT_HALF_OPE
 pub(crate) static REASONS: PerCpuArray<u64, { Reason::COUNT as usize }> = PerCpuArray::new();
 
 #[btf_map]
-pub(crate) static SERVICE_STATS: PerCpuArray<ServiceStats, { MAX_SERVICES as usize }> =
+pub(crate) static SERVICE_STATS: PerCpuArray<ServiceStats, { DEFAULT_SERVICES as usize }> =
     PerCpuArray::new();
 
 #[btf_map]
-pub(crate) static BACKEND_STATS: PerCpuArray<BackendStats, { MAX_BACKENDS as usize }> =
+pub(crate) static BACKEND_STATS: PerCpuArray<BackendStats, { DEFAULT_BACKENDS as usize }> =
     PerCpuArray::new();
 
 #[btf_map]
-pub(crate) static BACKEND_SIGNALS: PerCpuArray<BackendSignals, { MAX_BACKENDS as usize }> =
+pub(crate) static BACKEND_SIGNALS: PerCpuArray<BackendSignals, { DEFAULT_BACKENDS as usize }> =
     PerCpuArray::new();
 
 #[btf_map]
@@ -81,11 +81,11 @@ pub(crate) static SOURCES: LpmTrie<Source, u32, { MAX_SOURCES as usize }> = LpmT
 pub(crate) static RATES: LruHashMap<RateKey, Bucket, { MAX_RATES as usize }> = LruHashMap::new();
 
 #[btf_map]
-pub(crate) static ACTIVE: Array<u64, { MAX_BACKENDS as usize }, { BPF_F_MMAPABLE as usize }> =
+pub(crate) static ACTIVE: Array<u64, { DEFAULT_BACKENDS as usize }, { BPF_F_MMAPABLE as usize }> =
     Array::new();
 
 #[btf_map]
-pub(crate) static CURSORS: Array<u64, { MAX_SERVICES as usize }> = Array::new();
+pub(crate) static CURSORS: Array<u64, { DEFAULT_SERVICES as usize }> = Array::new();
 
 #[btf_map]
 pub(crate) static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
@@ -108,7 +108,7 @@ pub(crate) static ANSWERED: PerCpuArray<u64, 1> = PerCpuArray::new();
 /// What this CPU's replays have taken out of each service's budget, and new connections have not put
 /// back. (Zero is a full budget, which is what the kernel makes the map of.)
 #[btf_map]
-pub(crate) static SPENT: PerCpuArray<u64, { MAX_SERVICES as usize }> = PerCpuArray::new();
+pub(crate) static SPENT: PerCpuArray<u64, { DEFAULT_SERVICES as usize }> = PerCpuArray::new();
 
 /// Scratch of IPv4.
 #[btf_map]

@@ -141,6 +141,18 @@ fn least_conn_takes_turns_among_equals() {
 }
 
 #[test]
+fn a_count_below_zero_is_no_connections() {
+    let (tables, service) = with_table(Balance::LeastConn, &[1, 2, 3]);
+    for id in [1, 2, 3] {
+        tables.open(id);
+    }
+    for _ in 0..3 {
+        tables.close(2);
+    }
+    assert!((0..30).all(|_| select(&tables, &service, 0) == Some(2)));
+}
+
+#[test]
 fn least_conn_finds_an_empty_backend_among_more_than_it_looks_at_once() {
     let many = LEAST_CONN_SCAN * 3;
     let table: Vec<u32> = (1..=many).collect();

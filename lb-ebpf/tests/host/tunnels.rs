@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use lb_common::{
     backend::{Backend, DIRECT, FORWARD, GUE, RESOLVED, TUNNEL},
-    limits::MAX_BACKENDS,
+    limits::DEFAULT_BACKENDS,
     reason::Reason,
     service::{LOOK_UP, Slot},
 };
@@ -180,7 +180,7 @@ prop_compose! {
             6 => Just(Slot::of(1)),
             1 => Just(Slot { backend: 1, base: 2 }),
             1 => Just(Slot { backend: 1, base: 1 | LOOK_UP }),
-            1 => Just(Slot::of(MAX_BACKENDS)),
+            1 => Just(Slot::of(DEFAULT_BACKENDS)),
         ],
     ) -> Plain {
         Plain {

@@ -89,6 +89,22 @@ impl Call {
         String::from_utf8(body.to_vec()).map_err(|error| Error::Nonsense(error.to_string()))
     }
 
+    /// Hands over the answer in pieces as they come, until there are no more or `each` says `false`.
+    pub async fn pieces(
+        self,
+        socket: &Path,
+        mut each: impl FnMut(&[u8]) -> bool,
+    ) -> Result<(), Error> {
+        let mut body = self.send(socket).await?.into_body();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|source| broken(socket, source))?;
+            if frame.data_ref().is_some_and(|piece| !each(piece)) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// The whole answer, understood.
     pub async fn json<T: DeserializeOwned>(self, socket: &Path) -> Result<T, Error> {
         understand(&self.text(socket).await?)

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use super::{
     check::plural,
-    output::{age, bytes, columns, print},
+    output::{age, bytes, columns, print, print_bytes},
     status,
 };
 use crate::{
@@ -21,8 +21,14 @@ use crate::{
 };
 
 /// `ballast status`.
-pub(super) fn status(socket: &Path, json: bool) -> anyhow::Result<()> {
-    let text = block_on(Call::get(&["status"]).text(socket))?;
+pub(super) fn status(
+    socket: &Path,
+    service: Option<&str>,
+    all: bool,
+    json: bool,
+) -> anyhow::Result<()> {
+    let call = Call::get(&["status"]).with("service", service);
+    let text = block_on(call.with("all", all.then_some("true")).text(socket))?;
     if json {
         return Ok(print(&format!("{text}\n"))?);
     }
@@ -121,10 +127,18 @@ pub(super) fn flows(
     json: bool,
 ) -> anyhow::Result<()> {
     let call = Call::get(&["flows"]).with("service", service);
-    let text = block_on(call.with("limit", Some(&limit.to_string())).text(socket))?;
+    let call = call.with("limit", Some(&limit.to_string()));
     if json {
-        return Ok(print(&format!("{text}\n"))?);
+        // As it comes: there may be millions.
+        let mut printed = Ok(());
+        block_on(call.pieces(socket, |piece| {
+            printed = print_bytes(piece);
+            printed.is_ok()
+        }))?;
+        printed?;
+        return Ok(print("\n")?);
     }
+    let text = block_on(call.text(socket))?;
     let flows: Vec<NamedFlow> =
         serde_json::from_str(&text).context("understand the daemon's answer")?;
     let head = ["PROTO", "CLIENT", "SERVICE", "BACKEND", "AS", "PHASE", "IDLE", "TO", "FROM"];

@@ -7,8 +7,13 @@ use std::{
 
 /// Prints text. Standard output may be a pipe that nobody reads any more.
 pub(super) fn print(text: &str) -> io::Result<()> {
+    print_bytes(text.as_bytes())
+}
+
+/// Prints a piece of a text.
+pub(super) fn print_bytes(piece: &[u8]) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
+    out.write_all(piece)?;
     out.flush()
 }
 

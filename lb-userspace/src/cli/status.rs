@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::output::{age, bytes, columns};
 use crate::{
     control::{
-        status::{Backend, Service, Slots, Status},
+        status::{Backend, PassiveState, Service, Slots, Status},
         verdict::Admin,
     },
     dataplane::AttachMode,
@@ -33,8 +33,13 @@ pub(super) fn render(status: &Status) -> String {
     out.push_str("\nDATA PLANE\n");
     out.push_str(&columns(&dataplane(status), 2));
     for service in &status.services {
-        out.push('\n');
+        if !is_short(service) {
+            out.push('\n');
+        }
         out.push_str(&head(service));
+        if is_short(service) {
+            continue;
+        }
         let mut rows = vec![HEAD.map(str::to_owned).to_vec()];
         let now = status.started.as_second() + status.uptime_seconds as i64;
         rows.extend(service.backends.iter().map(|backend| row(backend, now)));
@@ -96,6 +101,11 @@ fn dataplane(status: &Status) -> Vec<Vec<String>> {
     rows
 }
 
+/// Whether its backends are counted and not listed.
+fn is_short(service: &Service) -> bool {
+    service.backends.is_empty() && service.backend_count > 0
+}
+
 fn head(service: &Service) -> String {
     let mut flags = String::new();
     if service.panic {
@@ -104,7 +114,20 @@ fn head(service: &Service) -> String {
     if service.on_backups {
         flags.push_str("  ON BACKUPS");
     }
-    if !service.backends.iter().any(|backend| backend.serving) {
+    if is_short(service) {
+        // Writing to a `String` cannot fail.
+        let _ = write!(
+            flags,
+            "  {} of {} backends serve",
+            service.serving_count, service.backend_count
+        );
+    }
+    let serves = if is_short(service) {
+        service.serving_count > 0
+    } else {
+        service.backends.iter().any(|backend| backend.serving)
+    };
+    if !serves {
         flags.push_str("  DOWN: no backend serves");
     }
     let forward = match &service.encapsulation {
@@ -140,7 +163,11 @@ const HEAD: [&str; 10] =
     ["BACKEND", "ADDRESS", "STATE", "FOR", "WEIGHT", "OPEN", "NEW/S", "TO/S", "FROM/S", "WHY"];
 
 fn row(backend: &Backend, now: i64) -> Vec<String> {
+    let passive = backend.passive.as_ref().map_or(PassiveState::Quiet, |passive| passive.state);
     let state = match (backend.admin, backend.health, backend.serving) {
+        (Admin::Enabled, Health::Up, true) if passive == PassiveState::Ejected => "ejected, serves",
+        (Admin::Enabled, Health::Up, false) if passive == PassiveState::Ejected => "ejected",
+        (Admin::Enabled, Health::Up, true) if passive == PassiveState::Failing => "fails, serves",
         (Admin::Draining, ..) => "draining",
         (Admin::Disabled, ..) => "disabled",
         (Admin::Enabled, Health::Down, true) => "down, serves",

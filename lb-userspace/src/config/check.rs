@@ -19,6 +19,8 @@ mod guard;
 mod health;
 mod later;
 mod network;
+mod passive;
+mod room;
 pub(super) mod secret;
 mod service;
 
@@ -30,14 +32,16 @@ pub(super) fn check(file: &File, findings: &mut Findings) -> Config {
     let mut listeners = Listeners::default();
     let services = service::services(file, &held, &mut listeners, findings);
     later::check(file, &held, &mut listeners, findings);
-    Config {
+    let config = Config {
         cluster: cluster(&file.cluster),
         nodes,
         floating,
         services,
         dataplane: dataplane(&file.dataplane, findings),
         paths: paths(&file.paths, findings),
-    }
+    };
+    room::check(file, &config, findings);
+    config
 }
 
 /// Where each listen address is used first.
@@ -108,6 +112,9 @@ fn dataplane(raw: &Field<raw::Dataplane>, findings: &mut Findings) -> Dataplane 
     Dataplane {
         max_flows: whole(&raw.max_flows, default.max_flows),
         max_half_open: whole(&raw.max_half_open, default.max_half_open),
+        max_services: raw.max_services.value().map(|number| number.0),
+        max_backends: raw.max_backends.value().map(|number| number.0),
+        max_slots: raw.max_slots.value().map(|number| number.0),
         tcp_idle_timeout: timeout(
             &raw.tcp_idle_timeout,
             "tcp_idle_timeout",

@@ -6,7 +6,10 @@
 
 use std::time::Duration;
 
-use lb_common::service::Balance;
+use lb_common::{
+    limits::{MOST_BACKENDS, MOST_SERVICES, MOST_SLOTS},
+    service::Balance,
+};
 
 use super::{
     Encapsulation, OnDown, Protocol,
@@ -91,6 +94,7 @@ section! {
         replay_budget: Share;
         backend: List<Backend>, required "[[service.backend]]` with `name` and `address";
         health: Health;
+        passive: Passive;
         proxy: Proxy, later "no request is proxied or retried";
     }
 }
@@ -121,6 +125,15 @@ section! {
 }
 
 section! {
+    /// `[service.passive]`.
+    Passive "[service.passive]" {
+        enabled: bool;
+        eject_percent: Whole<1, 100>;
+        eject_time: Duration;
+    }
+}
+
+section! {
     /// `[service.proxy]`.
     Proxy "[service.proxy]" {
         connect_timeout: Duration;
@@ -138,6 +151,9 @@ section! {
     Dataplane "[dataplane]" {
         max_flows: Whole<1024, 16_777_216>;
         max_half_open: Whole<1024, 16_777_216>;
+        max_services: Whole<1, MOST_SERVICES>;
+        max_backends: Whole<1, MOST_BACKENDS>;
+        max_slots: Whole<1024, MOST_SLOTS>;
         tcp_idle_timeout: Duration;
         tcp_closing_timeout: Duration;
         udp_idle_timeout: Duration;

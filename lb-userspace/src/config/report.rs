@@ -70,10 +70,13 @@ pub struct Diagnostic {
 /// draw.
 #[must_use]
 pub fn render(diagnostics: &[Diagnostic], source: &str, colour: bool) -> String {
+    if diagnostics.is_empty() {
+        return String::new();
+    }
     let source = mask_secrets(source);
     let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
     let mut out = String::new();
-    for diagnostic in diagnostics {
+    for diagnostic in diagnostics.iter().take(MOST_DRAWN) {
         if !out.is_empty() {
             out.push('\n');
         }
@@ -85,14 +88,18 @@ pub fn render(diagnostics: &[Diagnostic], source: &str, colour: bool) -> String 
         let mut group = match &diagnostic.place {
             None => title.element(Origin::path(diagnostic.file.as_str())),
             Some(place) => {
-                let primary = AnnotationKind::Primary.span(within(&source, place));
+                let (part, first_line) = part(&source, diagnostic, place);
+                let within = |place: &Place| {
+                    let span = within(&source, place);
+                    span.start - part.start..span.end - part.start
+                };
+                let primary = AnnotationKind::Primary.span(within(place));
                 let context = diagnostic.labels.iter().map(|label| {
-                    AnnotationKind::Context
-                        .span(within(&source, &label.place))
-                        .label(label.text.as_str())
+                    AnnotationKind::Context.span(within(&label.place)).label(label.text.as_str())
                 });
                 title.element(
-                    Snippet::source(source.as_str())
+                    Snippet::source(&source[part.clone()])
+                        .line_start(first_line)
                         .path(diagnostic.file.as_str())
                         .annotation(primary)
                         .annotations(context),
@@ -105,7 +112,26 @@ pub fn render(diagnostics: &[Diagnostic], source: &str, colour: bool) -> String 
         out.push_str(&renderer.render(&[group] as &[Group<'_>]));
         out.push('\n');
     }
+    if diagnostics.len() > MOST_DRAWN {
+        // Writing to a `String` cannot fail.
+        let _ = writeln!(out, "\n… and {} more", diagnostics.len() - MOST_DRAWN);
+    }
     out
+}
+
+/// More than this nobody reads on a terminal; JSON has them all.
+const MOST_DRAWN: usize = 1000;
+
+/// The lines of `source` that a diagnostic is about, and the number of the first: the drawing takes
+/// time by the length of what it is given.
+fn part(source: &str, diagnostic: &Diagnostic, place: &Place) -> (Range<usize>, usize) {
+    let places = diagnostic.labels.iter().map(|label| &label.place).chain([place]);
+    let first = places.clone().min_by_key(|place| place.start).unwrap_or(place);
+    let end = places.map(|place| within(source, place).end).max().unwrap_or(source.len());
+    let start = within(source, first).start;
+    let start = source[..start].rfind('\n').map_or(0, |newline| newline + 1);
+    let end = source[end..].find('\n').map_or(source.len(), |newline| end + newline + 1);
+    (start..end, first.line)
 }
 
 /// `2 errors, 1 warning`.

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     admin,
-    config::{Config, Loaded, Node},
+    config::{self, Config, Loaded, Node},
     dataplane::{self, Dataplane},
     events::{Kind, Note, Timeline},
     net, vrrp,
@@ -166,12 +166,13 @@ async fn open_kernel(
         pins: pins.to_owned(),
         max_flows: config.dataplane.max_flows,
         max_half_open: config.dataplane.max_half_open,
+        sizes: config::sizes::sizes(config),
         discard_pins,
     };
     let dataplane = tokio::task::spawn_blocking(move || Dataplane::open(&options))
         .await?
         .context("open the data plane")?;
-    Ok(Arc::new(Shared::new(dataplane)))
+    Ok(Arc::new(Shared::new(dataplane)?))
 }
 
 /// Takes floating addresses off that an earlier daemon, with another configuration, left behind.

@@ -3,7 +3,8 @@
 use std::{
     collections::BTreeSet,
     fmt,
-    sync::{Mutex, MutexGuard, PoisonError},
+    ops::ControlFlow,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use lb_common::{
@@ -13,8 +14,8 @@ use lb_common::{
 };
 
 use crate::dataplane::{
-    Adopted, AttachMode, Connection, Counters, Cut, Dataplane, Flow, Info, Op, Sweep, Timeouts,
-    Traced, Tracer, replay::Replayer,
+    Adopted, AttachMode, Connection, Counters, Cut, Dataplane, Flow, Info, Op, Reader, Signals,
+    Sweep, Sweeper, Timeouts, Traced, Tracer, replay::Replayer,
 };
 
 /// What the control plane asks of the kernel's side. The calls block; they are made from blocking
@@ -26,20 +27,26 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn apply(&self, ops: &[Op]) -> anyhow::Result<()>;
     /// See [`Dataplane::attach`].
     fn attach(&self, interface: &str, ifindex: u32) -> anyhow::Result<AttachMode>;
+    /// See [`Dataplane::detach`].
+    fn detach(&self, ifindex: u32) -> anyhow::Result<()>;
     /// See [`Dataplane::info`].
     fn info(&self) -> anyhow::Result<Info>;
     /// See [`Dataplane::counters`].
     fn counters(&self, services: &[u32], backends: &[u32]) -> anyhow::Result<Counters>;
-    /// See [`Dataplane::signals`].
-    fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<(u32, BackendSignals)>>;
-    /// See [`Dataplane::flows`].
-    fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>>;
-    /// See [`Dataplane::connections`].
+    /// See [`Signals::read`]. Waits for no other call.
+    fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<BackendSignals>>;
+    /// See [`Reader::read`].
+    fn flows(
+        &self,
+        wanted: &dyn Fn(u32) -> bool,
+        each: &mut dyn FnMut(Flow) -> ControlFlow<()>,
+    ) -> anyhow::Result<()>;
+    /// See [`Reader::connections`].
     fn connections(&self, backends: &BTreeSet<u32>) -> anyhow::Result<Vec<Connection>>;
     /// See [`Dataplane::cut`].
     fn cut(&self, connections: &[Connection]) -> anyhow::Result<Vec<Cut>>;
-    /// See [`Dataplane::sweep`].
-    fn sweep(&self, now_ns: u64, timeouts: &Timeouts) -> anyhow::Result<Sweep>;
+    /// See [`Sweeper::slice`].
+    fn sweep(&self, now_ns: u64, timeouts: &Timeouts) -> anyhow::Result<Option<Sweep>>;
     /// See [`Dataplane::take_events`].
     fn take_events(&self) -> Vec<Event>;
     /// See [`Dataplane::take_samples`].
@@ -53,18 +60,29 @@ pub trait Kernel: fmt::Debug + Send + Sync {
 }
 
 /// The data plane, shared by the reconcile task, the sweeps and the readers of `status`.
+///
+/// Sweeps and lists of flows, which take long when there are many, wait for nobody and nobody waits
+/// for them.
 #[derive(Debug)]
-pub struct Shared(Mutex<Dataplane>);
+pub struct Shared {
+    dataplane: Mutex<Dataplane>,
+    sweeper: Arc<Mutex<Sweeper>>,
+    reader: Arc<Reader>,
+    /// Outside the lock, which a long list of writes holds for long.
+    signals: Signals,
+}
 
 impl Shared {
     /// Shares an open data plane.
-    pub fn new(dataplane: Dataplane) -> Self {
-        Self(Mutex::new(dataplane))
+    pub fn new(dataplane: Dataplane) -> anyhow::Result<Self> {
+        let (sweeper, reader) = (dataplane.sweeper(), dataplane.reader());
+        let signals = dataplane.signals()?;
+        Ok(Self { dataplane: Mutex::new(dataplane), sweeper, reader, signals })
     }
 
     fn lock(&self) -> MutexGuard<'_, Dataplane> {
         // Every call leaves the maps in a state that the next can go on from.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.dataplane.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -81,6 +99,10 @@ impl Kernel for Shared {
         self.lock().attach(interface, ifindex)
     }
 
+    fn detach(&self, ifindex: u32) -> anyhow::Result<()> {
+        self.lock().detach(ifindex)
+    }
+
     fn info(&self) -> anyhow::Result<Info> {
         self.lock().info()
     }
@@ -89,24 +111,29 @@ impl Kernel for Shared {
         self.lock().counters(services, backends)
     }
 
-    fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<(u32, BackendSignals)>> {
-        self.lock().signals(backends)
+    fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<BackendSignals>> {
+        self.signals.read(backends)
     }
 
-    fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>> {
-        self.lock().flows(limit)
+    fn flows(
+        &self,
+        wanted: &dyn Fn(u32) -> bool,
+        each: &mut dyn FnMut(Flow) -> ControlFlow<()>,
+    ) -> anyhow::Result<()> {
+        self.reader.read(wanted, each)
     }
 
     fn connections(&self, backends: &BTreeSet<u32>) -> anyhow::Result<Vec<Connection>> {
-        self.lock().connections(backends)
+        self.reader.connections(backends)
     }
 
     fn cut(&self, connections: &[Connection]) -> anyhow::Result<Vec<Cut>> {
         self.lock().cut(connections)
     }
 
-    fn sweep(&self, now_ns: u64, timeouts: &Timeouts) -> anyhow::Result<Sweep> {
-        self.lock().sweep(now_ns, timeouts)
+    fn sweep(&self, now_ns: u64, timeouts: &Timeouts) -> anyhow::Result<Option<Sweep>> {
+        // A sweep that panicked left tables that the next can go on from.
+        self.sweeper.lock().unwrap_or_else(PoisonError::into_inner).slice(now_ns, timeouts)
     }
 
     fn take_events(&self) -> Vec<Event> {

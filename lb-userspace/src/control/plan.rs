@@ -13,31 +13,37 @@
 //! A service that is removed goes when its last backend has drained. What is special about the tables
 //! of steered services is in [`steer`].
 //!
+//! A service that has been planned once without any write to make is settled: until another state is
+//! desired of it, planning costs nothing for it. So a change costs as much as it changes, however
+//! many services there are. The table of a steered service changes by time too, so such a service is
+//! not settled while slots of it are disturbed.
+//!
 //! A planned write counts only once [`Planner::applied`] has been told of it. So a plan that failed
 //! half-way is simply planned again.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
 use lb_common::{
     backend::{self, Backend},
-    limits,
     service::{Balance, STEERED, Service, ServiceKey},
 };
 
 use self::steer::{Base, Steering};
 use super::{ranges::Ranges, table::Member};
 use crate::{
-    config::{Forwarding, Guard, Replay},
-    dataplane::{Adopted, Op},
+    config::{Forwarding, Guard, Replay, sizes::Density},
+    dataplane::{Adopted, Op, Sizes},
     net::NextHops,
 };
 
 mod encode;
 mod guard;
+mod numbers;
 mod place;
 mod steer;
 #[cfg(test)]
@@ -45,6 +51,7 @@ mod tests;
 mod write;
 
 pub use encode::service_key;
+use numbers::Numbers;
 pub use steer::Swept as SweptSteered;
 
 /// How long the connections of a backend that a previous daemon left behind may go on, when the
@@ -56,10 +63,11 @@ const ORPHAN_DRAIN: Duration = Duration::from_secs(30);
 pub struct Desired {
     /// Floating addresses.
     pub floating: BTreeSet<IpAddr>,
-    /// Services.
-    pub services: Vec<DesiredService>,
+    /// Services. One that is the same value in memory as in the plan before has not changed, nor have
+    /// the next hops of its backends.
+    pub services: Vec<Arc<DesiredService>>,
     /// Next hops, at least those of all backends.
-    pub next_hops: NextHops,
+    pub next_hops: Arc<NextHops>,
     /// How long a TCP connection may be silent and still lives.
     pub tcp_idle: Duration,
     /// The same for UDP.
@@ -100,20 +108,24 @@ pub struct DesiredBackend {
     pub serving: bool,
     /// Packets of its connections are forwarded.
     pub forward: bool,
+    /// Milliseconds that it may take to answer a SYN; 0: what stands in the map stays.
+    pub patience_ms: u16,
 }
 
 /// Something that cannot be done now; the next plan tries again.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
     /// Every service index is taken.
-    #[error("no room for another service: all {} are taken", limits::MAX_SERVICES)]
-    Services,
+    #[error(
+        "no room for another service: all {0} are taken, some by removed services that still drain"
+    )]
+    Services(u32),
     /// Every backend identifier is taken.
     #[error(
-        "no room for backend {0}: all {max} are taken, some by removed backends that still drain",
-        max = limits::MAX_BACKENDS
+        "no room for backend {0} and perhaps others: all {1} are taken, some by removed backends \
+         that still drain"
     )]
-    Backends(SocketAddr),
+    Backends(SocketAddr, u32),
     /// No run of slots is long enough.
     #[error("no room for a table of {0} slots; the service keeps its old one")]
     Slots(u32),
@@ -142,11 +154,26 @@ pub struct Retiring {
 /// Knows what stands in the maps and who owns which number.
 #[derive(Clone, Debug)]
 pub struct Planner {
+    sizes: Sizes,
+    density: Density,
     vips: Option<Vec<u64>>,
     /// `STEERED`.
     filter: Option<Vec<u64>>,
     services: BTreeMap<ServiceKey, Placed>,
     backends: BTreeMap<u32, Entry>,
+    /// Identifiers by service and address.
+    known: HashMap<(u32, SocketAddr), u32>,
+    /// Backends by the index of their service: how many have an identifier.
+    users: HashMap<u32, u32>,
+    /// Backends that are not configured, or not known to be.
+    waning: BTreeSet<u32>,
+    /// Counts the changes of `waning`.
+    waned: u64,
+    /// Counts the identifiers given and taken back.
+    numbered: u64,
+    free_ids: Numbers,
+    /// A service may have lost its last backend.
+    forgetful: bool,
     sources: guard::Sources,
     ranges: Ranges,
 }
@@ -165,12 +192,21 @@ struct Placed {
     steering: Option<Steering>,
     /// A table that is planned, and that no service points to yet.
     pending: Option<Pending>,
+    /// Its configured backends, by the last plan.
+    members: Vec<u32>,
+    /// What stands in the maps in full.
+    settled: Option<Arc<DesiredService>>,
 }
 
 impl Placed {
     /// Whether its packets are steered now.
     fn is_steered(&self) -> bool {
         self.written.is_some_and(|service| service.flags & STEERED != 0)
+    }
+
+    /// Whether time alone will change its table.
+    fn is_disturbed(&self) -> bool {
+        self.steering.as_ref().is_some_and(|steering| steering.disturbed() > 0)
     }
 }
 
@@ -186,6 +222,7 @@ struct Pending {
 #[derive(Clone, Debug, PartialEq)]
 struct Source {
     balance: Balance,
+    density: Density,
     steered: bool,
     replay: Replay,
     members: Vec<Member>,
@@ -225,7 +262,7 @@ enum Life {
 impl Planner {
     /// For maps that hold `adopted`, and whose filter of floating addresses is unknown.
     pub fn adopt(adopted: Adopted) -> Self {
-        let mut ranges = Ranges::new(limits::MAX_SLOTS);
+        let mut ranges = Ranges::new(adopted.sizes.slots);
         let mut services = BTreeMap::new();
         let mut steered = adopted.steered;
         for (key, service) in adopted.services {
@@ -244,23 +281,51 @@ impl Planner {
             };
             services.insert(key, placed);
         }
-        let backends = adopted.backends.into_iter().map(|(id, backend)| {
+        let mut planner = Self {
+            sizes: adopted.sizes,
+            density: Density::FULL,
+            vips: None,
+            filter: None,
+            services,
+            backends: BTreeMap::new(),
+            known: HashMap::new(),
+            users: HashMap::new(),
+            waning: BTreeSet::new(),
+            waned: 0,
+            numbered: 0,
+            free_ids: Numbers::new(adopted.sizes.backends),
+            forgetful: false,
+            sources: adopted.sources.into_iter().collect(),
+            ranges,
+        };
+        for (id, backend) in adopted.backends {
             let address = encode::backend_address(&backend);
             let (service, written) = (backend.service, Some(backend));
             let stopped = (backend.flags & backend::FORWARD == 0).then_some(Duration::ZERO);
-            (id, Entry { service, address, written, stopped, life: Life::Found })
-        });
-        let sources = adopted.sources.into_iter().collect();
-        let backends = backends.collect();
-        Self { vips: None, filter: None, services, backends, sources, ranges }
+            planner.free_ids.take(id);
+            planner.add(id, Entry { service, address, written, stopped, life: Life::Found });
+            planner.waning.insert(id);
+        }
+        planner
+    }
+
+    /// Sets how fine the tables are, from the next plan on.
+    pub fn set_density(&mut self, density: Density) {
+        if self.density != density {
+            self.density = density;
+            self.services.values_mut().for_each(|placed| placed.settled = None);
+        }
     }
 
     /// The writes that lead from what stands in the maps to `desired`.
     pub fn plan(&mut self, desired: &Desired, now: Duration) -> Plan {
         let mut plan = Plan::default();
-        let ids = self.place(desired, now, &mut plan);
-        let (early, late) = self.backend_ops(desired, &ids, now);
-        let (tables, services, steered) = self.service_ops(desired, &ids, now, &mut plan);
+        self.forget_services();
+        let changed = self.changed(desired);
+        let places = self.place(desired, &changed, now, &mut plan);
+        let (early, late) = self.backend_ops(desired, &places, now);
+        let (tables, services, steered) =
+            self.service_ops(desired, &changed, &places, now, &mut plan);
         let vips = self.vip_words(desired, &steered);
         let filter = encode::steered_words(&steered);
         let all_vips = encode::union(self.vips.as_deref(), &vips);
@@ -278,11 +343,22 @@ impl Planner {
         if all_vips != vips {
             plan.ops.push(Op::SetVips { words: vips });
         }
-        self.guard(desired, &mut plan.ops);
+        self.guard(desired, &changed, &mut plan.ops);
         if whole_filter != filter {
             plan.ops.push(Op::SetSteered { words: filter });
         }
+        self.settle(desired, &changed, &plan);
         plan
+    }
+
+    /// The places of the services that are not settled.
+    fn changed(&self, desired: &Desired) -> Vec<usize> {
+        let is_settled = |service: &Arc<DesiredService>| {
+            let settled = self.services.get(&service.key).and_then(|it| it.settled.as_ref());
+            settled.is_some_and(|settled| Arc::ptr_eq(settled, service))
+        };
+        let services = desired.services.iter().enumerate();
+        services.filter(|(_, service)| !is_settled(service)).map(|(at, _)| at).collect()
     }
 
     /// Records that a write has been made.
@@ -303,10 +379,7 @@ impl Planner {
                     }
                 }
             }
-            Op::ClearBackend { id } => {
-                self.backends.remove(id);
-                self.forget_services();
-            }
+            Op::ClearBackend { id } => self.remove(*id),
             Op::SetService { key, service } => {
                 let Some(placed) = self.services.get_mut(key) else { return };
                 if placed.pending.is_none() {
@@ -335,10 +408,11 @@ impl Planner {
                 let Some(placed) = self.services.get_mut(key) else { return };
                 placed.written = None;
                 placed.source = None;
+                placed.settled = None;
                 placed.steering = None;
                 let old = std::mem::take(&mut placed.runs);
                 self.give_back(old, now);
-                self.forget_services();
+                self.forgetful = true;
             }
         }
     }
@@ -346,14 +420,19 @@ impl Planner {
     /// Takes the result of a sweep that saw all flows and began at `began`: how many name each
     /// backend. Identifiers that none names any more are cleared by the next plan.
     pub fn swept(&mut self, by_backend: &BTreeMap<u32, u64>, began: Duration) {
-        let named: BTreeSet<u32> =
-            self.services.values().flat_map(|placed| self.named_by(placed)).collect();
-        for (id, entry) in &mut self.backends {
+        let is_over = |id: &u32| {
             let flows = by_backend.get(id).copied().unwrap_or(0);
-            if matches!(entry.life, Life::Cut { at } if at < began)
-                && flows == 0
-                && !named.contains(id)
-            {
+            let life = self.backends.get(id).map(|entry| entry.life);
+            flows == 0 && matches!(life, Some(Life::Cut { at }) if at < began)
+        };
+        let over: BTreeSet<u32> = self.waning.iter().copied().filter(is_over).collect();
+        if over.is_empty() {
+            return;
+        }
+        let named: BTreeSet<u32> =
+            self.services.values().flat_map(|placed| self.named_by(placed, &over)).collect();
+        for id in over.difference(&named) {
+            if let Some(entry) = self.backends.get_mut(id) {
                 entry.life = Life::Unused;
             }
         }
@@ -361,15 +440,16 @@ impl Planner {
 
     /// Takes what the same sweep saw of the entries of steered connections.
     pub fn swept_steered(&mut self, seen: &SweptSteered, began: Duration) {
-        for placed in self.services.values_mut() {
-            let Some(steering) = &mut placed.steering else { continue };
-            if steering.disturbed() == 0 {
-                continue;
+        let mut by_service: HashMap<u32, Vec<u32>> = HashMap::new();
+        for &id in seen.keys() {
+            if let Some(entry) = self.backends.get(&id) {
+                by_service.entry(entry.service).or_default().push(id);
             }
-            let of_it =
-                |id: &u32| self.backends.get(id).is_some_and(|entry| entry.service == placed.index);
-            let seen = seen.iter().filter(|(id, _)| of_it(id));
-            let seen = seen.map(|(&id, hashes)| (id, hashes.clone())).collect();
+        }
+        for placed in self.services.values_mut().filter(|placed| placed.is_disturbed()) {
+            let Some(steering) = &mut placed.steering else { continue };
+            let ids = by_service.get(&placed.index).into_iter().flatten();
+            let seen = ids.filter_map(|id| Some((*id, seen.get(id)?.clone()))).collect();
             steering.swept(&seen, began);
         }
     }
@@ -386,10 +466,29 @@ impl Planner {
         self.services.get(key).map(|placed| placed.index)
     }
 
-    /// The identifiers of all backends, by the index of their service and their address.
-    pub fn ids(&self) -> BTreeMap<(u32, SocketAddr), u32> {
-        let ids = self.backends.iter().map(|(&id, entry)| ((entry.service, entry.address), id));
-        ids.collect()
+    /// The identifier of a backend, by the index of its service and its address.
+    pub fn id(&self, service: u32, address: SocketAddr) -> Option<u32> {
+        self.known.get(&(service, address)).copied()
+    }
+
+    /// The indexes of all services.
+    pub fn service_indexes(&self) -> Vec<u32> {
+        self.services.values().map(|placed| placed.index).collect()
+    }
+
+    /// The identifiers of all backends, in order.
+    pub fn backend_ids(&self) -> Vec<u32> {
+        self.backends.keys().copied().collect()
+    }
+
+    /// How many backends have an identifier.
+    pub fn backend_count(&self) -> usize {
+        self.backends.len()
+    }
+
+    /// The service and the address of a backend.
+    pub fn backend(&self, id: u32) -> Option<(u32, SocketAddr)> {
+        self.backends.get(&id).map(|entry| (entry.service, entry.address))
     }
 
     /// Whether the maps hold no service at all: nothing was adopted and nothing written.
@@ -397,9 +496,15 @@ impl Planner {
         self.services.values().all(|placed| placed.written.is_none())
     }
 
+    /// Room in the maps.
+    pub fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+
     /// Backends that are configured no longer and still have their identifiers.
     pub fn retiring(&self) -> impl Iterator<Item = Retiring> {
-        self.backends.iter().filter_map(|(&id, entry)| {
+        self.waning.iter().filter_map(|&id| {
+            let entry = self.backends.get(&id)?;
             let until = match entry.life {
                 Life::Wanted { .. } => return None,
                 Life::Draining { until } => Some(until),
@@ -409,9 +514,47 @@ impl Planner {
         })
     }
 
+    /// Another number whenever [`Planner::retiring`] has others.
+    pub fn retired(&self) -> u64 {
+        self.waned
+    }
+
+    /// Another number whenever backends have other identifiers.
+    pub fn numbered(&self) -> u64 {
+        self.numbered
+    }
+
     /// When the next removed backend has drained.
     pub fn next_deadline(&self) -> Option<Duration> {
         self.retiring().filter_map(|retiring| retiring.until).min()
+    }
+
+    /// Gives a backend its identifier.
+    fn add(&mut self, id: u32, entry: Entry) {
+        *self.users.entry(entry.service).or_default() += 1;
+        self.known.entry((entry.service, entry.address)).or_insert(id);
+        self.backends.insert(id, entry);
+        self.numbered += 1;
+    }
+
+    /// An identifier is free again.
+    fn remove(&mut self, id: u32) {
+        let Some(entry) = self.backends.remove(&id) else { return };
+        self.free_ids.give_back(id);
+        self.numbered += 1;
+        if self.waning.remove(&id) {
+            self.waned += 1;
+        }
+        if self.known.get(&(entry.service, entry.address)) == Some(&id) {
+            self.known.remove(&(entry.service, entry.address));
+        }
+        if let Some(users) = self.users.get_mut(&entry.service) {
+            *users -= 1;
+            if *users == 0 {
+                self.users.remove(&entry.service);
+                self.forgetful = true;
+            }
+        }
     }
 
     fn give_back(&mut self, runs: Vec<(u32, u32)>, now: Duration) {
@@ -430,18 +573,20 @@ impl Planner {
         }
     }
 
-    /// Backends that the table behind a written service may name.
-    fn named_by(&self, placed: &Placed) -> Vec<u32> {
+    /// Which of these backends the table behind a written service may name.
+    fn named_by(&self, placed: &Placed, of: &BTreeSet<u32>) -> Vec<u32> {
         if let Some(steering) = placed.steering.as_ref().filter(|_| placed.is_steered()) {
-            return steering.named().collect();
+            return steering.named().filter(|id| of.contains(id)).collect();
         }
         match (&placed.written, &placed.source) {
             (None, _) => Vec::new(),
-            (Some(_), Some(source)) => source.serving().collect(),
+            (Some(_), Some(source)) => source.serving().filter(|id| of.contains(id)).collect(),
             // A previous daemon's table: it may name any backend of its service.
             (Some(_), None) => {
-                let of_it = |entry: &Entry| entry.service == placed.index;
-                self.backends.iter().filter(|(_, entry)| of_it(entry)).map(|(&id, _)| id).collect()
+                let of_it = |id: &u32| {
+                    self.backends.get(id).is_some_and(|entry| entry.service == placed.index)
+                };
+                of.iter().copied().filter(of_it).collect()
             }
         }
     }

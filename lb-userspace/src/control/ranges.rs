@@ -1,34 +1,41 @@
 //! Which slots of `MAGLEV` are free.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
 
 /// How long a freed range is left alone: a packet may still read it. A packet is in the program for
 /// microseconds; this is much more, and little enough that tables can follow a flapping backend.
 const QUARANTINE: Duration = Duration::from_secs(1);
 
-/// First-fit allocator of runs of slots.
+/// Allocator of runs of slots: the shortest free run that is long enough, the first of equals. Each
+/// step takes time by the logarithm of the number of free runs.
 #[derive(Clone, Debug)]
 pub struct Ranges {
     /// Start to length; never adjacent to one another.
     free: BTreeMap<u32, u32>,
-    /// Start, length, and when it may be used again.
-    resting: Vec<(u32, u32, Duration)>,
+    /// The same by length and start.
+    by_len: BTreeSet<(u32, u32)>,
+    /// Start, length, and when it may be used again; the earliest first.
+    resting: VecDeque<(u32, u32, Duration)>,
 }
 
 impl Ranges {
     /// `total` free slots.
     pub fn new(total: u32) -> Self {
-        Self { free: BTreeMap::from([(0, total)]), resting: Vec::new() }
+        let mut ranges =
+            Self { free: BTreeMap::new(), by_len: BTreeSet::new(), resting: VecDeque::new() };
+        ranges.add(0, total);
+        ranges
     }
 
     /// Takes a run of `len` slots, if there is one that has rested long enough.
     pub fn take(&mut self, len: u32, now: Duration) -> Option<u32> {
         self.wake(now);
-        let (&start, &size) = self.free.iter().find(|&(_, &size)| size >= len)?;
-        self.free.remove(&start);
-        if size > len {
-            self.free.insert(start + len, size - len);
-        }
+        let &(size, start) = self.by_len.range((len, 0)..).next()?;
+        self.remove(start, size);
+        self.add(start + len, size - len);
         Some(start)
     }
 
@@ -44,20 +51,16 @@ impl Ranges {
         if end > until {
             return false;
         }
-        self.free.remove(&from);
-        if start > from {
-            self.free.insert(from, start - from);
-        }
-        if until > end {
-            self.free.insert(end, until - end);
-        }
+        self.remove(from, size);
+        self.add(from, start - from);
+        self.add(end, until - end);
         true
     }
 
     /// Gives a run back that a service pointed to until now. It may be used again after a while.
     pub fn give_back(&mut self, start: u32, len: u32, now: Duration) {
         if len > 0 {
-            self.resting.push((start, len, now + QUARANTINE));
+            self.resting.push_back((start, len, now + QUARANTINE));
         }
     }
 
@@ -70,20 +73,30 @@ impl Ranges {
         if let Some((&before, &size)) = self.free.range(..start).next_back()
             && before + size == start
         {
-            self.free.remove(&before);
+            self.remove(before, size);
             (start, len) = (before, size + len);
         }
-        if let Some(size) = self.free.remove(&(start + len)) {
+        if let Some(&size) = self.free.get(&(start + len)) {
+            self.remove(start + len, size);
             len += size;
         }
-        self.free.insert(start, len);
+        self.add(start, len);
+    }
+
+    fn add(&mut self, start: u32, len: u32) {
+        if len > 0 {
+            self.free.insert(start, len);
+            self.by_len.insert((len, start));
+        }
+    }
+
+    fn remove(&mut self, start: u32, len: u32) {
+        self.free.remove(&start);
+        self.by_len.remove(&(len, start));
     }
 
     fn wake(&mut self, now: Duration) {
-        let (rested, resting) = self.resting.drain(..).partition(|&(_, _, until)| until <= now);
-        self.resting = resting;
-        let rested: Vec<(u32, u32, Duration)> = rested;
-        for (start, len, _) in rested {
+        while let Some((start, len, _)) = self.resting.pop_front_if(|(_, _, until)| *until <= now) {
             self.give_back_unused(start, len);
         }
     }

@@ -4,21 +4,28 @@
 //! for the timeline, and the desired state of the maps.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
+    sync::Arc,
     time::Duration,
 };
 
 use super::{
     plan::{Desired, DesiredBackend, DesiredService, service_key},
-    verdict::{self, Admin, Facts, Judgement, Rules, Verdict, Why, until_next_step},
+    verdict::{self, Admin, Facts, Judgement, Rules, Verdict, Why},
 };
 use crate::{
-    config,
+    config::{self, Probe},
     events::{Kind, Note},
-    health::{Health, Report, Target},
+    health::{Health, Report, Target, passive::Track},
     net::NextHops,
 };
+
+mod rise;
+mod watch;
+
+use rise::Rise;
+pub use watch::Watched;
 
 /// What the operator wants of one backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,8 +53,10 @@ pub struct Record {
     pub wish: Wish,
     /// What was decided.
     pub verdict: Verdict,
-    /// When it came back from being down, while its slow start lasts.
-    risen: Option<Duration>,
+    /// What the connections of clients have shown of it.
+    pub track: Track,
+    /// Its slow start, since it came back.
+    rise: Option<Rise>,
 }
 
 impl Record {
@@ -56,6 +65,9 @@ impl Record {
         self.wish.weight.unwrap_or(self.config.weight)
     }
 }
+
+/// What is said of a backend that is not probed.
+const NOT_PROBED: &str = "not probed";
 
 /// One service with its backends.
 #[derive(Clone, Debug)]
@@ -68,13 +80,32 @@ pub struct ServiceState {
     pub panic: bool,
     /// Backups serve because no other can.
     pub on_backups: bool,
+    /// What has changed since the last verdicts.
+    news: News,
+    /// What the maps should say of it, by the last verdicts.
+    desired: Arc<DesiredService>,
+}
+
+/// What has come to be known of a service since it was judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum News {
+    /// Nothing.
+    Nothing,
+    /// Something that the verdicts depend on.
+    Facts,
+    /// A next hop, so the kernel's entries must be looked at whatever the verdicts say.
+    NextHop,
 }
 
 /// All services.
+///
+/// What has not changed is not judged again, and stays the same value for the planner.
 #[derive(Clone, Debug, Default)]
 pub struct State {
     services: Vec<ServiceState>,
-    next_hops: NextHops,
+    by_name: HashMap<String, usize>,
+    next_hops: Arc<NextHops>,
+    revision: u64,
 }
 
 impl State {
@@ -86,47 +117,34 @@ impl State {
         wishes: impl Fn(&str, &str) -> Wish,
         now: Duration,
     ) {
-        let mut known: BTreeMap<(String, String), Record> = BTreeMap::new();
-        let mut flags = BTreeMap::new();
-        for service in self.services.drain(..) {
-            flags.insert(service.config.name.clone(), (service.panic, service.on_backups));
-            for record in service.records {
-                known.insert((service.config.name.clone(), record.config.name.clone()), record);
+        let old = self.services.drain(..).map(|service| (service.config.name.clone(), service));
+        let mut old: HashMap<String, ServiceState> = old.collect();
+        let states = services.iter().map(|service| {
+            let old = old.remove(&service.name);
+            let as_wished =
+                |record: &Record| record.wish == wishes(&service.name, &record.config.name);
+            match old {
+                Some(old) if old.config == *service && old.records.iter().all(as_wished) => old,
+                old => ServiceState::new(service, old, &wishes, now),
             }
-        }
-        self.services = services
-            .iter()
-            .map(|service| {
-                let records = service.backends.iter().map(|backend| {
-                    let key = (service.name.clone(), backend.name.clone());
-                    let wish = wishes(&service.name, &backend.name);
-                    match known.remove(&key) {
-                        Some(old) if old.config.address == backend.address => {
-                            Record { config: backend.clone(), wish, ..old }
-                        }
-                        _ => Record {
-                            config: backend.clone(),
-                            health: Health::Unknown,
-                            reason: String::new(),
-                            since: now,
-                            wish,
-                            verdict: Verdict::default(),
-                            risen: None,
-                        },
-                    }
-                });
-                let (panic, on_backups) = flags.get(&service.name).copied().unwrap_or_default();
-                let records = records.collect();
-                ServiceState { config: service.clone(), records, panic, on_backups }
-            })
-            .collect();
+        });
+        self.services = states.collect();
+        let names = self.services.iter().enumerate();
+        self.by_name = names.map(|(at, service)| (service.config.name.clone(), at)).collect();
+        self.revision += 1;
+    }
+
+    /// Another number whenever there are other backends.
+    pub fn revision(&self) -> u64 {
+        self.revision
     }
 
     /// Takes what a probe found.
     pub fn observe(&mut self, report: &Report, now: Duration) -> Option<Note> {
-        let service = self.services.iter_mut().find(|it| it.config.name == report.service)?;
+        let service = &mut self.services[*self.by_name.get(&report.service)?];
         let slow_start = service.config.slow_start;
         let record = service.records.iter_mut().find(|it| it.config.name == report.backend)?;
+        service.news.add_facts();
         record.reason.clone_from(&report.reason);
         let before = std::mem::replace(&mut record.health, report.health);
         if before == report.health {
@@ -135,7 +153,7 @@ impl State {
         record.since = now;
         // At the daemon's start a backend goes from unknown to up: it was warm before we came.
         let rises = before == Health::Down && report.health == Health::Up;
-        record.risen = (rises && !slow_start.is_zero()).then_some(now);
+        record.rise = if rises { Rise::start(slow_start, now) } else { None };
         let word = match report.health {
             Health::Unknown => "unknown",
             Health::Up => "up",
@@ -147,65 +165,66 @@ impl State {
 
     /// Takes what the operator wants of a backend.
     pub fn wish(&mut self, service: &str, backend: &str, wish: Wish) {
-        let service = self.services.iter_mut().find(|it| it.config.name == service);
-        let Some(service) = service else { return };
+        let Some(&at) = self.by_name.get(service) else { return };
+        let service = &mut self.services[at];
         if let Some(record) = service.records.iter_mut().find(|it| it.config.name == backend) {
             record.wish = wish;
+            service.news.add_facts();
         }
     }
 
     /// Takes what is known of next hops.
     pub fn set_next_hops(&mut self, next_hops: NextHops) {
-        self.next_hops = next_hops;
+        let old = std::mem::replace(&mut self.next_hops, Arc::new(next_hops));
+        let new = &self.next_hops;
+        let gone = old.keys().filter(|address| !new.contains_key(address));
+        let others = new.iter().filter(|&(address, hop)| old.get(address) != Some(hop));
+        let changed: BTreeSet<IpAddr> =
+            gone.chain(others.map(|(address, _)| address)).copied().collect();
+        if changed.is_empty() {
+            return;
+        }
+        for service in &mut self.services {
+            let has_moved = |record: &Record| changed.contains(&record.config.address.ip());
+            if service.records.iter().any(has_moved) {
+                service.news = News::NextHop;
+            }
+        }
     }
 
-    /// Decides about every backend anew. The notes say what has changed.
+    /// Decides anew about every backend of the services for which something may have changed. The
+    /// notes say what has.
     pub fn judge(&mut self, now: Duration) -> Vec<Note> {
         let mut notes = Vec::new();
         for service in &mut self.services {
-            service.judge(&self.next_hops, now, &mut notes);
+            if service.news != News::Nothing || service.is_timed() {
+                service.judge(&self.next_hops, now, &mut notes);
+                service.describe();
+            }
         }
         notes
     }
 
     /// What the maps should say, by the last verdicts.
     pub fn desired(&self, floating: BTreeSet<IpAddr>) -> Desired {
-        let services = self.services.iter().map(|service| DesiredService {
-            key: service_key(service.config.listen, service.config.protocol),
-            balance: service.config.balance,
-            forward: service.config.forward,
-            replay: service.config.replay,
-            drain_timeout: service.config.drain_timeout,
-            guard: service.config.guard.clone(),
-            backends: service
-                .records
-                .iter()
-                .map(|record| DesiredBackend {
-                    address: record.config.address,
-                    weight: record.verdict.weight,
-                    full_weight: record.weight() * verdict::WEIGHT_SCALE,
-                    serving: record.verdict.serving,
-                    forward: record.verdict.forward,
-                })
-                .collect(),
-        });
+        let services = self.services.iter().map(|service| Arc::clone(&service.desired));
         Desired {
             floating,
             services: services.collect(),
-            next_hops: self.next_hops.clone(),
+            next_hops: Arc::clone(&self.next_hops),
             ..Desired::default()
         }
     }
 
     /// When a verdict changes by time alone: a drain ends, or a slow start takes its next step.
     pub fn next_deadline(&self, now: Duration) -> Option<Duration> {
-        let deadlines = self.records().flat_map(|(service, record)| {
+        let timed = self.services.iter().filter(|service| service.is_timed());
+        let records = timed.flat_map(|service| service.records.iter().map(move |it| (service, it)));
+        let deadlines = records.flat_map(|(service, record)| {
             let drain = (record.wish.admin == Admin::Draining)
                 .then(|| record.wish.since + service.config.drain_timeout)
                 .filter(|&at| at > now);
-            let step = record.risen.and_then(|risen| {
-                until_next_step(service.rules(), now.saturating_sub(risen)).map(|wait| now + wait)
-            });
+            let step = record.rise.and_then(|rise| rise.next_step());
             drain.into_iter().chain(step)
         });
         deadlines.min()
@@ -219,16 +238,26 @@ impl State {
         })
     }
 
-    /// What to probe.
-    pub fn targets(&self) -> Vec<Target> {
-        self.records()
-            .map(|(service, record)| Target {
-                service: service.config.name.clone(),
-                backend: record.config.name.clone(),
-                address: record.config.address,
-                health: service.config.health.clone(),
+    /// What to probe, and what is known of its health.
+    pub fn targets(&self) -> Vec<(Target, Health)> {
+        let probed =
+            self.records().filter(|(service, _)| service.config.health.probe != Probe::None);
+        probed
+            .map(|(service, record)| {
+                let target = Target {
+                    service: service.config.name.clone(),
+                    backend: record.config.name.clone(),
+                    address: record.config.address,
+                    health: service.config.health.clone(),
+                };
+                (target, record.health)
             })
             .collect()
+    }
+
+    /// The service of this name.
+    pub fn service(&self, name: &str) -> Option<&ServiceState> {
+        self.by_name.get(name).map(|&at| &self.services[at])
     }
 
     /// The services.
@@ -249,25 +278,99 @@ impl State {
     }
 }
 
+impl News {
+    fn add_facts(&mut self) {
+        if *self == Self::Nothing {
+            *self = Self::Facts;
+        }
+    }
+}
+
 impl ServiceState {
-    fn rules(&self) -> Rules {
-        Rules { on_down: self.config.on_down, slow_start: self.config.slow_start }
+    /// A service of a new configuration, with what is known of it.
+    fn new(
+        service: &config::Service,
+        old: Option<Self>,
+        wishes: &impl Fn(&str, &str) -> Wish,
+        now: Duration,
+    ) -> Self {
+        let (panic, on_backups) =
+            old.as_ref().map_or((false, false), |old| (old.panic, old.on_backups));
+        let old = old.into_iter().flat_map(|old| old.records);
+        let mut known: HashMap<String, Record> =
+            old.map(|record| (record.config.name.clone(), record)).collect();
+        let records = service.backends.iter().map(|backend| {
+            let wish = wishes(&service.name, &backend.name);
+            let mut record = match known.remove(&backend.name) {
+                Some(old) if old.config.address == backend.address => {
+                    // Who is not watched has nothing to answer for.
+                    let track = service.passive.map(|_| old.track).unwrap_or_default();
+                    Record { config: backend.clone(), wish, track, ..old }
+                }
+                _ => Record {
+                    config: backend.clone(),
+                    health: Health::Unknown,
+                    reason: String::new(),
+                    since: now,
+                    wish,
+                    verdict: Verdict::default(),
+                    track: Track::default(),
+                    rise: None,
+                },
+            };
+            if service.health.probe == Probe::None && record.reason != NOT_PROBED {
+                // No task says so, since there may be a million of them.
+                record.health = Health::Up;
+                NOT_PROBED.clone_into(&mut record.reason);
+                record.since = now;
+            }
+            record
+        });
+        let records: Vec<Record> = records.collect();
+        let desired = Arc::new(desired(service, &records));
+        let config = service.clone();
+        Self { config, records, panic, on_backups, news: News::Facts, desired }
+    }
+
+    /// Whether time alone may change a verdict, or what is said of it.
+    fn is_timed(&self) -> bool {
+        self.records
+            .iter()
+            .any(|record| record.wish.admin == Admin::Draining || record.rise.is_some())
+    }
+
+    /// Makes `desired` what follows from the verdicts.
+    fn describe(&mut self) {
+        let desired = desired(&self.config, &self.records);
+        if self.news == News::NextHop || *self.desired != desired {
+            self.desired = Arc::new(desired);
+        }
+        self.news = News::Nothing;
     }
 
     fn judge(&mut self, next_hops: &NextHops, now: Duration, notes: &mut Vec<Note>) {
-        let rules = self.rules();
+        let rules = Rules { on_down: self.config.on_down };
         let drain_timeout = self.config.drain_timeout;
+        for record in &mut self.records {
+            let above = record.track.is_above_siblings();
+            if let Some(rise) = &mut record.rise {
+                rise.advance(above, now);
+            }
+        }
+        let passive: Vec<_> = self.records.iter().map(Record::passive).collect();
         let facts: Vec<_> = self
             .records
             .iter()
-            .map(|record| Facts {
+            .zip(&passive)
+            .map(|(record, passive)| Facts {
                 health: record.health,
                 reason: &record.reason,
                 admin: record.wish.admin,
                 drain_left: (record.wish.since + drain_timeout).saturating_sub(now),
                 weight: record.weight(),
                 backup: record.config.backup,
-                risen_for: record.risen.map(|risen| now.saturating_sub(risen)),
+                passive,
+                ramp: record.rise.map(|rise| rise.ramp()),
                 resolved: next_hops
                     .get(&record.config.address.ip())
                     .is_some_and(|hop| hop.mac.is_some()),
@@ -279,9 +382,8 @@ impl ServiceState {
         for (record, verdict) in self.records.iter_mut().zip(verdicts) {
             // A slow start that has ended, or that protects nobody, does not begin again when
             // others come back.
-            let over = |risen: Duration| now.saturating_sub(risen) >= rules.slow_start;
-            if record.risen.is_some_and(over) || (alone && verdict.serving) {
-                record.risen = None;
+            if record.rise.is_some_and(|rise| rise.is_over()) || (alone && verdict.serving) {
+                record.rise = None;
             }
             let before = std::mem::replace(&mut record.verdict, verdict);
             notes.extend(changes(&before, record).into_iter().map(|note| note.service(&name)));
@@ -302,6 +404,29 @@ impl ServiceState {
             };
             notes.push(Note::new(Kind::Backup, message).service(&name));
         }
+    }
+}
+
+/// What the maps should say of a service with these backends.
+fn desired(service: &config::Service, records: &[Record]) -> DesiredService {
+    DesiredService {
+        key: service_key(service.listen, service.protocol),
+        balance: service.balance,
+        forward: service.forward,
+        replay: service.replay,
+        drain_timeout: service.drain_timeout,
+        guard: service.guard.clone(),
+        backends: records
+            .iter()
+            .map(|record| DesiredBackend {
+                address: record.config.address,
+                weight: record.verdict.weight,
+                full_weight: record.weight() * verdict::WEIGHT_SCALE,
+                serving: record.verdict.serving,
+                forward: record.verdict.forward,
+                patience_ms: record.track.patience_ms(),
+            })
+            .collect(),
     }
 }
 

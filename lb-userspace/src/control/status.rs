@@ -46,6 +46,19 @@ pub struct Status {
     pub warnings: Vec<String>,
 }
 
+/// What somebody wants to see of the state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// Only this service, with its backends.
+    pub service: Option<String>,
+    /// The backends of all services, even if there are more than [`MANY_BACKENDS`].
+    pub all: bool,
+}
+
+/// With more backends than this, an overview counts them and lists none: a million would be half a
+/// gigabyte of JSON.
+pub const MANY_BACKENDS: usize = 10_000;
+
 /// A floating address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Floating {
@@ -98,7 +111,14 @@ pub struct Service {
     pub not_replayed: u64,
     /// New connections a second, over the last second or so.
     pub connections_per_second: f64,
-    /// Backends, in the order of the configuration.
+    /// Backends that get new connections.
+    #[serde(default)]
+    pub serving_count: usize,
+    /// Configured backends.
+    #[serde(default)]
+    pub backend_count: usize,
+    /// Backends, in the order of the configuration. Empty, whatever `backend_count` says, in an
+    /// overview of very many: see [`View`].
     pub backends: Vec<Backend>,
 }
 
@@ -133,6 +153,9 @@ pub struct Backend {
     pub reason: String,
     /// Why it serves or not, the most important first.
     pub verdict: Vec<String>,
+    /// What the connections of clients say; none if they are not watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passive: Option<Passive>,
     /// When its health last changed.
     pub since: Timestamp,
     /// Its weight: the operator's, or else the configured one.
@@ -162,6 +185,44 @@ pub struct Backend {
     pub forward_bytes_per_second: f64,
     /// Bytes a second from it.
     pub return_bytes_per_second: f64,
+}
+
+/// What the connections of clients say of a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Passive {
+    /// How it stands.
+    pub state: PassiveState,
+    /// What speaks against it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Seconds that its ejection lasts at least.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ejected_for: Option<u64>,
+    /// Half of its handshakes take less, microseconds; none if there were too few lately.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handshake_p50_us: Option<u64>,
+    /// 99 % of its handshakes take less, microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handshake_p99_us: Option<u64>,
+    /// Milliseconds that it may take to answer a SYN; none while that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patience_ms: Option<u16>,
+}
+
+/// How a backend stands, by the connections of clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PassiveState {
+    /// It had no connections lately.
+    Quiet,
+    /// Its connections say nothing against it.
+    Fit,
+    /// Its handshakes have become slow.
+    Slow,
+    /// It fails, and is not ejected.
+    Failing,
+    /// It gets no new connections for a while.
+    Ejected,
 }
 
 /// A backend that is configured no longer.

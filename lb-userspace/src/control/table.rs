@@ -8,8 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{hash, maglev, service::Balance};
 
-/// Most slots of a round-robin schedule.
-const MAX_SCHEDULE: u32 = 4096;
+use crate::config::sizes::Density;
 
 /// A configured backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,8 +33,9 @@ pub struct Table {
     pub members: Vec<u32>,
 }
 
-/// The table of a service with these backends, in the form that `balance` reads.
-pub fn build(balance: Balance, members: &[Member]) -> Table {
+/// The table of a service with these backends, in the form that `balance` reads, as fine as `density`
+/// says.
+pub fn build(balance: Balance, members: &[Member], density: Density) -> Table {
     let mut members = members.to_vec();
     members.sort_unstable_by_key(|member| member.address);
     let serving: Vec<_> = members.iter().copied().filter(|member| member.weight > 0).collect();
@@ -44,10 +44,10 @@ pub fn build(balance: Balance, members: &[Member]) -> Table {
     }
     let slots = match balance {
         Balance::Maglev => {
-            let size = maglev::table_size(members.len() as u32);
+            let size = density.maglev_size(members.len() as u32);
             maglev(&members, size, maglev::preference)
         }
-        Balance::RoundRobin | Balance::Random | Balance::LeastConn => schedule(&serving),
+        Balance::RoundRobin | Balance::Random | Balance::LeastConn => schedule(&serving, density),
     };
     Table { slots, members: serving.iter().map(|member| member.id).collect() }
 }
@@ -165,8 +165,13 @@ fn seeds(address: SocketAddr) -> (u32, u32) {
 
 /// nginx's smooth weighted round-robin, one whole period: every backend as often as its weight
 /// says, and spread out (`ngx_http_upstream_get_peer`).
-fn schedule(members: &[Member]) -> Vec<u32> {
-    let weights = reduced(members.iter().map(|member| member.weight).collect());
+fn schedule(members: &[Member], density: Density) -> Vec<u32> {
+    let longest = density.longest_schedule(members.len() as u32);
+    let weights = reduced(members.iter().map(|member| member.weight).collect(), longest);
+    if weights.iter().all(|&weight| weight == 1) {
+        // The same result as below, without a step for each pair of members.
+        return members.iter().map(|member| member.id).collect();
+    }
     let total: i64 = weights.iter().sum();
     let mut current = vec![0_i64; members.len()];
     let mut slots = Vec::with_capacity(total as usize);
@@ -184,13 +189,13 @@ fn schedule(members: &[Member]) -> Vec<u32> {
     slots
 }
 
-/// The weights in lowest terms, their sum at most [`MAX_SCHEDULE`], each at least 1.
-fn reduced(weights: Vec<u32>) -> Vec<i64> {
+/// The weights in lowest terms, their sum at most `longest`, each at least 1.
+fn reduced(weights: Vec<u32>, longest: u32) -> Vec<i64> {
     let mut weights = divided(weights.into_iter().map(i64::from).collect());
     let total: i64 = weights.iter().sum();
-    if total > i64::from(MAX_SCHEDULE) {
+    if total > i64::from(longest) {
         // Room for a slot for each is put aside first, since rounding down may need one for each.
-        let room = i64::from(MAX_SCHEDULE).saturating_sub(weights.len() as i64).max(0);
+        let room = i64::from(longest).saturating_sub(weights.len() as i64).max(0);
         for weight in &mut weights {
             *weight = (*weight * room / total).max(1);
         }

@@ -21,14 +21,15 @@ use super::{
     plan::Planner,
     sampled::Sampled,
     state::{State, Wish},
+    status::View,
     verdict::Admin,
     wishes::{self, Kept, Wishes},
 };
 use crate::{
     clock,
-    config::Config,
+    config::{Config, sizes},
     events::{Kind, Note, Timeline},
-    health::Report,
+    health::{Report, passive::TICK as WATCH},
     net::NextHops,
     trace::show::Names,
 };
@@ -38,6 +39,8 @@ mod attach;
 mod faults;
 mod flood;
 mod handle;
+mod names;
+mod passive;
 mod probes;
 mod reconcile;
 mod reload;
@@ -52,6 +55,7 @@ use attach::Attachments;
 use faults::{Faults, KernelNews};
 use flood::Flood;
 pub use handle::{FlowsError, Handle, ResetError, TraceError};
+use passive::Readings;
 use probes::Probes;
 pub(crate) use reload::warnings;
 pub use reload::{Refused, Reloaded};
@@ -95,7 +99,9 @@ pub struct Setup {
 /// What others ask of the task.
 #[derive(Debug)]
 enum Command {
-    Snapshot(oneshot::Sender<snapshot::Snapshot>),
+    Snapshot(View, oneshot::Sender<snapshot::Snapshot>),
+    FlowNames(Option<String>, oneshot::Sender<Result<names::FlowNames, Vec<String>>>),
+    BackendIds(String, Option<String>, oneshot::Sender<Result<BTreeSet<u32>, String>>),
     TraceNames(oneshot::Sender<Names>),
     Reload(oneshot::Sender<Result<Reloaded, Refused>>),
     Wish(wish::Request, oneshot::Sender<Result<Vec<Wished>, WishError>>),
@@ -124,6 +130,7 @@ pub struct Task {
     settle_by: Duration,
     wishes: Wishes,
     probes: Probes,
+    readings: Readings,
     addresses: Addresses,
     attachments: Attachments,
     faults: Faults,
@@ -135,8 +142,10 @@ pub struct Task {
     sweeping: bool,
     swept: mpsc::Sender<Swept>,
     flows: u64,
-    rates: Rates,
+    rates: Arc<Rates>,
     sampled: Sampled,
+    /// The backends whose next hops have been asked for, by the numbers that their sets have.
+    hops_wanted_of: Option<(u64, u64)>,
 }
 
 /// What the task receives.
@@ -155,9 +164,10 @@ impl Task {
     pub async fn start(setup: Setup) -> anyhow::Result<Handle> {
         let Setup { node, config_path, config, warnings, state_dir, kernel, timeline, .. } = setup;
         let reader = Arc::clone(&kernel);
-        let adopted = tokio::task::spawn_blocking(move || reader.adopted())
-            .await?
-            .context("read the tables that a previous daemon left")?;
+        let (adopted, info) =
+            tokio::task::spawn_blocking(move || anyhow::Ok((reader.adopted()?, reader.info()?)))
+                .await?
+                .context("read the tables that a previous daemon left")?;
         let planner = Planner::adopt(adopted);
         let (wishes, lost) = wishes::load(&state_dir);
         if let Some(note) = lost {
@@ -185,6 +195,7 @@ impl Task {
             settled,
             wishes,
             probes,
+            readings: Readings::default(),
             addresses: Addresses::default(),
             attachments: Attachments::default(),
             faults: Faults::default(),
@@ -195,9 +206,11 @@ impl Task {
             sweeping: false,
             swept: swept_sender,
             flows: 0,
-            rates: Rates::default(),
+            rates: Arc::default(),
             sampled: Sampled::default(),
+            hops_wanted_of: None,
         };
+        task.attachments.adopt(&info.attachments);
         let interface = task.interface()?;
         task.attach_first(&interface).await?;
         task.configure().await;
@@ -216,10 +229,16 @@ impl Task {
     async fn run(mut self, mut inputs: Inputs) {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut watch = interval(WATCH);
+        watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watchdog = watchdog();
         let mut followed = true;
+        let mut deadline = self.reconcile().await;
+        let mut changed = false;
         loop {
-            let deadline = self.reconcile().await;
+            if std::mem::replace(&mut changed, true) {
+                deadline = self.reconcile().await;
+            }
             tokio::select! {
                 Some(command) = inputs.commands.recv() => {
                     if let Command::Stop(done) = command {
@@ -242,10 +261,12 @@ impl Task {
                     self.fault("next hops", wrong);
                 }
                 Some(swept) = inputs.swept.recv() => self.take_sweep(swept),
+                _ = watch.tick() => changed = self.watch().await,
                 () = self.addresses.changed() => {}
                 _ = tick.tick() => {
                     self.start_sweep();
                     self.attachments.retry();
+                    self.detach_where_idle(clock::monotonic()).await;
                 }
                 _ = watchdog.tick() => {
                     // Nobody listens unless systemd asked for it.
@@ -259,8 +280,14 @@ impl Task {
     async fn obey(&mut self, command: Command, reports: &mut mpsc::Receiver<Report>) {
         // Who asked may have gone away meanwhile; then nobody wants the answer.
         match command {
-            Command::Snapshot(answer) => {
-                let _ = answer.send(self.snapshot());
+            Command::Snapshot(view, answer) => {
+                let _ = answer.send(self.snapshot(&view));
+            }
+            Command::FlowNames(service, answer) => {
+                let _ = answer.send(self.flow_names(service.as_deref()));
+            }
+            Command::BackendIds(backend, service, answer) => {
+                let _ = answer.send(self.backend_ids(&backend, service.as_deref()));
             }
             Command::TraceNames(answer) => {
                 let _ = answer.send(self.trace_names());
@@ -294,15 +321,18 @@ impl Task {
         self.state.configure(
             &self.config.services,
             |service, backend| {
+                if wishes.is_empty() {
+                    return Wish::default();
+                }
                 let kept = wishes.get(&(service.to_owned(), backend.to_owned()));
                 kept.map_or_else(Wish::default, |kept| in_force(kept, now))
             },
             now,
         );
+        self.planner.set_density(sizes::needs(&self.config).density);
         let targets = self.state.targets();
-        self.probes.keep(&targets).await;
-        let health: Vec<_> = self.state.records().map(|(_, record)| record.health).collect();
-        self.probes.start(targets.into_iter().zip(health).collect());
+        self.probes.keep(targets.iter().map(|(target, _)| target)).await;
+        self.probes.start(targets);
     }
 
     /// Records how something stands, and tells it if it is news.

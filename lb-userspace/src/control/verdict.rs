@@ -10,6 +10,29 @@ use crate::{config::OnDown, health::Health};
 /// A table weight is the configured weight times this, so that the fractions of a slow start matter.
 pub const WEIGHT_SCALE: u32 = 16;
 
+/// What the connections of clients say of a backend; see [`crate::health::passive`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Passive {
+    /// Nothing that matters.
+    #[default]
+    Fit,
+    /// It is slow, and should have this share of its weight, in percent.
+    Slow(u32),
+    /// It fails, and is not ejected for a reason that the text names.
+    Failing(String),
+    /// It is ejected, because of this.
+    Ejected(String),
+}
+
+/// A slow start that goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ramp {
+    /// How much of it is over.
+    pub done: Duration,
+    /// How long it takes, not zero.
+    pub whole: Duration,
+}
+
 /// Steps from the first share of a slow start to the full one.
 const RAMP_STEPS: u128 = 10;
 
@@ -55,10 +78,19 @@ pub struct Facts<'a> {
     pub weight: u32,
     /// Serves only while no other backend can.
     pub backup: bool,
-    /// How long ago it came back from being down, if it has.
-    pub risen_for: Option<Duration>,
+    /// What the connections of clients say.
+    pub passive: &'a Passive,
+    /// Its slow start, if it came back a short time ago.
+    pub ramp: Option<Ramp>,
     /// Whether the MAC address of its next hop is known.
     pub resolved: bool,
+}
+
+impl Facts<'_> {
+    /// Whether the operator, the probes and its next hop let it serve.
+    fn is_able(&self) -> bool {
+        self.admin == Admin::Enabled && self.health == Health::Up && self.resolved
+    }
 }
 
 /// The service's own rules.
@@ -66,8 +98,6 @@ pub struct Facts<'a> {
 pub struct Rules {
     /// What happens to the connections of a backend that is down.
     pub on_down: OnDown,
-    /// How long a backend that came up takes to its full share; zero: at once.
-    pub slow_start: Duration,
 }
 
 /// Why a backend serves or not.
@@ -83,6 +113,12 @@ pub enum Why {
     FirstProbe,
     /// The probes say that it is down; the last one said this.
     Unhealthy(String),
+    /// Its connections failed, so it gets no more of them for a while.
+    Ejected(String),
+    /// Its connections fail, and it stays for the reason given.
+    Failing(String),
+    /// Its handshakes have become slow, so it has this share of its weight, in percent.
+    Slow(u32),
     /// The MAC address of its next hop is not known.
     NoNextHop,
     /// It is a backup, and others can serve.
@@ -107,6 +143,11 @@ impl fmt::Display for Why {
             Self::Drained => out.write_str("drained; connections that were left are reset"),
             Self::FirstProbe => out.write_str("waiting for the first probe"),
             Self::Unhealthy(reason) => write!(out, "down: {reason}"),
+            Self::Ejected(reason) => write!(out, "ejected: {reason}"),
+            Self::Failing(reason) => write!(out, "fails: {reason}"),
+            Self::Slow(percent) => {
+                write!(out, "its handshakes have become slow: {percent} % of its weight")
+            }
             Self::NoNextHop => out.write_str("the MAC address of its next hop is not known"),
             Self::BackupRests => out.write_str("backup, while others can serve"),
             Self::BackupServes => out.write_str("backup, because no other can serve"),
@@ -143,24 +184,26 @@ pub struct Judgement {
 
 /// Judges the backends of one service.
 pub fn judge(rules: Rules, backends: &[Facts<'_>]) -> Judgement {
-    let fit = |facts: &Facts<'_>| {
-        facts.admin == Admin::Enabled && facts.health == Health::Up && facts.resolved
-    };
+    let usable =
+        |facts: &Facts<'_>| facts.is_able() && !matches!(facts.passive, Passive::Ejected(_));
+    let fit = |facts: &Facts<'_>| usable(facts) && !matches!(facts.passive, Passive::Failing(_));
     let primary_can = backends.iter().any(|facts| !facts.backup && fit(facts));
     let backup_can = backends.iter().any(|facts| facts.backup && fit(facts));
-    // Panic is for backends that probes have condemned. One that waits for its first probe may be
+    // Panic is for backends that probes or connections have condemned. One that waits for its first probe may be
     // fit a moment later; one without a next hop cannot be sent anything.
     let undecided =
         |facts: &Facts<'_>| facts.admin == Admin::Enabled && facts.health == Health::Unknown;
     let condemned = |facts: &Facts<'_>| {
-        facts.admin == Admin::Enabled && facts.health == Health::Down && facts.resolved
+        let probed = facts.admin == Admin::Enabled && facts.health == Health::Down;
+        facts.resolved && (probed || (facts.is_able() && !fit(facts)))
     };
     let panic = !primary_can
         && !backup_can
         && !backends.iter().any(undecided)
         && backends.iter().any(condemned);
     let serves = |facts: &Facts<'_>| {
-        (fit(facts) && (!facts.backup || !primary_can)) || (panic && condemned(facts))
+        // One that fails and stays does serve; backups come to its help if no other primary can.
+        (usable(facts) && (!facts.backup || !primary_can)) || (panic && condemned(facts))
     };
     let alone = backends.iter().filter(|facts| serves(facts)).count() == 1;
     let verdicts = backends
@@ -169,12 +212,16 @@ pub fn judge(rules: Rules, backends: &[Facts<'_>]) -> Judgement {
             let serving = serves(facts);
             // A slow start protects a cold backend by leaving the rest to others; alone, it would
             // protect nobody.
-            let percent = if alone { 100 } else { ramp_percent(rules, facts.risen_for) };
+            let ramp = if alone { 100 } else { facts.ramp.map_or(100, ramp_percent) };
+            let slow = match facts.passive {
+                Passive::Slow(percent) if !alone => *percent,
+                _ => 100,
+            };
             Verdict {
                 serving,
                 forward: serving || forwards(rules, facts),
-                weight: scaled(facts.weight, percent),
-                reasons: reasons(facts, serving, panic, percent),
+                weight: scaled(facts.weight, ramp * slow / 100),
+                reasons: reasons(facts, serving, panic, ramp, slow),
             }
         })
         .collect();
@@ -191,7 +238,7 @@ fn forwards(rules: Rules, facts: &Facts<'_>) -> bool {
     wanted && (facts.health != Health::Down || rules.on_down == OnDown::Keep)
 }
 
-fn reasons(facts: &Facts<'_>, serving: bool, panic: bool, percent: u32) -> Vec<Why> {
+fn reasons(facts: &Facts<'_>, serving: bool, panic: bool, ramp: u32, slow: u32) -> Vec<Why> {
     let mut reasons = Vec::new();
     match facts.admin {
         Admin::Enabled => {}
@@ -207,6 +254,11 @@ fn reasons(facts: &Facts<'_>, serving: bool, panic: bool, percent: u32) -> Vec<W
         Health::Down => reasons.push(Why::Unhealthy(facts.reason.to_owned())),
         Health::Up => {}
     }
+    match facts.passive {
+        Passive::Fit | Passive::Slow(_) => {}
+        Passive::Failing(reason) => reasons.push(Why::Failing(reason.clone())),
+        Passive::Ejected(reason) => reasons.push(Why::Ejected(reason.clone())),
+    }
     if !facts.resolved {
         reasons.push(Why::NoNextHop);
     }
@@ -214,35 +266,40 @@ fn reasons(facts: &Facts<'_>, serving: bool, panic: bool, percent: u32) -> Vec<W
         if facts.backup {
             reasons.push(Why::BackupServes);
         }
-        if percent < 100 {
-            reasons.push(Why::SlowStart(percent));
+        if slow < 100 {
+            reasons.push(Why::Slow(slow));
         }
-        reasons.push(Why::Fit);
+        if ramp < 100 {
+            reasons.push(Why::SlowStart(ramp));
+        }
+        if !matches!(facts.passive, Passive::Failing(_)) {
+            reasons.push(Why::Fit);
+        }
     } else if reasons.is_empty() {
         reasons.push(Why::BackupRests);
     }
     reasons
 }
 
-/// Share of its weight that a backend has, so long after it came back.
-fn ramp_percent(rules: Rules, risen_for: Option<Duration>) -> u32 {
-    let Some(elapsed) = risen_for.filter(|&elapsed| elapsed < rules.slow_start) else {
+/// Share of its weight that a backend has at this point of its slow start.
+fn ramp_percent(ramp: Ramp) -> u32 {
+    if ramp.done >= ramp.whole {
         return 100;
-    };
-    let step = (elapsed.as_nanos() * RAMP_STEPS / rules.slow_start.as_nanos()) as u32;
+    }
+    let step = (ramp.done.as_nanos() * RAMP_STEPS / ramp.whole.as_nanos()) as u32;
     RAMP_FIRST_PERCENT + (100 - RAMP_FIRST_PERCENT) * step / RAMP_STEPS as u32
 }
 
-/// How long until the share of a backend that came back so long ago changes.
-pub(crate) fn until_next_step(rules: Rules, risen_for: Duration) -> Option<Duration> {
-    if risen_for >= rules.slow_start {
+/// How much more of a slow start must be over until the share changes.
+pub(crate) fn until_next_step(ramp: Ramp) -> Option<Duration> {
+    if ramp.done >= ramp.whole {
         return None;
     }
-    let total = rules.slow_start.as_nanos();
-    let next = risen_for.as_nanos() * RAMP_STEPS / total + 1;
+    let total = ramp.whole.as_nanos();
+    let next = ramp.done.as_nanos() * RAMP_STEPS / total + 1;
     // Rounded up, so that a timer set for it never wakes just before the step.
     let at = (next * total).div_ceil(RAMP_STEPS);
-    Some(Duration::from_nanos(at as u64).saturating_sub(risen_for))
+    Some(Duration::from_nanos(at as u64).saturating_sub(ramp.done))
 }
 
 fn scaled(weight: u32, percent: u32) -> u32 {

@@ -228,7 +228,7 @@ fn open(directory: &Path, name: &str) -> anyhow::Result<MapData> {
 
 fn ifindex(interface: &str) -> anyhow::Result<u32> {
     nix::net::if_::if_nametoindex(interface)
-        .with_context(|| format!("find the interface `{interface}`"))
+        .with_context(|| format!("find the interface `{interface}` (`ip link` lists them)"))
 }
 
 #[cfg(test)]

@@ -5,31 +5,37 @@
 //! what has been idle longest.
 
 use std::{
-    collections::{BTreeMap, HashSet},
     hash::Hash,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::AsFd,
+    ops::ControlFlow,
+    os::fd::{AsFd, BorrowedFd},
+    path::Path,
 };
 
 use anyhow::Context;
-use aya::{
-    Pod,
-    maps::{HashMap, MapData, MapError},
-};
+use aya::{Pod, maps::MapData};
 use lb_common::{
+    backend::Backend,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6, state},
-    hash,
+    hash, names,
 };
 
-use super::{Flow, Sweep, Timeouts, batch};
+use super::{Flow, Timeouts, batch};
+use crate::clock;
 
 mod cut;
+mod sweep;
 
 pub use cut::{Connection, Cut};
+pub use sweep::Sweeper;
 
 /// A TCP connection that its backend has not answered is forgotten after so long: longer than the
 /// retransmissions of a client that still tries (RFC 5382, REQ-5, "transitory", allows 4 minutes).
 const HALF_OPEN_NS: u64 = 60_000_000_000;
+
+/// A steered connection whose backend is cut off is forgotten after so long: those that still send have
+/// been told by then.
+const STOPPED_NS: u64 = 60_000_000_000;
 
 /// What is kept of a backend that was given up: as long as it may answer after all. A Linux server sends
 /// its answer again after 1 s and after 3 s.
@@ -41,7 +47,7 @@ const CLOSED_NS: u64 = 5_000_000_000;
 const TCP: u8 = 6;
 
 /// The phase of an entry that stands alone.
-pub(super) const STEERED: &str = "steered";
+const STEERED: &str = "steered";
 
 /// A key of either family.
 pub(super) trait Key: Pod + Eq + Hash + Copy {
@@ -156,19 +162,23 @@ impl View {
         self.state & state::RETURN != 0
     }
 
-    /// Whether it stands alone: no other half, and not among the open connections that are counted.
+    /// Whether the connection is steered: it has no other half, and is not among the open connections that are counted.
     fn is_steered(&self) -> bool {
         self.state & state::STEERED != 0
     }
 
-    /// The connection of an entry that stands alone. It does not hold the backend's address.
-    fn steered(&self, now_ns: u64) -> Flow {
+    /// The connection of an entry that stands alone. It does not hold the backend's address, which is
+    /// `backend` if it is known.
+    fn steered(&self, backend: Option<&Backend>, now_ns: u64) -> Flow {
+        let address = |backend: &Backend| {
+            SocketAddr::new(Ipv6Addr::from(backend.address).to_canonical(), backend.port)
+        };
         Flow {
             protocol: self.protocol,
             client: self.src,
             listen: self.dst,
             nat: self.src,
-            backend: self.dst,
+            backend: backend.map_or(self.dst, address),
             backend_id: self.backend,
             phase: self.phase(false).to_owned(),
             idle_ms: now_ns.saturating_sub(self.last_seen_ns) / 1_000_000,
@@ -179,9 +189,14 @@ impl View {
         }
     }
 
-    /// Whether it stands alone: the connection has gone to another backend.
+    /// Whether it is what was kept of a backend after the connection has gone to another.
     fn is_given_up(&self) -> bool {
         state::given_up(self.state)
+    }
+
+    /// Whether there is no other half that it could be matched with.
+    fn stands_alone(&self) -> bool {
+        self.is_steered() || self.is_given_up()
     }
 
     /// Age at which it is forgotten, in an established (`false`) or half-open table.
@@ -211,207 +226,135 @@ impl View {
 }
 
 /// One flow table: of established connections, or of half-open ones.
-pub(super) struct Table<K: Key, V: Value<K> = <K as Key>::Entry> {
-    map: HashMap<MapData, K, V>,
-    /// The same map, for batches.
-    raw: MapData,
+#[derive(Debug)]
+struct Table<K: Key, V: Value<K> = <K as Key>::Entry> {
+    map: MapData,
     half_open: bool,
-}
-
-/// What one pass over a table found, before anything is removed.
-pub(super) struct Pass<K> {
-    /// Client halves that are old enough by themselves.
-    old: Vec<K>,
-    /// Backend halves that are old enough by themselves.
-    old_returns: Vec<K>,
-    /// All keys, where the two halves of every connection are to be matched.
-    keys: Option<HashSet<K>>,
+    types: std::marker::PhantomData<fn() -> (K, V)>,
 }
 
 impl<K: Key, V: Value<K>> Table<K, V> {
-    pub(super) fn new(map: HashMap<MapData, K, V>, raw: MapData, half_open: bool) -> Self {
-        Self { map, raw, half_open }
+    fn open(pins: &Path, name: &str, half_open: bool) -> anyhow::Result<Self> {
+        Ok(Self { map: super::pinned(pins, name)?, half_open, types: std::marker::PhantomData })
     }
 
-    /// Adds the connections to `flows`, up to `limit` in all.
-    pub(super) fn read(
-        &self,
-        now_ns: u64,
-        limit: usize,
-        flows: &mut Vec<Flow>,
-    ) -> anyhow::Result<()> {
-        let mut found: Vec<(K, K::Entry)> = Vec::new();
-        let room = limit.saturating_sub(flows.len());
-        batch::for_each::<K, V>(self.raw.fd().as_fd(), |key, value| {
-            let entry = value.flow();
-            if found.len() < room && !key.view(entry).is_return() {
-                found.push((*key, *entry));
-            }
-        })
-        .context("read the flow table")?;
-        for (key, entry) in found {
-            let client = key.view(&entry);
-            if client.is_steered() {
-                flows.push(client.steered(now_ns));
-                continue;
-            }
-            let partner = key.partner(&entry);
-            let server = self.get(&partner)?.map(|entry| partner.view(&entry));
-            let last_seen_ns =
-                client.last_seen_ns.max(server.map_or(0, |server| server.last_seen_ns));
-            flows.push(Flow {
-                protocol: client.protocol,
-                client: client.src,
-                listen: client.dst,
-                nat: client.new_src,
-                backend: client.new_dst,
-                backend_id: client.backend,
-                phase: client.phase(self.half_open).to_owned(),
-                idle_ms: now_ns.saturating_sub(last_seen_ns) / 1_000_000,
-                forward_packets: client.packets,
-                forward_bytes: client.bytes,
-                return_packets: server.map_or(0, |server| server.packets),
-                return_bytes: server.map_or(0, |server| server.bytes),
-            });
-        }
-        Ok(())
-    }
-
-    /// Looks at every entry: counts it in `sweep` and in `open`, and notes it if it is old.
-    pub(super) fn pass(
-        &self,
-        now_ns: u64,
-        timeouts: &Timeouts,
-        match_halves: bool,
-        sweep: &mut Sweep,
-        open: &mut BTreeMap<u32, u64>,
-    ) -> anyhow::Result<Pass<K>> {
-        let mut pass = Pass {
-            old: Vec::new(),
-            old_returns: Vec::new(),
-            keys: match_halves.then(HashSet::new),
-        };
-        batch::for_each::<K, V>(self.raw.fd().as_fd(), |key, value| {
-            let view = key.view(value.flow());
-            *sweep.by_backend.entry(view.backend).or_default() += 1;
-            if view.is_steered() {
-                let place = (key.tuple_hash() >> 16) as u16;
-                sweep.steered.entry(view.backend).or_default().insert(place);
-            } else if !view.is_return() {
-                sweep.flows += 1;
-                if !state::closed(view.state) {
-                    *open.entry(view.backend).or_default() += 1;
-                }
-            }
-            if let Some(keys) =
-                pass.keys.as_mut().filter(|_| !view.is_steered() && !view.is_given_up())
-            {
-                keys.insert(*key);
-            }
-            let age_ns = now_ns.saturating_sub(view.last_seen_ns);
-            if age_ns >= view.timeout_ns(self.half_open, timeouts) {
-                if view.is_return() {
-                    pass.old_returns.push(*key);
-                } else {
-                    pass.old.push(*key);
-                }
-            }
-        })
-        .context("read the flow table")?;
-        Ok(pass)
-    }
-
-    /// Removes what is old in both directions, and halves whose other half is gone. `close` is called
-    /// with the backend of each connection that was open until then.
-    pub(super) fn expire(
-        &mut self,
-        pass: Pass<K>,
-        now_ns: u64,
-        timeouts: &Timeouts,
-        sweep: &mut Sweep,
-        mut close: impl FnMut(u32),
-    ) -> anyhow::Result<()> {
-        // Each entry is read again just before it is removed: the client may have begun anew.
-        for key in pass.old {
-            let Some(entry) = self.get(&key)? else { continue };
-            let client = key.view(&entry);
-            if client.is_steered() {
-                let age_ns = now_ns.saturating_sub(client.last_seen_ns);
-                if age_ns >= client.timeout_ns(self.half_open, timeouts) && self.remove(&key)? {
-                    sweep.expired += 1;
-                }
-                continue;
-            }
-            let partner = key.partner(&entry);
-            let server = self.get(&partner)?.map(|entry| partner.view(&entry));
-            let last_seen_ns = client.last_seen_ns.max(server.map_or(0, |s| s.last_seen_ns));
-            let age_ns = now_ns.saturating_sub(last_seen_ns);
-            if age_ns < client.timeout_ns(self.half_open, timeouts) {
-                continue;
-            }
-            if self.remove(&key)? {
-                sweep.expired += 1;
-                if !state::closed(client.state) {
-                    close(client.backend);
-                }
-            }
-            self.remove(&partner)?;
-        }
-        for key in pass.old_returns {
-            self.remove_orphan(&key, sweep, &mut close)?;
-        }
-        if let Some(keys) = pass.keys {
-            for key in &keys {
-                let Some(entry) = self.get(key)? else { continue };
-                if !keys.contains(&key.partner(&entry)) {
-                    self.remove_orphan(key, sweep, &mut close)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes an entry whose other half is gone, for whichever reason: one direction alone would
-    /// swallow the other's packets.
-    fn remove_orphan(
-        &mut self,
-        key: &K,
-        sweep: &mut Sweep,
-        close: &mut impl FnMut(u32),
-    ) -> anyhow::Result<()> {
-        let Some(entry) = self.get(key)? else { return Ok(()) };
-        let view = key.view(&entry);
-        if !view.is_given_up() && self.get(&key.partner(&entry))?.is_some() {
-            return Ok(());
-        }
-        if self.remove(key)? {
-            sweep.orphans += 1;
-            if !view.is_return() && !state::closed(view.state) {
-                close(view.backend);
-            }
-        }
-        Ok(())
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.map.fd().as_fd()
     }
 
     fn get(&self, key: &K) -> anyhow::Result<Option<K::Entry>> {
-        match self.map.get(key, 0) {
-            Ok(value) => Ok(Some(*value.flow())),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(error) => Err(error).context("read the flow table"),
-        }
+        let value: Option<V> = batch::get(self.fd(), key).context("read the flow table")?;
+        Ok(value.map(|value| *value.flow()))
     }
 
-    /// Removes a key; false if it was not there.
-    fn remove(&mut self, key: &K) -> anyhow::Result<bool> {
-        match self.map.remove(key) {
-            Ok(()) => Ok(true),
-            Err(MapError::KeyNotFound) => Ok(false),
-            Err(MapError::SyscallError(error))
-                if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
-            {
-                Ok(false)
+    /// The other half of a connection: the entry under the key that this one leads to, if that one
+    /// leads back. It does not if another connection has taken it.
+    fn other_half(&self, key: &K, entry: &K::Entry) -> anyhow::Result<Option<View>> {
+        let partner = key.partner(entry);
+        let found = self.get(&partner)?.filter(|other| partner.partner(other) == *key);
+        Ok(found.map(|other| partner.view(&other)))
+    }
+
+    /// Hands over the connections that `wanted` picks by their backend, until `each` breaks.
+    fn read(
+        &self,
+        now_ns: u64,
+        backends: BorrowedFd<'_>,
+        wanted: &dyn Fn(u32) -> bool,
+        each: &mut dyn FnMut(Flow) -> ControlFlow<()>,
+    ) -> anyhow::Result<ControlFlow<()>> {
+        let mut result = Ok(ControlFlow::Continue(()));
+        batch::for_each::<K, V>(self.fd(), |key, value| {
+            let entry = value.flow();
+            let client = key.view(entry);
+            if client.is_return() || !wanted(client.backend) {
+                return ControlFlow::Continue(());
             }
-            Err(error) => Err(error).context("remove from the flow table"),
+            let flow = if client.is_steered() {
+                backend(backends, client.backend)
+                    .map(|backend| client.steered(backend.as_ref(), now_ns))
+            } else {
+                self.other_half(key, entry).map(|server| self.flow(&client, server, now_ns))
+            };
+            match flow {
+                Ok(flow) => {
+                    let flow = each(flow);
+                    if flow.is_break() {
+                        result = Ok(flow);
+                    }
+                    flow
+                }
+                Err(error) => {
+                    result = Err(error);
+                    ControlFlow::Break(())
+                }
+            }
+        })
+        .context("read the flow table")?;
+        result
+    }
+
+    fn flow(&self, client: &View, server: Option<View>, now_ns: u64) -> Flow {
+        let last_seen_ns = client.last_seen_ns.max(server.map_or(0, |server| server.last_seen_ns));
+        Flow {
+            protocol: client.protocol,
+            client: client.src,
+            listen: client.dst,
+            nat: client.new_src,
+            backend: client.new_dst,
+            backend_id: client.backend,
+            phase: client.phase(self.half_open).to_owned(),
+            idle_ms: now_ns.saturating_sub(last_seen_ns) / 1_000_000,
+            forward_packets: client.packets,
+            forward_bytes: client.bytes,
+            return_packets: server.map_or(0, |server| server.packets),
+            return_bytes: server.map_or(0, |server| server.bytes),
         }
+    }
+}
+
+/// The entry of a backend, if there is such an identifier.
+fn backend(backends: BorrowedFd<'_>, id: u32) -> anyhow::Result<Option<Backend>> {
+    batch::get(backends, &id).context("read BACKENDS")
+}
+
+/// Reads the flow tables, without a lock and beside whatever else goes on with them.
+#[derive(Debug)]
+pub struct Reader {
+    flows: Table<FlowKey4>,
+    flows6: Table<FlowKey6>,
+    half_open: Table<FlowKey4, HalfOpen4>,
+    half_open6: Table<FlowKey6, HalfOpen6>,
+    backends: MapData,
+}
+
+impl Reader {
+    pub(super) fn open(pins: &Path) -> anyhow::Result<Self> {
+        Ok(Self {
+            flows: Table::open(pins, names::FLOWS, false)?,
+            flows6: Table::open(pins, names::FLOWS6, false)?,
+            half_open: Table::open(pins, names::HALF_OPEN, true)?,
+            half_open6: Table::open(pins, names::HALF_OPEN6, true)?,
+            backends: super::pinned(pins, names::BACKENDS)?,
+        })
+    }
+
+    /// Hands over every connection whose backend `wanted` picks, half-open ones too, until `each`
+    /// breaks. It holds a few thousand entries at a time, however many there are.
+    pub fn read(
+        &self,
+        wanted: &dyn Fn(u32) -> bool,
+        each: &mut dyn FnMut(Flow) -> ControlFlow<()>,
+    ) -> anyhow::Result<()> {
+        let now_ns = clock::monotonic_coarse_ns();
+        let backends = self.backends.fd().as_fd();
+        let ended = self.flows.read(now_ns, backends, wanted, each)?.is_break()
+            || self.flows6.read(now_ns, backends, wanted, each)?.is_break()
+            || self.half_open.read(now_ns, backends, wanted, each)?.is_break();
+        if !ended {
+            // Whether the last one broke off makes no difference.
+            let _ = self.half_open6.read(now_ns, backends, wanted, each)?;
+        }
+        Ok(())
     }
 }

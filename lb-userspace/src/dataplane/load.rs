@@ -13,7 +13,7 @@ use aya::{
 };
 use lb_common::{names, trace::TRACES_BYTES};
 
-use super::{AttachMode, Options, kernel, pins};
+use super::{AttachMode, Attachment, Options, grow, kernel, pins};
 
 /// The object that the build put into this binary. Aligned, because the ELF reader reads words.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ballast-xdp"));
@@ -40,12 +40,22 @@ impl Variant {
     }
 }
 
-/// Loads one program of the object: its maps are those that are pinned, or are created and pinned.
-pub(super) fn load(options: &Options, variant: Variant) -> anyhow::Result<Ebpf> {
+/// Loads one program of the object: its maps are those that are pinned, or are created and pinned. Those
+/// that have been outgrown are created beside the old ones.
+pub(super) fn load(
+    options: &Options,
+    variant: Variant,
+    outgrown: &[&'static str],
+) -> anyhow::Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     for layout in pins::layouts(options) {
-        loader.map_pin_path(layout.name, options.pins.join(layout.name));
-        if layout.sized {
+        let path = if outgrown.contains(&layout.name) {
+            grow::path(&options.pins, layout.name)
+        } else {
+            options.pins.join(layout.name)
+        };
+        loader.map_pin_path(layout.name, path);
+        if layout.is_sized() {
             loader.map_max_entries(layout.name, layout.max_entries);
         }
     }
@@ -53,6 +63,9 @@ pub(super) fn load(options: &Options, variant: Variant) -> anyhow::Result<Ebpf> 
         loader.override_global(names::TRACE, &1_u32, true);
         loader.map_max_entries(names::TRACES, TRACES_BYTES);
     }
+    // Of what is pinned, so much goes on; without anything pinned, all is new.
+    let pinned = pins::sizes(&options.pins).map_or(0, |sizes| sizes.services);
+    loader.map_max_entries(names::SPENT, options.sizes.services.max(pinned));
     let mut ebpf = loader.load(OBJECT).map_err(explain).context("create the BPF maps")?;
     verified(&mut ebpf, variant.name())?;
     Ok(ebpf)
@@ -136,6 +149,34 @@ pub(super) fn attach(
             Ok(AttachMode::Generic)
         }
     }
+}
+
+/// Puts the program into every link that a previous daemon pinned. What cannot be taken over is noted
+/// and goes on with the program that it has.
+pub(super) fn take_over_all(
+    program: &mut Xdp,
+    pins: &Path,
+    notes: &mut Vec<String>,
+) -> anyhow::Result<Vec<Attachment>> {
+    let mut attachments = Vec::new();
+    for (ifindex, mode) in pins::links(pins)? {
+        let interface = nix::net::if_::if_indextoname(ifindex).ok();
+        let interface = interface.and_then(|name| name.into_string().ok());
+        let interface = interface.filter(|name| !name.is_empty());
+        match take_over(program, &pins::link(pins, ifindex, mode)) {
+            Ok(true) => attachments.push(Attachment {
+                interface: interface.unwrap_or_else(|| format!("number {ifindex}")),
+                ifindex,
+                mode,
+            }),
+            Ok(false) => {}
+            Err(error) => notes.push(format!(
+                "the program of a previous daemon stays on interface {}: {error:#}",
+                interface.unwrap_or_else(|| format!("number {ifindex}")),
+            )),
+        }
+    }
+    Ok(attachments)
 }
 
 /// Replaces the program in a pinned link, in one step. False, and the pin is gone, if the link's

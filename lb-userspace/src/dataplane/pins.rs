@@ -20,7 +20,7 @@ use lb_common::{
     trace::{SAMPLES_BYTES, Sample},
 };
 
-use super::{AttachMode, Options, link as pinned_link};
+use super::{AttachMode, Options, Sizes, grow, link as pinned_link};
 
 /// What a map must look like for this version to use it.
 #[derive(Clone, Copy, Debug)]
@@ -30,42 +30,52 @@ pub(super) struct Layout {
     key_size: u32,
     value_size: u32,
     pub(super) max_entries: u32,
-    /// The size comes from the configuration, so another one is no reason to refuse the map.
-    pub(super) sized: bool,
+    size: Size,
+}
+
+/// What it means when a pinned map has another number of entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Size {
+    /// It is of another version.
+    Fixed,
+    /// It goes on as it is: it holds what must not be lost, and changes all the time.
+    Kept,
+    /// With fewer, it is replaced by a larger one that holds the same; with more, it goes on.
+    Grows,
 }
 
 /// The layout of every pinned map, with the sizes that `options` ask for.
 pub(super) fn layouts(options: &Options) -> Vec<Layout> {
     fn map<K, V>(name: &'static str, map_type: MapType, max_entries: u32) -> Layout {
         let (key_size, value_size) = (size_of::<K>() as u32, size_of::<V>() as u32);
-        Layout { name, map_type, key_size, value_size, max_entries, sized: false }
+        Layout { name, map_type, key_size, value_size, max_entries, size: Size::Fixed }
     }
     fn flows<K, V>(name: &'static str, max_entries: u32) -> Layout {
-        Layout { sized: true, ..map::<K, V>(name, MapType::LruHash, max_entries) }
+        Layout { size: Size::Kept, ..map::<K, V>(name, MapType::LruHash, max_entries) }
+    }
+    fn sized<K, V>(name: &'static str, map_type: MapType, max_entries: u32) -> Layout {
+        Layout { size: Size::Grows, ..map::<K, V>(name, map_type, max_entries) }
     }
     let (flow_entries, half_open) = (options.max_flows, options.max_half_open);
+    let Sizes { services, backends, slots } = options.sizes;
     vec![
         map::<u32, u64>(names::VIPS, MapType::Array, limits::VIP_WORDS),
         map::<u32, u64>(names::STEERED, MapType::Array, limits::STEERED_WORDS),
-        map::<ServiceKey, Service>(names::SERVICES, MapType::Hash, limits::MAX_SERVICES),
-        map::<u32, Backend>(names::BACKENDS, MapType::Array, limits::MAX_BACKENDS),
-        map::<u32, Slot>(names::MAGLEV, MapType::Array, limits::MAX_SLOTS),
+        sized::<ServiceKey, Service>(names::SERVICES, MapType::Hash, services),
+        sized::<u32, Backend>(names::BACKENDS, MapType::Array, backends),
+        sized::<u32, Slot>(names::MAGLEV, MapType::Array, slots),
         flows::<FlowKey4, FlowEntry4>(names::FLOWS, flow_entries),
         flows::<FlowKey6, FlowEntry6>(names::FLOWS6, flow_entries),
         flows::<FlowKey4, HalfOpen4>(names::HALF_OPEN, half_open),
         flows::<FlowKey6, HalfOpen6>(names::HALF_OPEN6, half_open),
         map::<u32, u64>(names::REASONS, MapType::PerCpuArray, Reason::COUNT),
-        map::<u32, ServiceStats>(names::SERVICE_STATS, MapType::PerCpuArray, limits::MAX_SERVICES),
-        map::<u32, BackendStats>(names::BACKEND_STATS, MapType::PerCpuArray, limits::MAX_BACKENDS),
-        map::<u32, BackendSignals>(
-            names::BACKEND_SIGNALS,
-            MapType::PerCpuArray,
-            limits::MAX_BACKENDS,
-        ),
+        sized::<u32, ServiceStats>(names::SERVICE_STATS, MapType::PerCpuArray, services),
+        sized::<u32, BackendStats>(names::BACKEND_STATS, MapType::PerCpuArray, backends),
+        sized::<u32, BackendSignals>(names::BACKEND_SIGNALS, MapType::PerCpuArray, backends),
         map::<Prefixed<Source>, u32>(names::SOURCES, MapType::LpmTrie, limits::MAX_SOURCES),
         map::<RateKey, Bucket>(names::RATES, MapType::LruHash, limits::MAX_RATES),
-        map::<u32, u64>(names::ACTIVE, MapType::Array, limits::MAX_BACKENDS),
-        map::<u32, u64>(names::CURSORS, MapType::Array, limits::MAX_SERVICES),
+        sized::<u32, u64>(names::ACTIVE, MapType::Array, backends),
+        sized::<u32, u64>(names::CURSORS, MapType::Array, services),
         Layout {
             key_size: 0,
             value_size: 0,
@@ -81,6 +91,11 @@ pub(super) fn layouts(options: &Options) -> Vec<Layout> {
 }
 
 impl Layout {
+    /// Whether the number of entries comes from the configuration.
+    pub(super) fn is_sized(&self) -> bool {
+        self.size != Size::Fixed
+    }
+
     /// Why a pinned map does not fit, if it does not.
     fn misfit(&self, info: &MapInfo) -> Option<String> {
         if info.map_type().ok() != Some(self.map_type) {
@@ -93,7 +108,7 @@ impl Layout {
                 self.name, found[0], found[1], self.key_size, self.value_size,
             ));
         }
-        if !self.sized && info.max_entries() != self.max_entries {
+        if !self.is_sized() && info.max_entries() != self.max_entries {
             return Some(format!(
                 "{} has room for {} entries, not {}",
                 self.name,
@@ -112,6 +127,8 @@ pub(super) struct Found {
     pub(super) adopted: bool,
     /// Differences that do not matter now but that the operator should know.
     pub(super) notes: Vec<String>,
+    /// Maps that are too small, to be replaced by larger ones.
+    pub(super) outgrown: Vec<&'static str>,
 }
 
 /// Makes the directory ready: it exists, lies on a BPF file system, and holds either nothing or maps
@@ -123,6 +140,7 @@ pub(super) fn prepare(options: &Options) -> anyhow::Result<Found> {
         super::remove_pins(pins)?;
     }
     fs::create_dir_all(pins).with_context(|| format!("create {}", pins.display()))?;
+    grow::remove_leftovers(pins)?;
     let mut found = Found::default();
     let mut misfits = Vec::new();
     for layout in layouts(options) {
@@ -133,14 +151,15 @@ pub(super) fn prepare(options: &Options) -> anyhow::Result<Found> {
         let info = MapInfo::from_pin(&path)
             .with_context(|| format!("open the pinned map {}", path.display()))?;
         misfits.extend(layout.misfit(&info));
-        if layout.sized && info.max_entries() != layout.max_entries {
-            found.notes.push(format!(
-                "{} keeps its {} entries: the configured {} take effect after a start with \
+        let has = info.max_entries();
+        match layout.size {
+            Size::Kept if has != layout.max_entries => found.notes.push(format!(
+                "{} keeps its {has} entries: the configured {} take effect after a start with \
                  --discard-pins, which loses open connections",
-                layout.name,
-                info.max_entries(),
-                layout.max_entries,
-            ));
+                layout.name, layout.max_entries,
+            )),
+            Size::Grows if has < layout.max_entries => found.outgrown.push(layout.name),
+            Size::Fixed | Size::Kept | Size::Grows => {}
         }
         found.adopted = true;
     }
@@ -158,6 +177,28 @@ pub(super) fn prepare(options: &Options) -> anyhow::Result<Found> {
         );
     }
     Ok(found)
+}
+
+/// Room in the pinned maps.
+pub(super) fn sizes(pins: &Path) -> anyhow::Result<Sizes> {
+    let entries = |name: &str| {
+        let info = MapInfo::from_pin(pins.join(name));
+        info.map(|info| info.max_entries()).with_context(|| format!("look at {name}"))
+    };
+    let least = |names: &[&str]| -> anyhow::Result<u32> {
+        let entries = names.iter().map(|name| entries(name)).collect::<Result<Vec<_>, _>>()?;
+        Ok(entries.into_iter().min().unwrap_or(0))
+    };
+    Ok(Sizes {
+        services: least(&[names::SERVICES, names::SERVICE_STATS, names::CURSORS])?,
+        backends: least(&[
+            names::BACKENDS,
+            names::BACKEND_STATS,
+            names::BACKEND_SIGNALS,
+            names::ACTIVE,
+        ])?,
+        slots: entries(names::MAGLEV)?,
+    })
 }
 
 /// The version of whoever created the maps; 0 if it did not come to writing it.
@@ -197,14 +238,31 @@ pub(super) fn link(pins: &Path, ifindex: u32, mode: AttachMode) -> PathBuf {
     pins.join(format!("link_{ifindex}_{mode}"))
 }
 
+/// The links that are pinned: interface and mode.
+pub(super) fn links(pins: &Path) -> anyhow::Result<Vec<(u32, AttachMode)>> {
+    let list = || format!("list {}", pins.display());
+    let mut links = Vec::new();
+    for entry in fs::read_dir(pins).with_context(list)? {
+        links.extend(parse_link(&entry.with_context(list)?.path()));
+    }
+    links.sort_unstable_by_key(|&(ifindex, _)| ifindex);
+    Ok(links)
+}
+
 /// How the program of a pinned link is attached; `None` if the path is no link's.
 pub(super) fn link_mode(path: &Path) -> Option<AttachMode> {
-    let name = path.file_name()?.to_str()?.strip_prefix("link_")?;
-    match name.split_once('_')?.1 {
-        "driver" => Some(AttachMode::Driver),
-        "generic" => Some(AttachMode::Generic),
-        _ => None,
-    }
+    parse_link(path).map(|(_, mode)| mode)
+}
+
+/// The interface and the mode of a link, by the name of its pin.
+fn parse_link(path: &Path) -> Option<(u32, AttachMode)> {
+    let (ifindex, mode) = path.file_name()?.to_str()?.strip_prefix("link_")?.split_once('_')?;
+    let mode = match mode {
+        "driver" => AttachMode::Driver,
+        "generic" => AttachMode::Generic,
+        _ => return None,
+    };
+    Some((ifindex.parse().ok()?, mode))
 }
 
 /// Takes the program of a pinned link off its interface, and removes the pin.
@@ -223,6 +281,7 @@ pub(super) fn remove(pins: &Path) -> anyhow::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error).with_context(|| format!("list {}", pins.display())),
     };
+    grow::remove_leftovers(pins)?;
     for entry in entries {
         let entry = entry.with_context(|| format!("list {}", pins.display()))?;
         let name = entry.file_name();

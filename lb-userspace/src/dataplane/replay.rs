@@ -12,6 +12,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    ops::ControlFlow,
     os::fd::{AsFd, OwnedFd},
     path::Path,
 };
@@ -27,7 +28,7 @@ use lb_common::{
 };
 
 use self::{frame::Key, run::Ran, watch::Watch};
-use super::batch;
+use super::batch::{self, Chunk, Cursor};
 
 pub mod frame;
 mod run;
@@ -92,7 +93,7 @@ impl std::fmt::Debug for Replayer {
 struct Pass {
     /// In `HALF_OPEN6`.
     second: bool,
-    cursor: Option<u32>,
+    cursor: Cursor,
 }
 
 /// The backend's half of a connection that has waited too long.
@@ -161,6 +162,7 @@ impl Replayer {
             if backend.flags & backend::IN_USE != 0 {
                 in_use.insert(*id, patience_ns(backend));
             }
+            ControlFlow::Continue(())
         })
         .context("read BACKENDS")?;
         self.watch.keep(|id| in_use.contains_key(&id));
@@ -194,24 +196,29 @@ impl Replayer {
             let patience = in_use.get(&backend).copied().unwrap_or(u64::MAX);
             may_run(bits, syn) && now_ns.saturating_sub(syn.sent_ns) >= patience
         };
-        let next = if pass.second {
-            batch::chunk::<FlowKey6, HalfOpen6>(map, pass.cursor, LOOKED_AT, |key, half| {
+        let more = if pass.second {
+            let mut chunk = Chunk::<FlowKey6, HalfOpen6>::of(LOOKED_AT);
+            let more = chunk.read(map, &mut pass.cursor);
+            for (key, half) in chunk.entries() {
                 if queue.len() < QUEUE && is_due(half.flow.backend, half.flow.state, &half.syn) {
                     queue.push_back(Found::V6(*key));
                 }
-            })
+            }
+            more
         } else {
-            batch::chunk::<FlowKey4, HalfOpen4>(map, pass.cursor, LOOKED_AT, |key, half| {
+            let mut chunk = Chunk::<FlowKey4, HalfOpen4>::of(LOOKED_AT);
+            let more = chunk.read(map, &mut pass.cursor);
+            for (key, half) in chunk.entries() {
                 if queue.len() < QUEUE && is_due(half.flow.backend, half.flow.state, &half.syn) {
                     queue.push_back(Found::V4(*key));
                 }
-            })
+            }
+            more
         };
-        pass.cursor = next.context("read HALF_OPEN")?;
-        self.pass = match pass {
-            Pass { cursor: Some(_), .. } => Some(pass),
-            Pass { second: false, .. } => Some(Pass { second: true, cursor: None }),
-            Pass { second: true, .. } => None,
+        self.pass = match (more.context("read HALF_OPEN")?, pass.second) {
+            (true, _) => Some(pass),
+            (false, false) => Some(Pass { second: true, cursor: Cursor::default() }),
+            (false, true) => None,
         };
         if self.queue.len() >= QUEUE {
             // What has not been noted is found by another pass.

@@ -6,7 +6,7 @@ use std::fmt;
 use anyhow::Context;
 use aya::{
     Ebpf,
-    maps::{Array, MapData, PerCpuArray, RingBuf},
+    maps::{Array, MapData, PerCpuArray, PerCpuValues, RingBuf},
     programs::Xdp,
 };
 use lb_common::{
@@ -50,7 +50,7 @@ impl Tracer {
     /// nothing of an open [`Dataplane`].
     pub fn load(options: &Options) -> anyhow::Result<Self> {
         let mut ebpf =
-            load::load(options, Variant::Trace).context("load the variant for traces")?;
+            load::load(options, Variant::Trace, &[]).context("load the variant for traces")?;
         Ok(Self {
             filters: take(&mut ebpf, names::TRACE_FILTERS)?,
             counts: take(&mut ebpf, names::TRACE_COUNTS)?,
@@ -115,7 +115,7 @@ impl Dataplane {
         let value = filter.copied().unwrap_or(TraceFilter::ZERO);
         tracer.filters.set(index, value, 0).context("write TRACE_FILTERS")?;
         if filter.is_some() {
-            let zeros = super::every_cpu(TraceCounts::ZERO)?;
+            let zeros = PerCpuValues::try_from(vec![TraceCounts::ZERO; self.cpus])?;
             tracer.counts.set(index, zeros, 0).context("write TRACE_COUNTS")?;
         }
         if tracer.running() == 0 { self.end_tracing() } else { Ok(()) }

@@ -176,7 +176,7 @@ impl Picture {
             open: backends.iter().map(|row| row.open).sum(),
             refused: pace.rate(old.map(|it| it.refused), service.refused),
             replayed: pace.rate(old.map(|it| it.replayed), service.replayed),
-            alarm: service.panic || !backends.iter().any(|row| row.serving),
+            alarm: service.panic || service.serving_count == 0,
         });
     }
 

@@ -23,6 +23,7 @@ fn backend(name: &str, second: u64) -> Backend {
         admin: Admin::Enabled,
         reason: "200 OK".into(),
         verdict: vec!["fit".into()],
+        passive: None,
         since: Timestamp::UNIX_EPOCH,
         weight: 1,
         weight_percent: 100,
@@ -79,6 +80,8 @@ fn observation(second: u64) -> Observation {
         replayed: 2 * second,
         not_replayed: second,
         connections_per_second: 0.0,
+        serving_count: backends.iter().filter(|it| it.serving).count(),
+        backend_count: backends.len(),
         backends,
     };
     let out = Backend {

@@ -89,6 +89,10 @@ pub(super) struct OnHost {
 
 /// `cargo xtask lab up …`
 #[derive(Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an option of its own on the command line"
+)]
 pub(super) struct UpArgs {
     #[command(flatten)]
     name: Name,

@@ -8,7 +8,7 @@ use crate::{lab::Lab, shell};
 
 /// The daemon's answer.
 #[derive(Debug, Deserialize)]
-pub(super) struct Status {
+pub struct Status {
     services: Vec<Service>,
     dataplane: Dataplane,
 }
@@ -32,6 +32,7 @@ struct Backend {
 
 #[derive(Debug, Deserialize)]
 struct Dataplane {
+    program_id: u32,
     attachments: Vec<Attachment>,
 }
 
@@ -55,7 +56,7 @@ pub(super) struct Packets {
 
 impl Status {
     /// Asks the daemon.
-    pub(super) fn of(lab: &Lab) -> Result<Self> {
+    pub fn of(lab: &Lab) -> Result<Self> {
         let text = shell::output(lab.ballast_command(NODE, "status").arg("--json"))?;
         Self::parse(&text)
     }
@@ -65,10 +66,15 @@ impl Status {
     }
 
     /// Names of the backends of a service that take new connections; `None` without the service.
-    pub(super) fn serving(&self, service: &str) -> Option<Vec<String>> {
+    pub fn serving(&self, service: &str) -> Option<Vec<String>> {
         let service = self.services.iter().find(|found| found.name == service)?;
         let serving = service.backends.iter().filter(|backend| backend.serving);
         Some(serving.map(|backend| backend.name.clone()).collect())
+    }
+
+    /// The kernel's number of the XDP program.
+    pub fn program_id(&self) -> u32 {
+        self.dataplane.program_id
     }
 
     /// What has been forwarded for a service.
@@ -113,7 +119,7 @@ mod tests {
                  "connections": 3, "active": 0, "forward_packets": 2, "return_packets": 1}
             ]
         }],
-        "dataplane": {"attachments": [{"interface": "eth0", "mode": "driver"}]}
+        "dataplane": {"program_id": 42, "attachments": [{"interface": "eth0", "mode": "driver"}]}
     }"#;
 
     #[test]
@@ -123,6 +129,7 @@ mod tests {
         assert_eq!(status.serving("web6"), None);
         assert_eq!(status.packets("web"), Packets { forward: 42, back: 31 });
         assert_eq!(status.attachments()[0].mode, "driver");
+        assert_eq!(status.program_id(), 42);
     }
 
     #[test]

@@ -170,11 +170,18 @@ const DEPENDENCIES: [Dependency; 4] = [
 ];
 
 /// Machines that are given inputs and the time, and give actions.
-const PURE: [&str; 7] = [
+const PURE: [&str; 14] = [
     "lb-userspace/src/control/plan.rs",
     "lb-userspace/src/control/state.rs",
     "lb-userspace/src/control/table.rs",
     "lb-userspace/src/control/verdict.rs",
+    "lb-userspace/src/health/passive.rs",
+    "lb-userspace/src/health/passive/drift.rs",
+    "lb-userspace/src/health/passive/evidence.rs",
+    "lb-userspace/src/health/passive/handshakes.rs",
+    "lb-userspace/src/health/passive/track.rs",
+    "lb-userspace/src/health/passive/trial.rs",
+    "lb-userspace/src/health/passive/window.rs",
     "lb-userspace/src/health/threshold.rs",
     "lb-userspace/src/postgres/failover.rs",
     "lb-userspace/src/vrrp/machine.rs",

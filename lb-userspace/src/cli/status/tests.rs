@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::*;
 use crate::{
-    control::status::{Floating, Retiring},
+    control::status::{Floating, Passive, Retiring},
     dataplane::{Attachment, Info, MapSize},
 };
 
@@ -19,6 +19,7 @@ fn backend(name: &str) -> Backend {
         admin: Admin::Enabled,
         reason: "HTTP 200".into(),
         verdict: vec!["fit".into()],
+        passive: None,
         since: Timestamp::from_second(1_700_000_000).unwrap(),
         weight: 1,
         weight_percent: 100,
@@ -73,6 +74,8 @@ fn status() -> Status {
         },
         flows: 3,
         services: vec![Service {
+            serving_count: 1,
+            backend_count: 2,
             name: "web".into(),
             listen: "192.0.2.100:80".parse().unwrap(),
             protocol: "tcp".into(),
@@ -128,6 +131,30 @@ fn a_service_without_backends_that_serve_says_so() {
     status.services[0].backends[0].serving = true;
     status.services[0].panic = true;
     assert!(render(&status).contains("PANIC"));
+}
+
+#[test]
+fn what_connections_say_is_a_state_of_its_own() {
+    let mut status = status();
+    let service = &mut status.services[0];
+    for (state, serving, word) in [
+        (PassiveState::Ejected, false, "  ejected  "),
+        (PassiveState::Ejected, true, "  ejected, serves  "),
+        (PassiveState::Failing, true, "  fails, serves  "),
+        (PassiveState::Fit, true, "  serves  "),
+    ] {
+        service.backends[0].serving = serving;
+        service.backends[0].passive = Some(Passive {
+            state,
+            reason: None,
+            ejected_for: None,
+            handshake_p50_us: Some(80),
+            handshake_p99_us: None,
+            patience_ms: Some(50),
+        });
+        let rows = columns(&[row(&service.backends[0], 0)], 2);
+        assert!(rows.contains(word), "{rows}");
+    }
 }
 
 #[test]

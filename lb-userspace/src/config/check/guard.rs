@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::limits::{MAX_SERVICES, MAX_SOURCES};
+use lb_common::limits::{MAX_SOURCES, MOST_SERVICES};
 
 use super::whole;
 use crate::config::{Guard, raw, report::Findings, value::source::Source};
@@ -11,8 +11,8 @@ use crate::config::{Guard, raw, report::Findings, value::source::Source};
 const MAX_PREFIXES: u32 = 100_000;
 
 // While a reload is under way, the old lists stand beside the new ones; and each has an entry for all
-// others.
-const _: () = assert!(2 * (MAX_PREFIXES + MAX_SERVICES) < MAX_SOURCES);
+// others. Each service may have a floating address of its own.
+const _: () = assert!(2 * (MAX_PREFIXES + MOST_SERVICES) + MOST_SERVICES < MAX_SOURCES);
 
 /// Ticks of the kernel program's clock in a second, at least (`CONFIG_HZ`).
 const TICKS: u32 = 100;

@@ -1,6 +1,7 @@
 //! `[[node]]` and `[[floating]]`.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     ops::Range,
 };
@@ -96,7 +97,8 @@ fn warn_of_peers(nodes: &[(Range<usize>, Node)], findings: &mut Findings) {
 /// The floating addresses, for checks of what listens on them.
 #[derive(Debug)]
 pub(super) struct Held {
-    prefixes: Vec<Spanned<Prefix>>,
+    places: BTreeMap<IpAddr, Range<usize>>,
+    broadcasts: BTreeMap<IpAddr, Range<usize>>,
     /// Every address could be read.
     complete: bool,
 }
@@ -104,17 +106,20 @@ pub(super) struct Held {
 impl Held {
     /// The place where a floating address is written.
     pub(super) fn place(&self, address: IpAddr) -> Option<Range<usize>> {
-        let prefix = self.prefixes.iter().find(|prefix| prefix.get_ref().address == address)?;
-        Some(prefix.span())
+        self.places.get(&address).cloned()
     }
 
     /// The floating network that `address` is the broadcast of.
     pub(super) fn broadcast(&self, address: IpAddr) -> Option<Range<usize>> {
-        let prefix = self
-            .prefixes
-            .iter()
-            .find(|prefix| prefix.get_ref().broadcast().map(IpAddr::V4) == Some(address))?;
-        Some(prefix.span())
+        self.broadcasts.get(&address).cloned()
+    }
+
+    fn add(&mut self, prefix: &Spanned<Prefix>) {
+        let Prefix { address, .. } = *prefix.get_ref();
+        self.places.entry(address).or_insert_with(|| prefix.span());
+        if let Some(broadcast) = prefix.get_ref().broadcast() {
+            self.broadcasts.entry(broadcast.into()).or_insert_with(|| prefix.span());
+        }
     }
 
     /// Reports an address to listen on that no `[[floating]]` holds.
@@ -145,7 +150,8 @@ pub(super) fn floating(file: &File, findings: &mut Findings) -> (Vec<Floating>, 
     let mut vrids = Seen::default();
     let mut seen = Seen::default();
     let mut held = Held {
-        prefixes: Vec::new(),
+        places: BTreeMap::new(),
+        broadcasts: BTreeMap::new(),
         complete: !file.floating.is_wrong() && !file.floating.value().is_some_and(List::has_wrong),
     };
     let mut instances = Vec::new();
@@ -173,7 +179,7 @@ pub(super) fn floating(file: &File, findings: &mut Findings) -> (Vec<Floating>, 
         let mut addresses = Vec::new();
         for prefix in instance.addresses.items() {
             check_address(prefix, file, &mut seen, findings);
-            held.prefixes.push(prefix.clone());
+            held.add(prefix);
             addresses.extend(prefix.get_ref().length.map(|l| (prefix.get_ref().address, l)));
         }
         if let Some(vrid) = instance.vrid.value() {

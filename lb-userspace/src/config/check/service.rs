@@ -2,10 +2,9 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use lb_common::limits::{MAX_BACKENDS, MAX_SERVICES};
 use toml::Spanned;
 
-use super::{Listeners, Seen, forward, guard, health, network::Held, whole};
+use super::{Listeners, Seen, forward, guard, health, network::Held, passive, whole};
 use crate::config::{
     Backend, OnDown, Protocol, Replay, Service,
     raw::{self, File},
@@ -32,20 +31,14 @@ pub(super) fn services(
 ) -> Vec<Service> {
     let mut names = Seen::default();
     let mut services = Vec::new();
-    let mut backends = 0;
     let mut prefixes = 0;
     if file.service.is_absent() || file.service.value().is_some_and(List::is_empty) {
         findings
             .warning_of_file("no `[[service]]`: nothing is forwarded")
             .help("add a `[[service]]` with `name`, `listen` and a `[[service.backend]]`");
     }
-    for (index, raw) in file.service.items().enumerate() {
+    for raw in file.service.items() {
         let service = raw.get_ref();
-        if index == MAX_SERVICES as usize {
-            findings
-                .error(raw.span(), format!("more than {MAX_SERVICES} services"))
-                .help("this one and those after it do not fit into the kernel's table");
-        }
         if let Some(name) = service.name.get() {
             names.once(
                 name.get_ref().clone(),
@@ -65,9 +58,10 @@ pub(super) fn services(
         }
         check_path(service, findings);
         let forward = forward::check(service, findings);
-        let checked = check_backends(raw, held, &mut backends, findings);
+        let checked = check_backends(raw, held, findings);
         let health = health::health(raw, protocol, findings);
         let guard = guard::guard(service, &mut prefixes, findings);
+        let passive = passive::passive(raw, protocol, findings);
         if let (Some(name), Some(listen)) = (service.name.value(), service.listen.value()) {
             services.push(Service {
                 name: name.0.clone(),
@@ -82,6 +76,7 @@ pub(super) fn services(
                 backends: checked,
                 health,
                 guard,
+                passive,
             });
         }
     }
@@ -155,11 +150,10 @@ fn check_path(service: &raw::Service, findings: &mut Findings) {
     }
 }
 
-/// Checks the backends of one service; `total` counts those of all services.
+/// Checks the backends of one service.
 fn check_backends(
     service: &Spanned<raw::Service>,
     held: &Held,
-    total: &mut u32,
     findings: &mut Findings,
 ) -> Vec<Backend> {
     let list = &service.get_ref().backend;
@@ -175,12 +169,6 @@ fn check_backends(
     let mut checked = Vec::new();
     for raw in list.items() {
         let backend = raw.get_ref();
-        if *total == MAX_BACKENDS {
-            findings
-                .error(raw.span(), format!("more than {MAX_BACKENDS} backends in all services"))
-                .help("this one and those after it do not fit into the kernel's table");
-        }
-        *total += 1;
         if let Some(name) = backend.name.get() {
             names.once(
                 name.get_ref().clone(),

@@ -1,5 +1,7 @@
 //! Services and their health.
 
+use std::fmt::Write as _;
+
 use super::*;
 use crate::config::Replay;
 
@@ -146,32 +148,98 @@ fn no_service() {
 }
 
 #[test]
-fn too_many_services_and_backends() {
-    use std::fmt::Write as _;
+fn more_than_the_file_gives_room_for() {
+    let second = changed("[[service]]", "[[service]]\nbalance = \"maglev\"") + SECOND_BACKEND;
+    let with = |keys: &str| format!("{second}\n[dataplane]\n{keys}\n");
+    mistake(
+        &with("max_backends = ▶1"),
+        "`max_backends` is 1, but this file needs 2 backends",
+        "write 2 or more, or leave `max_backends` out",
+    );
+    let third = with("max_services = ▶1")
+        + "[[service]]\nname = \"api\"\nlisten = \"192.0.2.100:81\"\n\
+           backend = [{ name = \"a\", address = \"192.0.2.23:80\" }]\n";
+    mistake(&third, "`max_services` is 1, but this file needs 2 services", "write 2 or more");
+    let mut wide = String::new();
+    for n in 1..=200 {
+        let _ =
+            write!(wide, "[[service.backend]]\nname = \"b{n}\"\naddress = \"192.0.2.30:{n}\"\n");
+    }
+    mistake(
+        &format!("{second}{wide}[dataplane]\nmax_slots = ▶1024\n"),
+        "`max_slots` is 1024, but this file needs 2446 slots",
+        "write 2446 or more",
+    );
+    assert!(parse("test.toml", &with("max_backends = 2\nmax_services = 1")).is_ok());
+}
 
-    let (head, _) = GOOD.split_once("[[service]]").unwrap();
-    let mut text = head.to_owned();
-    for n in 0..1025 {
-        let mark = if n == 1024 { "▶" } else { "" };
-        let port = 1000 + n;
-        let _ = write!(
-            text,
-            "{mark}[[service]]\nname = \"s{n}\"\nlisten = \"192.0.2.100:{port}\"\n\
-             backend = [{{ name = \"a\", address = \"192.0.2.21:80\" }}]\n"
+#[test]
+fn very_many_probes() {
+    let text = changed(
+        "address = \"192.0.2.21:8080\"",
+        "address = \"192.0.2.21:8080\"\n[service.health]\ninterval = \"10ms\"\ntimeout = \"5ms\"",
+    );
+    let (head, service) = text.split_once("[[service]]").unwrap();
+    let mut more = String::new();
+    for n in 100..220 {
+        let service = service.replace("\"web\"", &format!("\"web{n}\""));
+        let _ = write!(more, "[[service]]{}", service.replace(":80\"", &format!(":{n}\"")));
+    }
+    warning(
+        &format!("{head}▶{more}"),
+        "12000 probes a second from each node",
+        "a longer `interval`",
+    );
+}
+
+#[test]
+fn passive_values() {
+    let passive = |lines: &str| good_and(&format!("[service.passive]\n{lines}\n"));
+    mistake(&passive("eject_time = ▶\"0s\""), "`eject_time` is zero", "leave `eject_time` out");
+    mistake(&passive("eject_time = ▶\"61m\""), "`eject_time` is above 1h", "`ballast disable`");
+    for wrong in ["0", "101", "-5"] {
+        mistake(
+            &passive(&format!("eject_percent = ▶{wrong}")),
+            &format!("`eject_percent` is {wrong}, which is out of range"),
+            "write 1 to 100",
         );
     }
-    mistake(&text, "more than 1024 services", "do not fit");
+    mistake(
+        &passive("enabled = ▶\"no\""),
+        "`enabled` must be true or false, but is a string",
+        "true",
+    );
+    warning(
+        &passive("enabled = false\neject_time = ▶\"5s\""),
+        "`eject_time` has no effect with `enabled = false`",
+        "remove `eject_time`",
+    );
+    let udp = changed("name = \"web\"", "name = \"web\"\nprotocol = \"udp\"");
+    warning(
+        &(udp + "[service.health]\nprobe = \"none\"\n▶[service.passive]\neject_percent = 10\n"),
+        "`[service.passive]` has no effect on a udp service: only of tcp connections can be seen \
+         whether they are answered",
+        "remove the section",
+    );
+}
 
-    let mut text = GOOD.to_owned();
-    for n in 1..=4096 {
-        let mark = if n == 4096 { "▶" } else { "" };
-        let port = 10_000 + n;
-        let _ = write!(
-            text,
-            "{mark}[[service.backend]]\nname = \"b{n}\"\naddress = \"192.0.2.22:{port}\"\n"
-        );
-    }
-    mistake(&text, "more than 4096 backends in all services", "do not fit");
+#[test]
+fn connections_of_tcp_services_are_watched() {
+    let passive =
+        |text: &str| parse("test.toml", text).expect("no mistake").config.services[0].passive;
+    let usual = crate::config::Passive {
+        eject_percent: 50,
+        eject_time: std::time::Duration::from_secs(10),
+    };
+    assert_eq!(passive(GOOD), Some(usual));
+    assert_eq!(passive(&good_and("[service.passive]\nenabled = false\n")), None);
+    let changed =
+        passive(&good_and("[service.passive]\neject_percent = 10\neject_time = \"1m\"\n"));
+    let wanted =
+        crate::config::Passive { eject_percent: 10, eject_time: std::time::Duration::from_mins(1) };
+    assert_eq!(changed, Some(wanted));
+    let udp = GOOD.replace("name = \"web\"", "name = \"web\"\nprotocol = \"udp\"");
+    assert_eq!(passive(&udp), None);
 }
 
 #[test]

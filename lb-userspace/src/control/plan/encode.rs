@@ -64,6 +64,7 @@ pub(super) fn backend(
         flags: backend::IN_USE | way | if wanted.forward { backend::FORWARD } else { 0 },
         weight: wanted.weight,
         service,
+        patience_ms: wanted.patience_ms,
         ..Backend::ZERO
     };
     with_next_hop(fresh, wanted.address.ip(), next_hops)

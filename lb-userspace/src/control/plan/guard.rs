@@ -24,10 +24,15 @@ pub(super) type Sources = BTreeMap<(Source, u32), u32>;
 impl Planner {
     /// Completes the writes of a plan: lists are written before services refer to them, and removed
     /// after.
-    pub(super) fn guard(&self, desired: &Desired, ops: &mut Vec<Op>) {
+    ///
+    /// The lists of services that are not among the `changed` ones are right.
+    pub(super) fn guard(&self, desired: &Desired, changed: &[usize], ops: &mut Vec<Op>) {
         let mut wanted = floating(desired);
         let mut gone = BTreeSet::new();
-        for service in &desired.services {
+        let planned = planned(ops);
+        let mut judged = BTreeSet::new();
+        for service in changed.iter().map(|&at| &desired.services[at]) {
+            judged.insert(service.key);
             let Some(placed) = self.services.get(&service.key) else { continue };
             let flags = self.guard_flags(placed, &service.guard);
             if flags & FILTERED != 0 {
@@ -39,7 +44,8 @@ impl Planner {
                 );
                 wanted.extend(entries);
             }
-            refer(ops, service.key, placed.written, flags, service.guard.rate);
+            let guarded = |written| guarded(written, flags, service.guard.rate);
+            refer(ops, &planned, service.key, placed.written, guarded);
         }
         let stale = gone.iter().map(|&(source, bits)| Op::RemoveSource { bits, source });
         let mut early: Vec<_> = stale.collect();
@@ -51,9 +57,8 @@ impl Planner {
         }));
         ops.splice(0..0, early);
 
-        let desired: BTreeSet<_> = desired.services.iter().map(|service| service.key).collect();
         // A service that is configured no longer may be written still; the next plan sees.
-        let left = self.services.iter().filter(|(key, _)| !desired.contains(key));
+        let left = self.services.iter().filter(|(key, _)| !judged.contains(key));
         let left: BTreeSet<u32> = left.filter_map(|(_, placed)| list_in_use(placed)).collect();
         let mut late: Vec<_> = self
             .sources
@@ -96,33 +101,34 @@ fn list_in_use(placed: &Placed) -> Option<u32> {
     (flags & FILTERED != 0).then(|| source::list(placed.index, flags))
 }
 
-/// Makes the planned service refer to its list, and to the rate of each source; plans it if nothing
-/// else of it changes.
+/// Where the planned services stand among the writes.
+fn planned(ops: &[Op]) -> BTreeMap<ServiceKey, usize> {
+    let services = ops.iter().enumerate().filter_map(|(at, op)| match op {
+        Op::SetService { key, .. } => Some((*key, at)),
+        _ => None,
+    });
+    services.collect()
+}
+
+/// The service with its list, and with the rate of each source.
+fn guarded(service: Service, flags: u32, rate: Option<(u32, u32)>) -> Service {
+    let (source_rate, source_burst) = rate.unwrap_or_default();
+    let flags = service.flags & !(FILTERED | SECOND_LIST) | flags;
+    Service { flags, source_rate, source_burst, ..service }
+}
+
+/// Makes the planned service what `guarded` makes of it; plans it if nothing else of it changes.
 fn refer(
     ops: &mut Vec<Op>,
+    planned: &BTreeMap<ServiceKey, usize>,
     service_key: ServiceKey,
     written: Option<Service>,
-    flags: u32,
-    rate: Option<(u32, u32)>,
+    guarded: impl Fn(Service) -> Service,
 ) {
-    let (source_rate, source_burst) = rate.unwrap_or_default();
-    let guarded = |service: Service| Service {
-        flags: service.flags & !(FILTERED | SECOND_LIST) | flags,
-        source_rate,
-        source_burst,
-        ..service
-    };
-    let mut planned = false;
-    for op in ops.iter_mut() {
-        if let Op::SetService { key, service } = op
-            && *key == service_key
-        {
-            *service = guarded(*service);
-            planned = true;
-        }
-    }
-    if let Some(written) = written
-        && !planned
+    let op = planned.get(&service_key).and_then(|&at| ops.get_mut(at));
+    if let Some(Op::SetService { service, .. }) = op {
+        *service = guarded(*service);
+    } else if let Some(written) = written
         && guarded(written) != written
     {
         ops.push(Op::SetService { key: service_key, service: guarded(written) });

@@ -41,7 +41,7 @@ impl Model {
             }
             Op::SetTable { start, slots } => {
                 let end = start + slots.len() as u32;
-                assert!(end <= limits::MAX_SLOTS);
+                assert!(end <= Sizes::default().slots);
                 let overlaps = |at: u32, len: u32| at < end && *start < at + len;
                 for (at, len) in self.services.values().flat_map(runs) {
                     assert!(!overlaps(at, len), "a table in use is overwritten");
@@ -127,6 +127,7 @@ impl Model {
         Adopted {
             services: self.services.iter().map(|(key, service)| (*key, *service)).collect(),
             backends: self.backends.iter().map(|(id, backend)| (*id, *backend)).collect(),
+            sizes: Sizes::default(),
             sources: self.sources.iter().map(|(key, verdict)| (*key, *verdict)).collect(),
             steered: self
                 .services
@@ -186,6 +187,7 @@ fn service(port: u16, hosts: &[u8]) -> DesiredService {
         full_weight: 16,
         serving: true,
         forward: true,
+        patience_ms: 0,
     };
     DesiredService {
         key: key(port),
@@ -208,7 +210,7 @@ fn a_service_says_when_connections_are_tried_elsewhere() {
     assert_eq!((written.replay_tries, written.replay_per_mille), (3, 200));
     // Every member can be found, whatever the method.
     assert_eq!(written.members_len, 2);
-    wanted.services[0].replay = Replay { tries: 0, per_mille: 200 };
+    Arc::make_mut(&mut wanted.services[0]).replay = Replay { tries: 0, per_mille: 200 };
     apply(&mut planner, &mut model, &wanted, Duration::from_secs(1));
     assert_eq!(model.services[&key(80)].replay_tries, 0);
 }
@@ -223,8 +225,8 @@ fn desired(services: Vec<DesiredService>) -> Desired {
     };
     Desired {
         floating: BTreeSet::from([IpAddr::from([192, 0, 2, 100])]),
-        services,
-        next_hops: (0..=255).map(|host| (address(host).ip(), hop(host))).collect(),
+        services: services.into_iter().map(Arc::new).collect(),
+        next_hops: Arc::new((0..=255).map(|host| (address(host).ip(), hop(host))).collect()),
         tcp_idle: IDLE,
         udp_idle: IDLE,
         untouched: false,
@@ -237,7 +239,7 @@ fn seconds(seconds: u64) -> Duration {
 
 fn id(planner: &Planner, port: u16, host: u8) -> Option<u32> {
     let index = planner.service_index(&key(port))?;
-    planner.ids().get(&(index, address(host))).copied()
+    planner.id(index, address(host))
 }
 
 fn nothing() -> (Planner, Model) {
@@ -264,8 +266,9 @@ fn a_backend_goes_out_of_the_table_before_it_is_cut_off() {
     let (mut planner, mut model) = nothing();
     let mut wanted = desired(vec![service(80, &[21, 22])]);
     apply(&mut planner, &mut model, &wanted, seconds(0));
-    wanted.services[0].backends[0].serving = false;
-    wanted.services[0].backends[0].forward = false;
+    let web = Arc::make_mut(&mut wanted.services[0]);
+    web.backends[0].serving = false;
+    web.backends[0].forward = false;
     let plan = apply(&mut planner, &mut model, &wanted, seconds(1));
     assert!(matches!(
         plan.ops[..],
@@ -334,18 +337,71 @@ fn a_new_daemon_takes_over_numbers_and_drains_the_rest() {
     next.swept(&BTreeMap::new(), seconds(41));
     apply(&mut next, &mut model, &new, seconds(41));
     assert_eq!(model.backends.len(), 2);
-    assert_eq!(next.service_index(&key(81)), None);
     assert_eq!(next.plan(&new, seconds(42)), Plan::default());
+    assert_eq!(next.service_index(&key(81)), None);
 }
 
 #[test]
 fn a_service_without_backends_that_serve_has_an_empty_table() {
     let (mut planner, mut model) = nothing();
     let mut wanted = desired(vec![service(80, &[21])]);
-    wanted.services[0].backends[0].serving = false;
+    Arc::make_mut(&mut wanted.services[0]).backends[0].serving = false;
     apply(&mut planner, &mut model, &wanted, seconds(0));
     assert_eq!(model.services[&key(80)].table_len, 0);
     assert_eq!(planner.plan(&wanted, seconds(0)), Plan::default());
+}
+
+#[test]
+fn a_plan_looks_only_at_what_has_changed() {
+    let (mut planner, mut model) = nothing();
+    let mut wanted = desired((0..50).map(|port| service(80 + port, &[21, 22])).collect());
+    assert_eq!(planner.changed(&wanted).len(), 50);
+    apply(&mut planner, &mut model, &wanted, seconds(0));
+    assert_eq!(planner.changed(&wanted).len(), 50, "nothing says yet that it stands in the maps");
+    assert_eq!(planner.plan(&wanted, seconds(0)), Plan::default());
+    assert!(planner.changed(&wanted).is_empty());
+
+    Arc::make_mut(&mut wanted.services[7]).backends[1].weight = 3;
+    assert_eq!(planner.changed(&wanted), [7]);
+    let plan = apply(&mut planner, &mut model, &wanted, seconds(1));
+    assert_eq!(plan.ops.len(), 3, "backend, table and service: {:?}", plan.ops);
+
+    planner.set_density(Density::FULL.sparser().unwrap());
+    let plan = apply(&mut planner, &mut model, &wanted, seconds(2));
+    assert_eq!(plan.ops.len(), 100, "all tables are of another size");
+}
+
+#[test]
+fn a_schedule_without_room_is_made_coarser_and_a_maglev_table_is_not() {
+    let sizes = Sizes { slots: 600, ..Sizes::default() };
+    let mut planner = Planner::adopt(Adopted { sizes, ..Adopted::default() });
+    let mut model = Model::default();
+    let mut wanted = desired(vec![service(80, &[21, 22])]);
+    let web = Arc::make_mut(&mut wanted.services[0]);
+    web.balance = Balance::RoundRobin;
+    // 1000 slots in lowest terms.
+    (web.backends[0].weight, web.backends[1].weight) = (999, 1);
+    let plan = apply(&mut planner, &mut model, &wanted, seconds(0));
+    assert_eq!(plan.problems, []);
+    let len = model.services[&key(80)].table_len;
+    assert!((2..=600).contains(&len), "{len}");
+
+    let mut wanted = desired(vec![service(81, &[21, 22, 23])]);
+    let plan = apply(&mut planner, &mut model, &wanted, seconds(9));
+    assert_eq!(plan.problems, [Problem::Slots(1021 + 3)]);
+    assert!(planner.changed(&wanted).contains(&0), "it is tried again");
+    Arc::make_mut(&mut wanted.services[0]).backends.truncate(2);
+    let plan = apply(&mut planner, &mut model, &wanted, seconds(10));
+    assert_eq!(plan.problems, []);
+}
+
+#[test]
+fn backends_beyond_the_room_are_told() {
+    let sizes = Sizes { backends: 2, services: 1, ..Sizes::default() };
+    let mut planner = Planner::adopt(Adopted { sizes, ..Adopted::default() });
+    let wanted = desired(vec![service(80, &[21, 22, 23]), service(81, &[24])]);
+    let plan = planner.plan(&wanted, seconds(0));
+    assert_eq!(plan.problems, [Problem::Backends(address(23), 2), Problem::Services(1)]);
 }
 
 #[test]
@@ -421,6 +477,7 @@ fn random_desired(services: &[AnyService]) -> Desired {
                 full_weight: 64,
                 serving,
                 forward: serving || forward,
+                patience_ms: 0,
             });
         }
         all.push(service);
@@ -465,7 +522,7 @@ proptest! {
             for service in &wanted.services {
                 for backend in &service.backends {
                     let index = planner.service_index(&service.key).unwrap();
-                    let id = planner.ids()[&(index, backend.address)];
+                    let id = planner.id(index, backend.address).unwrap();
                     let flags = model.backends[&id].flags;
                     prop_assert_eq!(flags & backend::FORWARD != 0, backend.forward);
                 }
@@ -481,4 +538,30 @@ proptest! {
         apply(&mut planner, &mut model, &nothing, now);
         prop_assert!(model.backends.is_empty() && model.services.is_empty());
     }
+}
+
+#[test]
+fn patience_is_written_once_known_and_outlives_the_daemon() {
+    let mut wanted = desired(vec![service(80, &[21])]);
+    let mut planner = Planner::adopt(Adopted::default());
+    let patience = |plan: &Plan| {
+        plan.ops.iter().find_map(|op| match op {
+            Op::SetBackend { backend, .. } => Some(backend.patience_ms),
+            _ => None,
+        })
+    };
+    let mut step = |wanted: &Desired| {
+        let plan = planner.plan(wanted, Duration::from_secs(1));
+        plan.ops.iter().for_each(|op| planner.applied(op, Duration::from_secs(1)));
+        patience(&plan)
+    };
+    assert_eq!(step(&wanted), Some(0));
+    Arc::make_mut(&mut wanted.services[0]).backends[0].patience_ms = 50;
+    assert_eq!(step(&wanted), Some(50));
+    assert_eq!(step(&wanted), None);
+    // The next daemon does not know it yet, and writes the backend for another reason.
+    Arc::make_mut(&mut wanted.services[0]).backends[0].patience_ms = 0;
+    assert_eq!(step(&wanted), None);
+    Arc::make_mut(&mut wanted.services[0]).backends[0].weight = 8;
+    assert_eq!(step(&wanted), Some(50));
 }

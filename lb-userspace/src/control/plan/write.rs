@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -36,7 +37,10 @@ impl Planner {
         now: Duration,
     ) -> (Vec<Op>, Vec<Op>) {
         let (mut early, mut late) = (Vec::new(), Vec::new());
-        for (&id, entry) in &self.backends {
+        let concerned: BTreeSet<u32> =
+            ids.keys().copied().chain(self.waning.iter().copied()).collect();
+        for id in concerned {
+            let Some(entry) = self.backends.get(&id) else { continue };
             if entry.life == Life::Unused {
                 late.push(Op::ClearBackend { id });
                 continue;
@@ -44,7 +48,14 @@ impl Planner {
             let backend = if let Some(&(at, place)) = ids.get(&id) {
                 let service = &desired.services[at];
                 let wanted = &service.backends[place];
-                encode::backend(wanted, entry.service, service.forward, &desired.next_hops)
+                let forward = service.forward;
+                let mut backend =
+                    encode::backend(wanted, entry.service, forward, &desired.next_hops);
+                if backend.patience_ms == 0 {
+                    // What a previous daemon has learned is better than nothing.
+                    backend.patience_ms = entry.written.map_or(0, |written| written.patience_ms);
+                }
+                backend
             } else {
                 let Some(written) = entry.written else { continue };
                 let cut = !matches!(entry.life, Life::Draining { until } if now < until);
@@ -69,6 +80,7 @@ impl Planner {
     pub(super) fn service_ops(
         &mut self,
         desired: &Desired,
+        changed: &[usize],
         ids: &Places,
         now: Duration,
         plan: &mut Plan,
@@ -76,7 +88,7 @@ impl Planner {
         let mut members: BTreeMap<usize, Vec<Member>> = BTreeMap::new();
         let mut forwarding = BTreeSet::new();
         for (&id, &(at, place)) in ids {
-            let DesiredBackend { address, weight, full_weight, serving, forward } =
+            let DesiredBackend { address, weight, full_weight, serving, forward, .. } =
                 desired.services[at].backends[place];
             forwarding.extend(forward.then_some(id));
             let weight = if serving { weight } else { 0 };
@@ -87,43 +99,46 @@ impl Planner {
             untouched: desired.untouched,
             tables: Vec::new(),
             services: Vec::new(),
-            steered: BTreeSet::new(),
             problems: &mut plan.problems,
         };
-        let mut wanted = BTreeSet::new();
-        for (at, service) in desired.services.iter().enumerate() {
-            wanted.insert(service.key);
+        let density = self.density;
+        for &at in changed {
+            let service = &desired.services[at];
             let Some(placed) = self.services.get_mut(&service.key) else { continue };
             let mut members = members.remove(&at).unwrap_or_default();
             members.sort_unstable();
             let steered = service.forward != Forwarding::Nat;
             let replay = service.replay;
-            let source = Source { balance: service.balance, steered, replay, members };
+            let source = Source { balance: service.balance, density, steered, replay, members };
             if steered {
                 let idle = desired.idle(service.key);
-                writes.steered.insert(service.key);
                 let base = |id| Self::base(&self.backends, &forwarding, id);
                 writes.steer(service.key, placed, source, idle, base, &mut self.ranges);
             } else {
                 writes.table(service.key, placed, source, &mut self.ranges);
             }
         }
+        let mut steered = BTreeSet::new();
+        let mut wanted = BTreeSet::new();
+        for service in &desired.services {
+            wanted.insert(service.key);
+            if service.forward != Forwarding::Nat && self.services.contains_key(&service.key) {
+                steered.insert(service.key);
+            }
+        }
+        let drains = self.draining(now);
         for (&key, placed) in &mut self.services {
             if wanted.contains(&key) {
                 continue;
             }
-            let mut backends = self.backends.values().filter(|it| it.service == placed.index);
-            let drains = backends.any(|it| {
-                let told = it.stopped.is_some_and(|stopped| now >= stopped + steer::RESETS_FOR);
-                it.life != Life::Unused && !told
-            });
-            if placed.is_steered() && drains {
-                writes.steered.insert(key);
+            if placed.is_steered() && drains.contains(&placed.index) {
+                steered.insert(key);
                 let base = |id| Self::base(&self.backends, &forwarding, id);
                 let idle = desired.idle(key);
                 // Nobody takes new connections.
                 let source = Source {
                     balance: Balance::Maglev,
+                    density,
                     steered: true,
                     replay: Replay { tries: 0, per_mille: 0 },
                     members: Vec::new(),
@@ -136,13 +151,53 @@ impl Planner {
                 writes.services.push(Op::RemoveService { key });
             }
         }
-        (writes.tables, writes.services, writes.steered)
+        (writes.tables, writes.services, steered)
+    }
+
+    /// The indexes of services with backends that are configured no longer and whose connections still
+    /// go on, or are still told that they are over.
+    fn draining(&self, now: Duration) -> BTreeSet<u32> {
+        let waning = self.waning.iter().filter_map(|id| self.backends.get(id));
+        let draining = waning.filter(|entry| {
+            let told = entry.stopped.is_some_and(|stopped| now >= stopped + steer::RESETS_FOR);
+            entry.life != Life::Unused && !told
+        });
+        draining.map(|entry| entry.service).collect()
+    }
+
+    /// Notes which of the planned services stand in the maps in full: those without a write, now or
+    /// when some time is over.
+    pub(super) fn settle(&mut self, desired: &Desired, changed: &[usize], plan: &Plan) {
+        // A backend or a run without room is tried again.
+        if !plan.problems.is_empty() {
+            return;
+        }
+        let mut busy: BTreeSet<u32> = BTreeSet::new();
+        for op in &plan.ops {
+            match op {
+                Op::SetBackend { id, .. } => {
+                    busy.extend(self.backends.get(id).map(|entry| entry.service));
+                }
+                Op::SetService { service, .. } => {
+                    busy.insert(service.index);
+                }
+                _ => {}
+            }
+        }
+        for service in changed.iter().map(|&at| &desired.services[at]) {
+            if let Some(placed) = self.services.get_mut(&service.key)
+                && !busy.contains(&placed.index)
+                && !placed.is_disturbed()
+            {
+                placed.settled = Some(Arc::clone(service));
+            }
+        }
     }
 
     /// The filter: all floating addresses, and those that flows of removed services still use.
     pub(super) fn vip_words(&self, desired: &Desired, steered: &BTreeSet<ServiceKey>) -> Vec<u64> {
-        let in_use: BTreeSet<u32> = self.backends.values().map(|entry| entry.service).collect();
-        let services = self.services.iter().filter(|(_, placed)| in_use.contains(&placed.index));
+        let services =
+            self.services.iter().filter(|(_, placed)| self.users.contains_key(&placed.index));
         let addresses = services.map(|(key, _)| encode::address(key.address));
         let desired_listens =
             desired.services.iter().map(|service| encode::address(service.key.address));
@@ -165,7 +220,6 @@ struct Writes<'a> {
     untouched: bool,
     tables: Vec<Op>,
     services: Vec<Op>,
-    steered: BTreeSet<ServiceKey>,
     problems: &'a mut Vec<Problem>,
 }
 
@@ -176,7 +230,24 @@ impl Writes<'_> {
             drop_pending(placed, ranges);
             return;
         }
-        let Table { slots, members } = table::build(source.balance, &source.members);
+        let mut density = source.density;
+        let mut wanted = None;
+        let (start, Table { slots, members }) = loop {
+            let table = table::build(source.balance, &source.members, density);
+            let len = (table.slots.len() + table.members.len()) as u32;
+            if let Some(start) = room(placed, len, self.now, ranges) {
+                break (start, table);
+            }
+            let wanted = *wanted.get_or_insert(len);
+            // A schedule that has no room is made coarser until it has; a Maglev table is not, for other
+            // nodes have the same one.
+            let sparser = density.sparser().filter(|_| source.balance != Balance::Maglev);
+            let Some(sparser) = sparser else {
+                self.problems.push(Problem::Slots(wanted));
+                return;
+            };
+            density = sparser;
+        };
         let service = Service {
             index: placed.index,
             table_len: slots.len() as u32,
@@ -188,8 +259,7 @@ impl Writes<'_> {
         };
         // The members stand behind the table, in the same run of slots.
         let slots = slots.into_iter().chain(members).map(Slot::of).collect();
-        let pending = Pending { service, source, steering: None };
-        self.place(key, placed, pending, slots, ranges);
+        self.write(key, placed, start, Pending { service, source, steering: None }, slots);
     }
 
     /// Writes the table of a steered service, if something has changed or a time is over.
@@ -224,40 +294,32 @@ impl Writes<'_> {
             drop_pending(placed, ranges);
             return;
         }
+        let len = steering.slots().len() as u32;
+        let Some(start) = room(placed, len, self.now, ranges) else {
+            self.problems.push(Problem::Slots(len));
+            return;
+        };
         let service = Service {
             index: placed.index,
-            table_len: steering.slots().len() as u32,
+            table_len: len,
             balance: Balance::Maglev as u32,
             flags: STEERED,
             ..Service::ZERO
         };
         let slots = steering.slots().to_vec();
         let pending = Pending { service, source, steering: Some(steering) };
-        self.place(key, placed, pending, slots, ranges);
+        self.write(key, placed, start, pending, slots);
     }
 
-    /// Finds a run for the slots, and writes them and the service that points to them.
-    fn place(
+    /// Writes the slots from `start` on, and the service that points to them.
+    fn write(
         &mut self,
         key: ServiceKey,
         placed: &mut Placed,
+        start: u32,
         mut pending: Pending,
         slots: Vec<Slot>,
-        ranges: &mut Ranges,
     ) {
-        let len = slots.len() as u32;
-        if placed.pending.as_ref().is_none_or(|pending| run(&pending.service).1 != len) {
-            drop_pending(placed, ranges);
-        }
-        let start = match &placed.pending {
-            Some(pending) => Some(pending.service.table_start),
-            None if len == 0 => Some(0),
-            None => ranges.take(len, self.now),
-        };
-        let Some(start) = start else {
-            self.problems.push(Problem::Slots(len));
-            return;
-        };
         let service = &mut pending.service;
         service.table_start = start;
         if service.members_len > 0 {
@@ -265,10 +327,22 @@ impl Writes<'_> {
         }
         let service = *service;
         placed.pending = Some(pending);
-        if len > 0 {
+        if !slots.is_empty() {
             self.tables.push(Op::SetTable { start, slots });
         }
         self.services.push(Op::SetService { key, service });
+    }
+}
+
+/// A run of `len` slots: that of the table that is planned already, if it has the same length.
+fn room(placed: &mut Placed, len: u32, now: Duration, ranges: &mut Ranges) -> Option<u32> {
+    if placed.pending.as_ref().is_none_or(|pending| run(&pending.service).1 != len) {
+        drop_pending(placed, ranges);
+    }
+    match &placed.pending {
+        Some(pending) => Some(pending.service.table_start),
+        None if len == 0 => Some(0),
+        None => ranges.take(len, now),
     }
 }
 

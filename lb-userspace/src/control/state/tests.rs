@@ -1,4 +1,4 @@
-use lb_common::service::Balance;
+use lb_common::{service::Balance, stats::BackendSignals};
 
 use super::*;
 use crate::{
@@ -34,6 +34,7 @@ pub(crate) fn service(name: &str, backends: &[&str]) -> config::Service {
             fall: 3,
         },
         guard: config::Guard::default(),
+        passive: Some(config::Passive { eject_percent: 50, eject_time: Duration::from_secs(10) }),
     }
 }
 
@@ -168,4 +169,35 @@ fn the_desired_state_follows_the_verdicts() {
     let flags: Vec<_> =
         desired.services[0].backends.iter().map(|it| (it.serving, it.forward)).collect();
     assert_eq!(flags, [(true, true), (false, false)]);
+}
+
+#[test]
+fn what_is_not_watched_is_not_held_against_a_backend() {
+    let mut state = running();
+    assert_eq!(state.watched().count(), 2);
+    let mut signals = [BackendSignals::ZERO; 2];
+    let mut now = seconds(10);
+    let mut ejected = Vec::new();
+    while ejected.is_empty() {
+        assert!(now < seconds(20), "it is not ejected");
+        let watched =
+            state.watch(|_| true, |_, place| Some((place as u32, &signals[place])), |_, _| 0, now);
+        ejected = watched.ejected;
+        signals[0].attempts += 10;
+        signals[1].attempts += 10;
+        signals[0].answered += 10;
+        signals[1].refused += 10;
+        now += Duration::from_millis(100);
+    }
+    assert_eq!(ejected, [("web".to_owned(), "app-02".to_owned())]);
+    assert_eq!(messages(&state.judge(now)), ["app-02 serves no longer"]);
+
+    let mut next = service("web", &["app-01", "app-02"]);
+    next.passive = None;
+    state.configure(&[next], no_wish, now);
+    assert_eq!(messages(&state.judge(now)), ["app-02 serves"]);
+    assert_eq!(state.watched().count(), 0);
+    let watched =
+        state.watch(|_| true, |_, place| Some((place as u32, &signals[place])), |_, _| 0, now);
+    assert!(!watched.changed && watched.notes.is_empty());
 }

@@ -4,13 +4,17 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::CString,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context as _;
 use nix::net::if_::{if_indextoname, if_nametoindex};
 
 use super::Task;
-use crate::{dataplane::AttachMode, events::Kind};
+use crate::{
+    dataplane::{AttachMode, Attachment},
+    events::Kind,
+};
 
 /// Interfaces with the program, by index.
 #[derive(Debug, Default)]
@@ -18,9 +22,20 @@ pub(super) struct Attachments {
     done: BTreeMap<u32, AttachMode>,
     /// Not tried again before the next tick.
     failed: BTreeSet<u32>,
+    /// Since when nothing needs the program there.
+    idle: BTreeMap<u32, Duration>,
 }
 
+/// An interface that nothing has needed for so long loses the program. A route that flaps must not
+/// take it away from packets that are on their way.
+const IDLE_FOR: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
+
 impl Attachments {
+    /// Interfaces that have the program of this daemon already.
+    pub(super) fn adopt(&mut self, attachments: &[Attachment]) {
+        self.done.extend(attachments.iter().map(|it| (it.ifindex, it.mode)));
+    }
+
     /// Lets what failed be tried again.
     pub(super) fn retry(&mut self) {
         self.failed.clear();
@@ -40,11 +55,7 @@ impl Task {
     /// Puts the program where it is missing: on interfaces that next hops have begun to name, and
     /// on the node's own if it has been made anew.
     pub(super) async fn attach_where_needed(&mut self) {
-        let hops = self.state.next_hops().values().map(|hop| hop.ifindex);
-        let mut wanted: BTreeSet<u32> = hops.collect();
-        let own = self.interface().ok().and_then(|name| if_nametoindex(name.as_str()).ok());
-        wanted.extend(own);
-        for ifindex in wanted {
+        for ifindex in self.needed_interfaces() {
             if self.attachments.done.contains_key(&ifindex)
                 || self.attachments.failed.contains(&ifindex)
             {
@@ -58,6 +69,47 @@ impl Task {
                 self.attachments.failed.insert(ifindex);
             }
             let wrong = result.err().map(|error| format!("{error:#}"));
+            self.fault(&format!("interface {name}"), wrong);
+        }
+    }
+
+    /// The node's own interface, and those that lead to backends.
+    fn needed_interfaces(&self) -> BTreeSet<u32> {
+        let hops = self.state.next_hops().values().map(|hop| hop.ifindex);
+        let own = self.interface().ok().and_then(|name| if_nametoindex(name.as_str()).ok());
+        hops.chain(own).collect()
+    }
+
+    /// Takes the program off interfaces that no next hop has named for some time: backends have moved,
+    /// or an earlier daemon served others.
+    pub(super) async fn detach_where_idle(&mut self, now: Duration) {
+        // Before all next hops are known, no interface is known to be idle.
+        if !*self.settled.borrow() {
+            return;
+        }
+        let needed = self.needed_interfaces();
+        self.attachments.idle.retain(|ifindex, _| !needed.contains(ifindex));
+        for &ifindex in self.attachments.done.keys().filter(|ifindex| !needed.contains(ifindex)) {
+            self.attachments.idle.entry(ifindex).or_insert(now);
+        }
+        let over = |(_, since): &(&u32, &Duration)| now.saturating_sub(**since) >= IDLE_FOR;
+        let over: Vec<u32> =
+            self.attachments.idle.iter().filter(over).map(|(&ifindex, _)| ifindex).collect();
+        for ifindex in over {
+            let name = if_indextoname(ifindex).ok().and_then(|name| name.into_string().ok());
+            // Of an interface that is gone, the name is empty.
+            let name = name.filter(|name| !name.is_empty());
+            let name = name.unwrap_or_else(|| format!("number {ifindex}"));
+            let kernel = Arc::clone(&self.kernel);
+            let result = tokio::task::spawn_blocking(move || kernel.detach(ifindex)).await;
+            let result = result.map_err(anyhow::Error::from).flatten();
+            let wrong = result.err().map(|error| format!("take the program off: {error:#}"));
+            if wrong.is_none() {
+                self.attachments.done.remove(&ifindex);
+                self.attachments.idle.remove(&ifindex);
+                let message = format!("the program is off {name}: it leads to no backend any more");
+                self.note(Kind::Attach, message);
+            }
             self.fault(&format!("interface {name}"), wrong);
         }
     }

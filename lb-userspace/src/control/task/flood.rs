@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{Task, snapshot::Names};
+use super::Task;
 use crate::{
     dataplane::Sweep,
     events::{Kind, Note},
@@ -63,6 +63,11 @@ impl Flood {
         begins.then(|| Note { service, ..Note::new(Kind::Kernel, message) })
     }
 
+    /// Whether there is something to tell of this sweep, or may be.
+    fn concerns(&self, sweep: &Sweep) -> bool {
+        self.going_on.is_some() || sweep.half_open_percent >= FULL
+    }
+
     /// What goes on now, for `status`.
     pub(super) fn message(&self) -> Option<&str> {
         self.going_on.as_ref().map(|(_, message)| message.as_str())
@@ -71,13 +76,16 @@ impl Flood {
 
 impl Task {
     /// Looks whether a flood has begun or ended.
-    pub(super) fn watch_floods(&mut self, sweep: &Sweep, names: &Names, now: Duration) {
-        let rates = names
-            .services
-            .iter()
-            .filter_map(|(index, name)| Some((name.clone(), *self.rates.services.get(index)?)));
-        let rates = rates.collect();
-        if let Some(note) = self.flood.take(sweep, &names.service_of, &rates, now) {
+    pub(super) fn watch_floods(&mut self, sweep: &Sweep, now: Duration) {
+        let (mut service_of, mut rates) = (BTreeMap::new(), BTreeMap::new());
+        if self.flood.concerns(sweep) {
+            service_of = self.service_names(sweep.half_open.keys().copied());
+            rates.extend(self.state.services().iter().filter_map(|service| {
+                let rate = self.rates.services.get(&self.index(service)?)?;
+                Some((service.config.name.clone(), *rate))
+            }));
+        }
+        if let Some(note) = self.flood.take(sweep, &service_of, &rates, now) {
             self.timeline.add(note);
         }
     }

@@ -1,16 +1,16 @@
 //! How others command the reconcile task.
 
-use std::sync::Arc;
+use std::{ops::ControlFlow, sync::Arc};
 
 use anyhow::Context as _;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Change, Command, Refused, Reloaded, WishError, Wished, snapshot::Snapshot, wish};
+use super::{Change, Command, Refused, Reloaded, WishError, Wished, wish};
 use crate::{
     control::{
         kernel::Kernel,
         reset::{self, Resets},
-        status::{NamedFlow, Status},
+        status::{NamedFlow, Status, View},
     },
     events::{Kind, Note, Timeline},
     trace::{
@@ -19,6 +19,12 @@ use crate::{
         show::{Names, Unknown},
     },
 };
+
+/// Connections that are handed over together.
+const FLOWS_IN_A_BATCH: usize = 256;
+
+/// Batches that wait for a reader of connections. A slow one makes the reading wait, and nothing else.
+const QUEUED_BATCHES: usize = 4;
 
 /// Commands the task; cheap to copy.
 #[derive(Clone, Debug)]
@@ -94,31 +100,49 @@ impl Handle {
         let _ = self.settled.wait_for(|settled| *settled).await;
     }
 
-    /// The state of the node.
-    pub async fn status(&self) -> anyhow::Result<Status> {
-        let snapshot = self.snapshot().await?;
+    /// The state of the node, as far as `view` shows it.
+    pub async fn status(&self, view: View) -> anyhow::Result<Status> {
+        let snapshot = self.ask(|answer| Command::Snapshot(view, answer)).await?;
         let kernel = Arc::clone(&self.kernel);
         tokio::task::spawn_blocking(move || snapshot.complete(&kernel)).await?
     }
 
-    /// Up to `limit` connections, of one service if it is named.
+    /// Up to `limit` connections, of one service if it is named: in batches, which are read from the
+    /// kernel's tables no faster than they are taken.
     pub async fn flows(
         &self,
         service: Option<String>,
         limit: usize,
-    ) -> Result<Vec<NamedFlow>, FlowsError> {
-        let snapshot = self.snapshot().await?;
-        if let Some(name) = &service {
-            let known = snapshot.service_names();
-            if !known.contains(name) {
-                let (name, known) = (name.clone(), known.join(", "));
-                return Err(FlowsError::Unknown { name, known });
-            }
-        }
+    ) -> Result<mpsc::Receiver<anyhow::Result<Vec<NamedFlow>>>, FlowsError> {
+        let asked = service.clone();
+        let names = self.ask(|answer| Command::FlowNames(service, answer)).await?;
+        let names = names.map_err(|known| FlowsError::Unknown {
+            name: asked.unwrap_or_default(),
+            known: known.join(", "),
+        })?;
         let kernel = Arc::clone(&self.kernel);
-        let read =
-            tokio::task::spawn_blocking(move || snapshot.flows(&kernel, service.as_deref(), limit));
-        Ok(read.await.map_err(anyhow::Error::from)??)
+        let (sender, receiver) = mpsc::channel(QUEUED_BATCHES);
+        tokio::task::spawn_blocking(move || {
+            // What is sampled is little, and would not be seen behind all that is counted.
+            let mut batch: Vec<_> = names.sampled().take(limit).collect();
+            let mut left = limit - batch.len();
+            let read = kernel.flows(&|backend| names.wants(backend), &mut |flow| {
+                if left == 0 {
+                    return ControlFlow::Break(());
+                }
+                left -= 1;
+                batch.push(names.name(flow));
+                let is_sent = batch.len() < FLOWS_IN_A_BATCH
+                    || sender.blocking_send(Ok(std::mem::take(&mut batch))).is_ok();
+                if is_sent && left > 0 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            });
+            // Who asked may have gone away: then nobody wants the rest.
+            let _ = sender.blocking_send(Ok(batch));
+            if let Err(error) = read {
+                let _ = sender.blocking_send(Err(error));
+            }
+        });
+        Ok(receiver)
     }
 
     /// Begins to record the packets that are asked for. Gives also the names for what they show.
@@ -155,7 +179,9 @@ impl Handle {
         client: Option<reset::Client>,
         rate: u32,
     ) -> Result<Resets, ResetError> {
-        let backends = self.snapshot().await?.ids(backend, service).map_err(ResetError::Unknown)?;
+        let (name, of) = (backend.to_owned(), service.map(str::to_owned));
+        let backends = self.ask(|answer| Command::BackendIds(name, of, answer)).await?;
+        let backends = backends.map_err(ResetError::Unknown)?;
         let kernel = Arc::clone(&self.kernel);
         let work = tokio::spawn(reset::end(kernel, reset::Scope { backends, client, rate }));
         let resets = work.await.map_err(anyhow::Error::from)??;
@@ -174,10 +200,6 @@ impl Handle {
         self.traces.stop().await;
         // If it has ended already, that is as good.
         let _ = self.ask(Command::Stop).await;
-    }
-
-    async fn snapshot(&self) -> anyhow::Result<Snapshot> {
-        self.ask(Command::Snapshot).await
     }
 
     async fn ask<T>(

@@ -1,15 +1,24 @@
 //! One round: judge, attach, plan, apply.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
 use super::{Task, addresses, instant};
 use crate::{
-    clock, config,
-    control::plan::{Desired, Planner},
+    clock,
+    config::{self, sizes},
+    control::{
+        kernel::Kernel,
+        plan::{Desired, Planner},
+    },
     dataplane::Op,
-    events::Kind,
+    events::{Kind, Note},
 };
 
 /// Wait after the first failure to write, and the longest one.
@@ -23,9 +32,8 @@ impl Task {
     /// Makes the kernel's tables true, and answers when time alone will change something.
     pub(super) async fn reconcile(&mut self) -> Instant {
         let now = clock::monotonic();
-        for note in self.state.judge(now) {
-            self.timeline.add(note);
-        }
+        let notes = self.state.judge(now);
+        self.tell(notes);
         self.want_next_hops();
         for note in self.addresses.news() {
             self.timeline.add(note);
@@ -65,7 +73,12 @@ impl Task {
     }
 
     /// Asks for the next hops of all backends, those included that still drain.
-    fn want_next_hops(&self) {
+    fn want_next_hops(&mut self) {
+        let of = (self.state.revision(), self.planner.retired());
+        if self.hops_wanted_of == Some(of) {
+            return;
+        }
+        self.hops_wanted_of = Some(of);
         let configured = self.state.records().map(|(_, record)| record.config.address.ip());
         let retiring = self.planner.retiring().map(|retiring| retiring.address.ip());
         let wanted: BTreeSet<IpAddr> = configured.chain(retiring).collect();
@@ -91,16 +104,7 @@ impl Task {
         }
         let kernel = Arc::clone(&self.kernel);
         let applied = tokio::task::spawn_blocking(move || {
-            // One by one, so that the planner knows how far it came.
-            let mut result = Ok(());
-            let mut done = 0;
-            for op in &plan.ops {
-                result = kernel.apply(std::slice::from_ref(op));
-                if result.is_err() {
-                    break;
-                }
-                done += 1;
-            }
+            let (done, result) = apply(kernel.as_ref(), &plan.ops);
             (plan.ops, done, result)
         });
         let (ops, done, result) = match applied.await {
@@ -111,15 +115,18 @@ impl Task {
                 let read = tokio::task::spawn_blocking(move || kernel.adopted()).await;
                 if let Ok(Ok(adopted)) = read {
                     self.planner = Planner::adopt(adopted);
+                    self.planner.set_density(sizes::needs(&self.config).density);
                 }
                 (Vec::new(), 0, Err(panicked.into()))
             }
         };
         let now = clock::monotonic();
+        let mut notes = Vec::new();
         for op in &ops[..done] {
             self.planner.applied(op, now);
-            self.log(op);
+            notes.extend(log(op));
         }
+        self.tell(notes);
         match result {
             Ok(()) => {
                 self.retry = None;
@@ -151,23 +158,78 @@ impl Task {
         }
     }
 
-    fn log(&self, op: &Op) {
-        match op {
-            Op::SetBackend { id, backend } => tracing::debug!(id, ?backend, "set backend"),
-            Op::ClearBackend { id } => {
-                tracing::debug!(id, "clear backend");
-                self.note(Kind::Drained, format!("the last connections of backend {id} are over"));
+    /// Puts notes on the timeline; of too many, how many there are of each kind.
+    pub(super) fn tell(&self, notes: Vec<Note>) {
+        if notes.len() <= MANY_NOTES {
+            for note in notes {
+                self.timeline.add(note);
             }
-            Op::SetTable { start, slots } => {
-                tracing::debug!(start, len = slots.len(), "set table");
+            return;
+        }
+        let mut kinds: BTreeMap<String, Vec<Note>> = BTreeMap::new();
+        for note in notes {
+            kinds.entry(format!("{:?}", note.kind)).or_default().push(note);
+        }
+        for notes in kinds.into_values() {
+            let (count, shown) = (notes.len(), notes.len().min(SHOWN_NOTES));
+            let mut notes = notes.into_iter();
+            for note in notes.by_ref().take(shown) {
+                self.timeline.add(note);
             }
-            Op::SetService { key, service } => tracing::debug!(?key, ?service, "set service"),
-            Op::RemoveService { key } => tracing::debug!(?key, "remove service"),
-            Op::SetSource { .. } | Op::RemoveSource { .. } => {
-                tracing::debug!(?op, "change who may connect");
+            if let Some(next) = notes.next() {
+                let message = format!("and {} more of this kind at once", count - shown);
+                self.note(next.kind, message);
             }
-            Op::SetVips { .. } => tracing::debug!("set the filter of floating addresses"),
-            Op::SetSteered { .. } => tracing::debug!("set the filter of steered services"),
         }
     }
+}
+
+/// More notes than this in one round would push everything else off the timeline.
+const MANY_NOTES: usize = 256;
+
+/// What is told in full, then, of each kind.
+const SHOWN_NOTES: usize = 16;
+
+/// Writes that go to the kernel in one call.
+const BATCH: usize = 4096;
+
+/// Applies writes: how many have been made, and why no more.
+fn apply(kernel: &dyn Kernel, ops: &[Op]) -> (usize, anyhow::Result<()>) {
+    let mut done = 0;
+    for batch in ops.chunks(BATCH) {
+        if kernel.apply(batch).is_ok() {
+            done += batch.len();
+            continue;
+        }
+        // Once more, one by one, so that the planner knows how far it came.
+        for op in batch {
+            if let Err(error) = kernel.apply(std::slice::from_ref(op)) {
+                return (done, Err(error));
+            }
+            done += 1;
+        }
+    }
+    (done, Ok(()))
+}
+
+fn log(op: &Op) -> Option<Note> {
+    match op {
+        Op::SetBackend { id, backend } => tracing::debug!(id, ?backend, "set backend"),
+        Op::ClearBackend { id } => {
+            tracing::debug!(id, "clear backend");
+            let message = format!("the last connections of backend {id} are over");
+            return Some(Note::new(Kind::Drained, message));
+        }
+        Op::SetTable { start, slots } => {
+            tracing::debug!(start, len = slots.len(), "set table");
+        }
+        Op::SetService { key, service } => tracing::debug!(?key, ?service, "set service"),
+        Op::RemoveService { key } => tracing::debug!(?key, "remove service"),
+        Op::SetSource { .. } | Op::RemoveSource { .. } => {
+            tracing::debug!(?op, "change who may connect");
+        }
+        Op::SetVips { .. } => tracing::debug!("set the filter of floating addresses"),
+        Op::SetSteered { .. } => tracing::debug!("set the filter of steered services"),
+    }
+    None
 }

@@ -7,8 +7,9 @@ use super::Task;
 use crate::{
     clock,
     config::{
-        self, Config,
+        self, Config, Probe,
         report::{Diagnostic, Severity, render, summary},
+        sizes,
     },
     events::{Kind, Note},
     health::Report,
@@ -74,7 +75,8 @@ impl Task {
             }
             Err(panicked) => return Err(refused(&[format!("read the file: {panicked}")])),
         };
-        let obstacles = obstacles(&self.config, &loaded.config, &self.node);
+        let mut obstacles = obstacles(&self.config, &loaded.config, &self.node);
+        obstacles.extend(sizes::shortages(&loaded.config, self.planner.sizes()));
         if !obstacles.is_empty() {
             return Err(refused(&obstacles));
         }
@@ -83,7 +85,7 @@ impl Task {
         self.warnings = warnings(&loaded.warnings);
         // Probes whose questions have changed end first, so that what they have found is not taken
         // for what the new ones find.
-        self.probes.keep(&targets(&self.config)).await;
+        self.probes.keep(targets(&self.config).iter()).await;
         while let Ok(report) = reports.try_recv() {
             self.observe(&report);
         }
@@ -100,17 +102,23 @@ impl Task {
     }
 }
 
-/// The warnings of a file, a line each.
+/// The warnings of a file, a line each; of very many, the first.
 pub(crate) fn warnings(diagnostics: &[Diagnostic]) -> Vec<String> {
+    let more = diagnostics.len().saturating_sub(MOST_WARNINGS);
     diagnostics
         .iter()
+        .take(MOST_WARNINGS)
         .map(|diagnostic| {
             let place = diagnostic.place.as_ref().map(|place| format!(":{}", place.line));
             let place = place.unwrap_or_default();
             format!("{}{place}: {}", diagnostic.file, diagnostic.message)
         })
+        .chain((more > 0).then(|| format!("{more} more: `ballast check` has them all")))
         .collect()
 }
+
+/// Warnings of a file that `status` repeats.
+const MOST_WARNINGS: usize = 100;
 
 fn headline(diagnostics: &[Diagnostic]) -> String {
     let mut errors = diagnostics.iter().filter(|it| it.severity == Severity::Error);
@@ -130,8 +138,8 @@ fn refused(obstacles: &[String]) -> Refused {
 }
 
 fn targets(config: &Config) -> Vec<crate::health::Target> {
-    let services = config.services.iter();
-    services
+    let probed = config.services.iter().filter(|service| service.health.probe != Probe::None);
+    probed
         .flat_map(|service| {
             service.backends.iter().map(|backend| crate::health::Target {
                 service: service.name.clone(),
@@ -155,6 +163,9 @@ fn obstacles(old: &Config, new: &Config, node: &str) -> Vec<String> {
     };
     fixed("dataplane.max_flows", old.dataplane.max_flows == new.dataplane.max_flows);
     fixed("dataplane.max_half_open", old.dataplane.max_half_open == new.dataplane.max_half_open);
+    fixed("dataplane.max_services", old.dataplane.max_services == new.dataplane.max_services);
+    fixed("dataplane.max_backends", old.dataplane.max_backends == new.dataplane.max_backends);
+    fixed("dataplane.max_slots", old.dataplane.max_slots == new.dataplane.max_slots);
     fixed("paths.socket", old.paths.socket == new.paths.socket);
     fixed("paths.state", old.paths.state == new.paths.state);
     fixed("paths.pins", old.paths.pins == new.paths.pins);

@@ -1,7 +1,7 @@
 //! `status`: what the task knows, and the counters that are read after it has gone on.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -18,12 +18,13 @@ use crate::{
         plan::service_key,
         state::{Record, ServiceState},
         status::{
-            Backend, Floating, NamedFlow, Retiring, Service, Slots, Status, balance_word,
-            forward_words, protocol_word,
+            Backend, Floating, MANY_BACKENDS, Passive, PassiveState, Retiring, Service, Slots,
+            Status, View, balance_word, forward_words, protocol_word,
         },
         verdict::{Admin, WEIGHT_SCALE},
     },
-    dataplane::{AttachMode, Counters, Flow, Info},
+    dataplane::{AttachMode, Counters, Info},
+    health::passive::Stand,
     net::Mac,
 };
 
@@ -34,102 +35,33 @@ const ETHERNET_MTU: u32 = 1500;
 #[derive(Debug)]
 pub(super) struct Snapshot {
     status: Status,
-    /// By service, in order: its index, and the identifiers of its backends in order.
+    /// By service that is shown, in order: its index, and the identifiers of its backends in order,
+    /// as far as they are shown.
     numbers: Vec<(Option<u32>, Vec<Option<u32>>)>,
-    rates: Rates,
-    names: Names,
-    /// The flows of steered services, the busiest first.
-    sampled: Vec<NamedFlow>,
-}
-
-/// Names by number.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Names {
-    pub(super) services: BTreeMap<u32, String>,
-    pub(super) backends: BTreeMap<u32, String>,
-    pub(super) service_of: BTreeMap<u32, String>,
-    /// Index of a backend's service.
-    pub(super) index_of: BTreeMap<u32, u32>,
-}
-
-impl Names {
-    fn flow(&self, flow: Flow) -> NamedFlow {
-        NamedFlow {
-            service: self.service_of.get(&flow.backend_id).cloned(),
-            backend_name: self.backends.get(&flow.backend_id).cloned(),
-            sampled: false,
-            packets_per_second: None,
-            flow,
-        }
-    }
+    rates: Arc<Rates>,
 }
 
 impl Task {
-    /// What samples tell, in the form of other flows. A backend of a steered service sees the client's
-    /// own address.
-    fn sampled(&self, names: &Names, now: Duration) -> Vec<NamedFlow> {
-        let flows = self.sampled.flows();
-        if flows.is_empty() {
-            return Vec::new();
-        }
-        let mut addresses: BTreeMap<u32, SocketAddr> =
-            self.planner.ids().iter().map(|((_, address), id)| (*id, *address)).collect();
-        addresses.extend(self.planner.retiring().map(|it| (it.id, it.address)));
-        let named = flows.into_iter().map(|flow| {
-            let address = addresses.get(&flow.backend_id).copied();
-            let packets_per_second = Some(flow.packets_per_second.round() as u64);
-            let named = names.flow(Flow {
-                protocol: flow.protocol,
-                client: flow.client,
-                listen: flow.listen,
-                nat: flow.client,
-                backend: address.unwrap_or(flow.listen),
-                backend_id: flow.backend_id,
-                phase: "sampled".into(),
-                idle_ms: now.saturating_sub(flow.last).as_millis() as u64,
-                forward_packets: flow.packets,
-                forward_bytes: flow.bytes,
-                return_packets: 0,
-                return_bytes: 0,
-            });
-            NamedFlow { sampled: true, packets_per_second, ..named }
-        });
-        named.collect()
+    pub(super) fn index(&self, service: &ServiceState) -> Option<u32> {
+        let key = service_key(service.config.listen, service.config.protocol);
+        self.planner.service_index(&key)
     }
 
-    /// Numbers of services and backends with their names. Backends that are configured no longer
-    /// are called by their address.
-    pub(super) fn names(&self) -> Names {
-        let mut names = Names::default();
-        for retiring in self.planner.retiring() {
-            names.backends.insert(retiring.id, retiring.address.to_string());
-        }
-        let numbers = self.numbers();
-        for (service, (index, backends)) in self.state.services().iter().zip(numbers) {
-            let name = &service.config.name;
-            names.services.extend(index.map(|index| (index, name.clone())));
-            for (record, id) in service.records.iter().zip(backends) {
-                names.backends.extend(id.map(|id| (id, record.config.name.clone())));
-                names.service_of.extend(id.map(|id| (id, name.clone())));
-                names.index_of.extend(id.zip(index));
-            }
-        }
-        names
+    /// The index of a service, and the identifiers of its backends if they are `listed`.
+    fn numbers(&self, service: &ServiceState, listed: bool) -> (Option<u32>, Vec<Option<u32>>) {
+        let index = self.index(service);
+        let id = |address: SocketAddr| self.planner.id(index?, address);
+        let records = service.records.iter().filter(|_| listed);
+        (index, records.map(|record| id(record.config.address)).collect())
     }
 
-    fn numbers(&self) -> Vec<(Option<u32>, Vec<Option<u32>>)> {
-        let ids = self.planner.ids();
-        let of_service = |service: &ServiceState| {
-            let key = service_key(service.config.listen, service.config.protocol);
-            let index = self.planner.service_index(&key);
-            let id = |address: SocketAddr| ids.get(&(index?, address)).copied();
-            let backends = service.records.iter().map(|record| id(record.config.address));
-            (index, backends.collect())
+    pub(super) fn snapshot(&self, view: &View) -> Snapshot {
+        let shown = |service: &&ServiceState| {
+            view.service.as_ref().is_none_or(|name| *name == service.config.name)
         };
-        self.state.services().iter().map(of_service).collect()
-    }
-
-    pub(super) fn snapshot(&self) -> Snapshot {
+        let shown: Vec<_> = self.state.services().iter().filter(shown).collect();
+        let backends: usize = shown.iter().map(|service| service.records.len()).sum();
+        let listed = view.all || view.service.is_some() || backends <= MANY_BACKENDS;
         let now = clock::monotonic();
         let wall = clock::wall();
         let retiring = self.planner.retiring().map(|retiring| Retiring {
@@ -148,14 +80,13 @@ impl Task {
             floating: self.floating(),
             dataplane: Info::default(),
             flows: self.flows,
-            services: self.state.services().iter().map(|service| self.service(service)).collect(),
-            retiring: retiring.collect(),
+            services: shown.iter().map(|service| self.service(service, listed)).collect(),
+            retiring: retiring.take(if listed { usize::MAX } else { MANY_BACKENDS }).collect(),
             reasons: BTreeMap::new(),
             warnings: self.current_warnings(),
         };
-        let names = self.names();
-        let sampled = self.sampled(&names, now);
-        Snapshot { status, numbers: self.numbers(), rates: self.rates.clone(), names, sampled }
+        let numbers = shown.iter().map(|service| self.numbers(service, listed)).collect();
+        Snapshot { status, numbers, rates: Arc::clone(&self.rates) }
     }
 
     fn current_warnings(&self) -> Vec<String> {
@@ -219,7 +150,9 @@ impl Task {
             .collect()
     }
 
-    fn service(&self, service: &ServiceState) -> Service {
+    fn service(&self, service: &ServiceState, listed: bool) -> Service {
+        let serving = service.records.iter().filter(|record| record.verdict.serving).count();
+        let records = service.records.iter().filter(|_| listed);
         let (forward, encapsulation) = forward_words(service.config.forward);
         let key = service_key(service.config.listen, service.config.protocol);
         let slots = self.planner.disturbed(&key);
@@ -238,11 +171,13 @@ impl Task {
             replayed: 0,
             not_replayed: 0,
             connections_per_second: 0.0,
-            backends: service.records.iter().map(|record| self.backend(record)).collect(),
+            serving_count: serving,
+            backend_count: service.records.len(),
+            backends: records.map(|record| self.backend(service, record)).collect(),
         }
     }
 
-    fn backend(&self, record: &Record) -> Backend {
+    fn backend(&self, service: &ServiceState, record: &Record) -> Backend {
         let hop = self.state.next_hops().get(&record.config.address.ip());
         let since = clock::monotonic().saturating_sub(record.since);
         let full = record.weight() * WEIGHT_SCALE;
@@ -256,6 +191,7 @@ impl Task {
             admin: record.wish.admin,
             reason: record.reason.clone(),
             verdict: record.verdict.reasons.iter().map(ToString::to_string).collect(),
+            passive: service.config.passive.map(|_| passive(record, clock::monotonic())),
             since: clock::wall() - since,
             weight: record.weight(),
             weight_percent: record.verdict.weight * 100 / full,
@@ -271,6 +207,29 @@ impl Task {
             forward_bytes_per_second: 0.0,
             return_bytes_per_second: 0.0,
         }
+    }
+}
+
+fn passive(record: &Record, now: Duration) -> Passive {
+    let track = &record.track;
+    let mut ejected_for = None;
+    let (state, reason) = match track.stand() {
+        Stand::Ejected(ejection) => {
+            ejected_for = Some(ejection.until.saturating_sub(now).as_secs());
+            (PassiveState::Ejected, Some(ejection.evidence.to_string()))
+        }
+        Stand::Failing(failing) => (PassiveState::Failing, Some(failing.to_string())),
+        Stand::Fit if track.share_percent() < 100 => (PassiveState::Slow, None),
+        Stand::Fit if track.is_busy(now) => (PassiveState::Fit, None),
+        Stand::Fit => (PassiveState::Quiet, None),
+    };
+    Passive {
+        state,
+        reason,
+        ejected_for,
+        handshake_p50_us: track.handshake_p50_us(),
+        handshake_p99_us: track.handshake_p99_us(),
+        patience_ms: Some(track.patience_ms()).filter(|millis| *millis > 0),
     }
 }
 
@@ -331,56 +290,5 @@ impl Snapshot {
                 }
             }
         }
-    }
-
-    /// Reads up to `limit` connections, of one service if it is named, which blocks.
-    pub(super) fn flows(
-        &self,
-        kernel: &Arc<dyn Kernel>,
-        service: Option<&str>,
-        limit: usize,
-    ) -> anyhow::Result<Vec<NamedFlow>> {
-        // Those of other services take no part in the limit.
-        let read = kernel.flows(if service.is_some() { usize::MAX } else { limit })?;
-        let named = read.into_iter().map(|flow| self.names.flow(flow));
-        // What is sampled is little, and would not be seen behind all that is counted.
-        let named = self.sampled.iter().cloned().chain(named);
-        let of_service = |flow: &NamedFlow| service.is_none() || flow.service.as_deref() == service;
-        Ok(named.filter(of_service).take(limit).collect())
-    }
-
-    /// The identifiers of the backends of this name, in one service if it is named. The error says
-    /// which there are.
-    pub(super) fn ids(
-        &self,
-        backend: &str,
-        service: Option<&str>,
-    ) -> Result<BTreeSet<u32>, String> {
-        let known = self.service_names();
-        if let Some(name) = service
-            && !known.iter().any(|known| known == name)
-        {
-            let known = known.join(", ");
-            return Err(format!("no service is called {name}; there are: {known}"));
-        }
-        let of_service = |id: &u32| {
-            let name = self.names.service_of.get(id).map(String::as_str);
-            service.is_none() || name == service
-        };
-        let in_scope = || self.names.backends.iter().filter(|(id, _)| of_service(id));
-        let ids: BTreeSet<u32> =
-            in_scope().filter(|(_, name)| *name == backend).map(|(id, _)| *id).collect();
-        if ids.is_empty() {
-            let known: BTreeSet<&str> = in_scope().map(|(_, name)| name.as_str()).collect();
-            let known = known.into_iter().collect::<Vec<_>>().join(", ");
-            let of = service.map(|name| format!(" of {name}")).unwrap_or_default();
-            return Err(format!("no backend{of} is called {backend}; there are: {known}"));
-        }
-        Ok(ids)
-    }
-
-    /// The names of the services.
-    pub(super) fn service_names(&self) -> Vec<String> {
-        self.status.services.iter().map(|service| service.name.clone()).collect()
     }
 }

@@ -22,6 +22,7 @@ use crate::{
 };
 
 mod fake;
+mod passive;
 mod traces;
 
 use fake::FakeKernel;
@@ -283,6 +284,99 @@ async fn a_reload_applies_as_a_whole_or_not_at_all() {
     let status = running.status().await;
     assert_eq!(status.retiring.len(), 1, "app-01 of web still drains");
     assert!(status.retiring[0].seconds_left.is_some_and(|left| left > 50));
+}
+
+#[tokio::test]
+async fn a_reload_that_needs_larger_tables_is_refused_with_the_cure() {
+    let ((_one, first), (_two, second)) = (listener(), listener());
+    let kernel = Arc::<FakeKernel>::default();
+    kernel.maps().sizes.backends = 1;
+    let directory = scratch::Directory::new("task");
+    let text = file(&[("web", 80, &[("app-01", first)])]);
+    let running = Running::start_in(directory, kernel, &text).await;
+    running.until_table(80, &[first]).await;
+    let path = running.directory.path().join("ballast.toml");
+    fs::write(&path, file(&[("web", 80, &[("app-01", first), ("app-02", second)])])).unwrap();
+    let error = running.post(&["reload"], None).await.unwrap_err();
+    assert!(error.contains("room for 2 backends") && error.contains("restart"), "{error}");
+    assert_eq!(running.kernel.table(80), Some(BTreeSet::from([first])));
+}
+
+#[tokio::test]
+async fn an_interface_that_leads_to_no_backend_loses_the_program() {
+    // No interface of this machine has that number.
+    const GONE: u32 = 2_000_000_000;
+    let (_one, first) = listener();
+    let kernel = Arc::<FakeKernel>::default();
+    let (interface, mode) = ("gone0".to_owned(), crate::dataplane::AttachMode::Generic);
+    let old = crate::dataplane::Attachment { interface, ifindex: GONE, mode };
+    kernel.maps().attached.push(old);
+    let directory = scratch::Directory::new("task");
+    let text = file(&[("web", 80, &[("app-01", first)])]);
+    let running = Running::start_in(directory, kernel, &text).await;
+    running.until_table(80, &[first]).await;
+    let told = |text: &str| {
+        let events = running.handle.timeline().recent();
+        events.iter().any(|event| event.message.contains(text))
+    };
+    eventually("the program to leave", || told("the program is off number 2000000000")).await;
+    let attached: Vec<u32> = running.kernel.maps().attached.iter().map(|it| it.ifindex).collect();
+    assert_eq!(attached, [1]);
+}
+
+#[tokio::test]
+async fn a_view_shows_one_service() {
+    let (_one, first) = listener();
+    let text = file(&[("web", 80, &[("a", first)]), ("api", 81, &[("b", first)])]);
+    let running = Running::start(&text).await;
+    running.until_table(81, &[first]).await;
+    let socket = running.directory.path().join("sock");
+    let of = |name| Call::get(&["status"]).with("service", Some(name));
+    let status: Status = of("api").json(&socket).await.unwrap();
+    assert_eq!(status.services.len(), 1);
+    let api = &status.services[0];
+    assert_eq!((api.name.as_str(), api.backends.len(), api.backend_count), ("api", 1, 1));
+    let error = of("wap").text(&socket).await.unwrap_err().to_string();
+    assert_eq!(error, "no service is called wap");
+}
+
+#[tokio::test]
+async fn a_thousand_services_come_at_once_and_change_one_by_one() {
+    let address = |host: u8, port| SocketAddr::from(([127, 0, 0, host], port));
+    let names: Vec<String> = (0..1000).map(|number| format!("web-{number}")).collect();
+    let hosts: Vec<String> = (0..20).map(|number| format!("app-{number}")).collect();
+    let backends = |port| -> Vec<_> {
+        hosts.iter().map(String::as_str).zip((1..).map(|host| address(host, port))).collect()
+    };
+    let backends: Vec<_> = (0..1000).map(|at| backends(8000 + at)).collect();
+    let services: Vec<Of<'_>> = (0..1000_u16)
+        .map(|at| (names[usize::from(at)].as_str(), at + 1, &backends[usize::from(at)][..]))
+        .collect();
+    let text = |services: &[Of<'_>]| file(services).replace("probe = \"tcp\"", "probe = \"none\"");
+    let kernel = Arc::<FakeKernel>::default();
+    kernel.maps().sizes.backends = 25_000;
+    let directory = scratch::Directory::new("task");
+    let running = Running::start_in(directory, Arc::clone(&kernel), &text(&services)).await;
+    eventually("the last table", || kernel.maps().services.len() == 1000).await;
+    assert_eq!(kernel.maps().backends.len(), 20_000);
+
+    // Only 127.0.0.1 has a next hop, so one of each service serves.
+    running.until_table(1000, &[address(1, 8999)]).await;
+    let status = running.status().await;
+    assert_eq!(status.services.len(), 1000);
+    assert!(status.services.iter().all(|it| (it.serving_count, it.backend_count) == (1, 20)));
+    assert!(status.services[0].backends.is_empty(), "20,000 are counted, not listed");
+    let events = running.handle.timeline().recent();
+    assert!(events.iter().any(|event| event.message.contains("more of this kind")));
+
+    // What has not changed is not written again.
+    let mut changed = services.clone();
+    changed[7].2 = &changed[7].2[..19];
+    fs::write(running.directory.path().join("ballast.toml"), text(&changed)).unwrap();
+    let before = kernel.maps().writes;
+    running.post(&["reload"], None).await.unwrap();
+    let written = kernel.maps().writes - before;
+    assert!(written < 10, "{written} writes");
 }
 
 #[tokio::test]

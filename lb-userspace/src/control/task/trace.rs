@@ -10,17 +10,19 @@ use crate::{control::plan::service_key, trace::show::Names};
 impl Task {
     /// Names of services, backends and interfaces.
     pub(super) fn trace_names(&self) -> Names {
-        let ids = self.names();
+        // Of all services: there is no name that could be unknown.
+        let backends: BTreeMap<u32, String> =
+            self.flow_names(None).unwrap_or_default().into_backends().collect();
         let services = self.state.services().iter().filter_map(|service| {
             let key = service_key(service.config.listen, service.config.protocol);
             let index = self.planner.service_index(&key)?;
             Some((index, (service.config.name.clone(), key)))
         });
-        let service_of = self.planner.ids().into_iter().map(|((index, _), id)| (id, index));
+        let service_of = backends.keys().filter_map(|&id| Some((id, self.planner.backend(id)?.0)));
         Names {
             services: services.collect(),
-            backends: ids.backends,
             service_of: service_of.collect(),
+            backends,
             interfaces: interfaces(),
         }
     }

@@ -7,25 +7,24 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
+    ops::ControlFlow,
     os::fd::AsFd as _,
 };
 
 use anyhow::Context as _;
-use aya::maps::MapError;
 use lb_common::{
     backend::RESOLVED,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, state},
-    limits::MAX_BACKENDS,
 };
 
-use super::{Key, TCP, Table, View};
+use super::{Key, Reader, TCP, Table, View, backend};
 use crate::{
     dataplane::{Dataplane, batch},
     net::rst::Rst,
 };
 
-/// `BPF_EXIST` of `linux/bpf.h`: the key must be there.
-const EXIST: u64 = 2;
+/// What a write is for, for errors.
+const WRITE: &str = "write to the flow table";
 
 /// An open connection, by what does not change while it lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +116,7 @@ impl<K: Flow> Table<K> {
         backends: &BTreeSet<u32>,
         found: &mut Vec<Connection>,
     ) -> anyhow::Result<()> {
-        batch::for_each::<K, K::Entry>(self.raw.fd().as_fd(), |key, entry| {
+        batch::for_each::<K, K::Entry>(self.fd(), |key, entry| {
             let view = key.view(entry);
             let other = view.is_return()
                 || view.state & state::STEERED != 0
@@ -131,6 +130,7 @@ impl<K: Flow> Table<K> {
                     protocol: view.protocol,
                 });
             }
+            ControlFlow::Continue(())
         })
         .context("read the flow table")
     }
@@ -140,7 +140,7 @@ impl<K: Flow> Table<K> {
     /// What the kernel program writes into the two entries at the same moment is lost: a stamp, or that
     /// it has just ended too. In that case the connection is counted as closed twice; the next sweeps
     /// find that.
-    fn cut(&mut self, connection: &Connection) -> anyhow::Result<Option<Halves>> {
+    fn cut(&self, connection: &Connection) -> anyhow::Result<Option<Halves>> {
         let Some(key) = K::new(connection.client, connection.listen, connection.protocol) else {
             return Ok(None);
         };
@@ -149,7 +149,7 @@ impl<K: Flow> Table<K> {
         if client.backend != connection.backend || state::closed(client.state) {
             return Ok(None);
         }
-        if !self.replace(&key, K::marked(entry))? {
+        if !batch::replace(self.fd(), &key, &K::marked(entry)).context(WRITE)? {
             return Ok(None);
         }
         let partner = key.partner(&entry);
@@ -158,26 +158,13 @@ impl<K: Flow> Table<K> {
             && partner.partner(&server) == key
         {
             server_ack = Some(K::details(&server).ack);
-            self.replace(&partner, K::marked(server))?;
+            batch::replace(self.fd(), &partner, &K::marked(server)).context(WRITE)?;
         }
         Ok(Some(Halves { client, details: K::details(&entry), server_ack }))
     }
-
-    /// Replaces an entry; false if it was not there.
-    fn replace(&mut self, key: &K, entry: K::Entry) -> anyhow::Result<bool> {
-        match self.map.insert(key, entry, EXIST) {
-            Ok(()) => Ok(true),
-            Err(MapError::SyscallError(error))
-                if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
-            {
-                Ok(false)
-            }
-            Err(error) => Err(error).context("write to the flow table"),
-        }
-    }
 }
 
-impl Dataplane {
+impl Reader {
     /// The open connections of these backends that the flow tables know in both directions.
     pub fn connections(&self, backends: &BTreeSet<u32>) -> anyhow::Result<Vec<Connection>> {
         let mut found = Vec::new();
@@ -185,14 +172,21 @@ impl Dataplane {
         self.flows6.of_backends(backends, &mut found)?;
         Ok(found)
     }
+}
+
+impl Dataplane {
+    /// The open connections of these backends: see [`Reader::connections`].
+    pub fn connections(&self, backends: &BTreeSet<u32>) -> anyhow::Result<Vec<Connection>> {
+        self.reader.connections(backends)
+    }
 
     /// Ends connections in the tables, and gives for each that was open what tells its sides.
     pub fn cut(&mut self, connections: &[Connection]) -> anyhow::Result<Vec<Cut>> {
         let mut cuts = Vec::new();
         for connection in connections {
             let halves = match connection.client.ip() {
-                IpAddr::V4(_) => self.flows.cut(connection)?,
-                IpAddr::V6(_) => self.flows6.cut(connection)?,
+                IpAddr::V4(_) => self.reader.flows.cut(connection)?,
+                IpAddr::V6(_) => self.reader.flows6.cut(connection)?,
             };
             let Some(Halves { client, details, server_ack }) = halves else { continue };
             self.active.close(connection.backend);
@@ -209,10 +203,9 @@ impl Dataplane {
                 seq: details.ack,
             });
             let mut to_backend = None;
-            if connection.backend < MAX_BACKENDS
-                && let Some(seq) = server_ack.filter(|ack| *ack != 0)
+            if let Some(seq) = server_ack.filter(|ack| *ack != 0)
+                && let Some(backend) = backend(self.backends.fd().as_fd(), connection.backend)?
             {
-                let backend = self.backends.get(&connection.backend, 0).context("read BACKENDS")?;
                 to_backend = (backend.flags & RESOLVED != 0).then_some(Rst {
                     ifindex: backend.ifindex,
                     source_mac: backend.source_mac,

@@ -1,6 +1,6 @@
 //! What a packet meets between any two writes.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use lb_common::service::Balance;
 use proptest::prelude::*;
@@ -83,6 +83,7 @@ fn desired(guards: &[Guard]) -> Desired {
         backends: Vec::new(),
         guard: guard.clone(),
     });
+    let services = services.map(Arc::new);
     Desired { services: services.collect(), ..Desired::default() }
 }
 
@@ -163,6 +164,44 @@ proptest! {
             prop_assert_eq!(lists.len(), filtered + 1, "{:?}", lists);
         }
     }
+}
+
+#[test]
+fn a_change_of_one_service_leaves_the_lists_of_the_others() {
+    let now = Duration::from_secs(100);
+    let of = |host: u8| Guard {
+        sources: vec![((IpAddr::from([198, 51, 100, host]), 32), true)],
+        others: false,
+        rate: None,
+    };
+    let mut planner = Planner::adopt(Adopted::default());
+    let mut wanted = desired(&[of(1), of(2), of(3)]);
+    let mut last = 0;
+    for _ in 0..2 {
+        let ops = planner.plan(&wanted, now).ops;
+        for op in &ops {
+            planner.applied(op, now);
+        }
+        last = ops.len();
+    }
+    assert_eq!(last, 0);
+    assert!(planner.changed(&wanted).is_empty());
+
+    Arc::make_mut(&mut wanted.services[1]).guard = of(9);
+    assert_eq!(planner.changed(&wanted), [1]);
+    let ops = planner.plan(&wanted, now).ops;
+    let lists = |ops: &[Op]| -> Vec<u32> {
+        let list = |op: &Op| match op {
+            Op::SetSource { source, .. } | Op::RemoveSource { source, .. } => Some(source.list),
+            _ => None,
+        };
+        ops.iter().filter_map(list).collect()
+    };
+    assert_eq!(lists(&ops), [3, 3, 2, 2], "the other list of that service comes, the old one goes");
+    for op in &ops {
+        planner.applied(op, now);
+    }
+    assert_eq!(planner.plan(&wanted, now).ops, []);
 }
 
 #[test]

@@ -157,6 +157,14 @@ fn a_first_table_is_undisturbed_and_marked() {
     assert_eq!((backend.source, backend.max_packet), ([0; 16], 0), "nothing is wrapped");
 }
 
+/// A next hop has changed: so has every service, as the planner sees it.
+fn set_hop(wanted: &mut Desired, address: IpAddr, hop: NextHop) {
+    Arc::make_mut(&mut wanted.next_hops).insert(address, hop);
+    for service in &mut wanted.services {
+        *service = Arc::new(DesiredService::clone(service));
+    }
+}
+
 #[test]
 fn a_tunnel_has_a_beginning_and_a_limit() {
     let v6 = SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x21], 8080));
@@ -167,8 +175,8 @@ fn a_tunnel_has_a_beginning_and_a_limit() {
         (v6, Encapsulation::Gue, backend::TUNNEL | backend::GUE, 1452),
     ] {
         let mut wanted = steered(&[21]);
-        wanted.services[0].forward = Forwarding::Tunnel(encapsulation);
-        wanted.services[0].backends[0].address = address;
+        Arc::make_mut(&mut wanted.services[0]).forward = Forwarding::Tunnel(encapsulation);
+        Arc::make_mut(&mut wanted.services[0]).backends[0].address = address;
         let ours = if address.is_ipv4() { "192.0.2.11" } else { "2001:db8::11" }.parse().unwrap();
         let hop = NextHop {
             ifindex: 2,
@@ -177,7 +185,7 @@ fn a_tunnel_has_a_beginning_and_a_limit() {
             mtu: 1500,
             source: Some(ours),
         };
-        wanted.next_hops.insert(address.ip(), hop);
+        set_hop(&mut wanted, address.ip(), hop);
         let (mut planner, mut model) = nothing();
         apply(&mut planner, &mut model, &wanted, seconds(0));
         let written = model.backends[&0];
@@ -185,13 +193,43 @@ fn a_tunnel_has_a_beginning_and_a_limit() {
         assert_eq!(encode::address(written.source), ours);
         assert_eq!(written.max_packet, limit);
         // The link's MTU changes, and then our address there goes.
-        wanted.next_hops.insert(address.ip(), NextHop { mtu: 9000, ..hop });
+        set_hop(&mut wanted, address.ip(), NextHop { mtu: 9000, ..hop });
         apply(&mut planner, &mut model, &wanted, seconds(1));
         assert_eq!(model.backends[&0].max_packet, limit + 7500);
-        wanted.next_hops.insert(address.ip(), NextHop { source: None, ..hop });
+        set_hop(&mut wanted, address.ip(), NextHop { source: None, ..hop });
         apply(&mut planner, &mut model, &wanted, seconds(2));
         assert_eq!(model.backends[&0].flags & backend::RESOLVED, 0, "a tunnel begins nowhere");
     }
+}
+
+#[test]
+fn a_steered_service_is_passed_over_when_time_changes_nothing_more() {
+    let mut site = Site::new(&[21, 22]);
+    let mut wanted = steered(&[21, 22]);
+    site.want(&wanted);
+    site.want(&wanted);
+    assert!(site.planner.changed(&wanted).is_empty());
+    // The filters know it still.
+    let other = Arc::new(service(81, &[23]));
+    wanted.services.push(other);
+    let plan = apply(&mut site.planner, &mut site.model, &wanted, site.now);
+    let filters = |op: &Op| matches!(op, Op::SetSteered { .. } | Op::SetVips { .. });
+    assert!(!plan.ops.iter().any(filters), "{:?}", plan.ops);
+
+    Arc::make_mut(&mut wanted.services[0]).backends[0].serving = false;
+    for _ in 0..3 {
+        site.want(&wanted);
+    }
+    assert_eq!(site.planner.changed(&wanted), [0], "slots of it are disturbed");
+    site.now += IDLE;
+    site.want(&wanted);
+    site.now += seconds(2);
+    site.flows.sweep(&mut site.planner, site.now);
+    for _ in 0..2 {
+        site.want(&wanted);
+    }
+    assert_eq!(site.planner.disturbed(&key(80)).map(|(disturbed, _)| disturbed), Some(0));
+    assert!(site.planner.changed(&wanted).is_empty());
 }
 
 #[test]
@@ -256,8 +294,8 @@ fn a_backend_that_dies_takes_only_its_own_connections_with_it() {
     let dead = site.id(21);
     let of_dead = site.open.values().filter(|(id, _)| *id == dead).count();
     let mut wanted = steered(&[21, 22, 23]);
-    wanted.services[0].backends[0].serving = false;
-    wanted.services[0].backends[0].forward = false;
+    Arc::make_mut(&mut wanted.services[0]).backends[0].serving = false;
+    Arc::make_mut(&mut wanted.services[0]).backends[0].forward = false;
     site.now += seconds(1);
     site.want(&wanted);
     site.all_send();
@@ -284,14 +322,14 @@ fn the_last_backend_can_drain() {
     let mut site = Site::new(&[21]);
     tuples(100).for_each(|tuple| assert!(site.open(tuple).is_some()));
     let mut wanted = steered(&[21]);
-    wanted.services[0].backends[0].serving = false;
+    Arc::make_mut(&mut wanted.services[0]).backends[0].serving = false;
     site.want(&wanted);
     assert!(site.slots().iter().all(|slot| slot.backend == NOBODY));
     assert_eq!(site.open(77), None);
     site.all_send();
     assert_eq!(site.open.len(), 100);
     // It serves again: its slots have what they had.
-    wanted.services[0].backends[0].serving = true;
+    Arc::make_mut(&mut wanted.services[0]).backends[0].serving = true;
     site.now += seconds(1);
     site.want(&wanted);
     site.all_send();

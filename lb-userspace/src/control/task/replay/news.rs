@@ -1,13 +1,14 @@
 //! That connections to a backend are tried at others, told when it begins and when it is over.
 
-use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt::Write as _,
+    time::Duration,
+};
 
 use lb_common::stats::{BackendSignals, ServiceStats};
 
-use crate::{
-    control::task::snapshot::Names,
-    events::{Kind, Note},
-};
+use crate::events::{Kind, Note};
 
 /// It is over when nothing of it has been seen for so long.
 const OVER: Duration = Duration::from_secs(10);
@@ -18,14 +19,14 @@ type Failures = [u64; 3];
 /// What goes on.
 #[derive(Debug, Default)]
 pub(in crate::control::task) struct ReplayNews {
-    failures: BTreeMap<u32, Failures>,
+    failures: HashMap<u32, Failures>,
     replayed: BTreeMap<u32, u64>,
     open: BTreeMap<u32, Episode>,
 }
 
 #[derive(Debug)]
 struct Episode {
-    service: Option<String>,
+    service: String,
     backend: String,
     begun: Duration,
     last: Duration,
@@ -33,12 +34,14 @@ struct Episode {
 }
 
 impl ReplayNews {
-    /// Takes the counters of a second or so, and answers with what is worth telling.
+    /// Takes the counters of a second or so, and answers with what is worth telling. `index_of` says the
+    /// index of a backend's service, `names` what the service and the backend are called.
     pub(in crate::control::task) fn take(
         &mut self,
         signals: &[(u32, BackendSignals)],
         services: &[(u32, ServiceStats)],
-        names: &Names,
+        index_of: &dyn Fn(u32) -> Option<u32>,
+        names: &dyn Fn(u32) -> Option<(String, String)>,
         now: Duration,
     ) -> Vec<Note> {
         let replayed: BTreeMap<u32, u64> =
@@ -48,12 +51,13 @@ impl ReplayNews {
             before.zip(replayed.get(&index)).is_some_and(|(before, now)| now > before)
         };
         let mut notes = Vec::new();
+        let mut failures = HashMap::with_capacity(signals.len());
         for (id, signals) in signals {
             let counted = [signals.refused, signals.unreachable, signals.unanswered];
-            let Some(before) = self.failures.insert(*id, counted) else { continue };
+            failures.insert(*id, counted);
+            let Some(before) = self.failures.get(id) else { continue };
             let new = std::array::from_fn(|kind| counted[kind].saturating_sub(before[kind]));
-            let service = names.index_of.get(id).copied();
-            if new == [0; 3] || !service.is_some_and(has_replayed) {
+            if new == [0; 3] || !index_of(*id).is_some_and(has_replayed) {
                 continue;
             }
             if let Some(episode) = self.open.get_mut(id) {
@@ -63,17 +67,12 @@ impl ReplayNews {
                 }
                 continue;
             }
-            let episode = Episode {
-                service: service.and_then(|index| names.services.get(&index).cloned()),
-                backend: names.backends.get(id).cloned().unwrap_or_default(),
-                begun: now,
-                last: now,
-                failures: new,
-            };
+            let Some((service, backend)) = names(*id) else { continue };
+            let episode = Episode { service, backend, begun: now, last: now, failures: new };
             notes.push(episode.note("are tried at other backends", told(new)));
             self.open.insert(*id, episode);
         }
-        self.failures.retain(|id, _| signals.iter().any(|(known, _)| known == id));
+        self.failures = failures;
         self.replayed = replayed;
         self.open.retain(|_, episode| {
             let over = now.saturating_sub(episode.last) >= OVER;
@@ -90,11 +89,8 @@ impl ReplayNews {
 
 impl Episode {
     fn note(&self, what: &str, cause: String) -> Note {
-        let note = Note {
-            service: self.service.clone(),
-            ..Note::new(Kind::Replay, format!("connections to {} {what}", self.backend))
-        };
-        note.backend(&self.backend).because(cause)
+        let note = Note::new(Kind::Replay, format!("connections to {} {what}", self.backend));
+        note.service(&self.service).backend(&self.backend).because(cause)
     }
 }
 
@@ -115,13 +111,14 @@ fn told(failures: Failures) -> String {
 mod tests {
     use super::*;
 
-    fn names() -> Names {
-        Names {
-            services: BTreeMap::from([(0, "web".to_owned())]),
-            backends: BTreeMap::from([(7, "app-01".to_owned()), (8, "app-02".to_owned())]),
-            index_of: BTreeMap::from([(7, 0), (8, 0)]),
-            ..Names::default()
-        }
+    fn take(
+        news: &mut ReplayNews,
+        signals: &[(u32, BackendSignals)],
+        services: &[(u32, ServiceStats)],
+        now: Duration,
+    ) -> Vec<Note> {
+        let names = |id: u32| Some(("web".to_owned(), format!("app-{:02}", id - 6)));
+        news.take(signals, services, &|_| Some(0), &names, now)
     }
 
     fn signals(refused: u64, unanswered: u64) -> Vec<(u32, BackendSignals)> {
@@ -140,7 +137,7 @@ mod tests {
         let mut news = ReplayNews::default();
         let mut at = |second, refused, unanswered, replayed| {
             let now = Duration::from_secs(second);
-            news.take(&signals(refused, unanswered), &services(replayed), &names(), now)
+            take(&mut news, &signals(refused, unanswered), &services(replayed), now)
         };
         assert_eq!(at(0, 5, 0, 5), [], "what was before is no news");
         assert_eq!(at(1, 5, 0, 5), []);
@@ -164,7 +161,7 @@ mod tests {
     fn counters_that_begin_anew_are_no_failures() {
         let mut news = ReplayNews::default();
         let now = Duration::from_secs;
-        news.take(&signals(50, 0), &services(5), &names(), now(0));
-        assert_eq!(news.take(&signals(0, 0), &services(9), &names(), now(1)), []);
+        take(&mut news, &signals(50, 0), &services(5), now(0));
+        assert_eq!(take(&mut news, &signals(0, 0), &services(9), now(1)), []);
     }
 }

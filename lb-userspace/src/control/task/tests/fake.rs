@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    ops::ControlFlow,
     sync::Mutex,
 };
 
@@ -19,7 +20,7 @@ use lb_common::{
 use crate::{
     control::{kernel::Kernel, plan::service_key},
     dataplane::{
-        Adopted, AttachMode, Attachment, Connection, Counters, Cut, Flow, Info, Op, Sweep,
+        Adopted, AttachMode, Attachment, Connection, Counters, Cut, Flow, Info, Op, Sizes, Sweep,
         Timeouts, Traced, replay::Replayer,
     },
 };
@@ -41,7 +42,9 @@ pub(super) struct Maps {
     pub(super) samples: Vec<Sample>,
     pub(super) traces: BTreeMap<u32, TraceFilter>,
     pub(super) traced: Traced,
+    pub(super) sizes: Sizes,
     pub(super) connections: Vec<Connection>,
+    pub(super) signals: BTreeMap<u32, BackendSignals>,
 }
 
 impl FakeKernel {
@@ -72,6 +75,7 @@ impl Kernel for FakeKernel {
             sources: maps.sources.iter().map(|(key, verdict)| (*key, *verdict)).collect(),
             services: maps.services.iter().map(|(key, service)| (*key, *service)).collect(),
             backends: maps.backends.iter().map(|(id, backend)| (*id, *backend)).collect(),
+            sizes: maps.sizes,
             ..Adopted::default()
         })
     }
@@ -105,6 +109,11 @@ impl Kernel for FakeKernel {
         Ok(mode)
     }
 
+    fn detach(&self, ifindex: u32) -> anyhow::Result<()> {
+        self.maps().attached.retain(|attachment| attachment.ifindex != ifindex);
+        Ok(())
+    }
+
     fn info(&self) -> anyhow::Result<Info> {
         Ok(Info { attachments: self.maps().attached.clone(), ..Info::default() })
     }
@@ -123,11 +132,17 @@ impl Kernel for FakeKernel {
         })
     }
 
-    fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<(u32, BackendSignals)>> {
-        Ok(backends.iter().map(|&id| (id, BackendSignals::ZERO)).collect())
+    fn signals(&self, backends: &[u32]) -> anyhow::Result<Vec<BackendSignals>> {
+        let maps = self.maps();
+        let of = |id: &u32| maps.signals.get(id).copied().unwrap_or(BackendSignals::ZERO);
+        Ok(backends.iter().map(of).collect())
     }
 
-    fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>> {
+    fn flows(
+        &self,
+        wanted: &dyn Fn(u32) -> bool,
+        each: &mut dyn FnMut(Flow) -> ControlFlow<()>,
+    ) -> anyhow::Result<()> {
         let maps = self.maps();
         let flow = |(&id, backend): (&u32, &Backend)| Flow {
             protocol: 6,
@@ -143,7 +158,12 @@ impl Kernel for FakeKernel {
             return_packets: 1,
             return_bytes: 60,
         };
-        Ok(maps.backends.iter().map(flow).take(limit).collect())
+        for flow in maps.backends.iter().filter(|(id, _)| wanted(**id)).map(flow) {
+            if each(flow).is_break() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn connections(&self, backends: &BTreeSet<u32>) -> anyhow::Result<Vec<Connection>> {
@@ -158,8 +178,8 @@ impl Kernel for FakeKernel {
         Ok(vec![Cut::default(); open - maps.connections.len()])
     }
 
-    fn sweep(&self, _: u64, _: &Timeouts) -> anyhow::Result<Sweep> {
-        Ok(Sweep { flows: 5, ..Sweep::default() })
+    fn sweep(&self, _: u64, _: &Timeouts) -> anyhow::Result<Option<Sweep>> {
+        Ok(Some(Sweep { flows: 5, ..Sweep::default() }))
     }
 
     fn take_events(&self) -> Vec<Event> {
