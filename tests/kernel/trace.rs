@@ -1,8 +1,12 @@
 //! The variant that makes traces does what the plain one does, and shows it truly.
 
-use anyhow::{Result, ensure};
+use std::collections::BTreeSet;
+
+use anyhow::{Context as _, Result, ensure};
+use ballast::dataplane::load::OBJECT;
 use lb_common::{
     backend::Backend,
+    names,
     reason::Reason,
     service::{Balance, Slot, mapped},
     trace::{
@@ -18,6 +22,7 @@ use lb_tests::{
     kernel::{Counters, Kernel},
     packets::{DataPath, Host, moved, table::cases},
 };
+use object::{File, Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget};
 
 const ALL: TraceFilter = TraceFilter { flags: filter::ACTIVE, ..TraceFilter::ZERO };
 
@@ -252,5 +257,30 @@ fn the_plain_program_has_nothing_of_it() -> Result<()> {
     let traced = Kernel::load_traced(64)?.program()?;
     let (plain, traced) = (plain.size_translated(), traced.size_translated());
     ensure!(plain < traced, "{plain:?} bytes without traces, {traced:?} with");
+
+    let of_traces = |name: &String| name.to_lowercase().starts_with("trace");
+    let plain = named_by(names::PROGRAM)?;
+    ensure!(plain.iter().any(|name| name == names::FLOWS), "{plain:?} is no hot path");
+    ensure!(!plain.iter().any(of_traces), "the hot path asks for {plain:?}");
+    let traced = named_by("trace_known")?;
+    ensure!(traced.iter().any(of_traces), "the hot path of the variant asks only for {traced:?}");
     Ok(())
+}
+
+/// The maps, globals and functions that a function of the object names. Calls within one section have
+/// no name.
+fn named_by(function: &str) -> Result<BTreeSet<String>> {
+    let file = File::parse(OBJECT).context("read the object")?;
+    let symbol = file.symbol_by_name(function).context("find the function")?;
+    let code = symbol.address()..symbol.address() + symbol.size();
+    let index = symbol.section_index().context("find its section")?;
+    let mut found = BTreeSet::new();
+    for (at, relocation) in file.section_by_index(index)?.relocations() {
+        if let RelocationTarget::Symbol(index) = relocation.target()
+            && code.contains(&at)
+        {
+            found.insert(file.symbol_by_index(index)?.name()?.to_owned());
+        }
+    }
+    Ok(found)
 }
