@@ -23,3 +23,4 @@ mod start;
 mod steer;
 mod takeover;
 mod trace;
+mod vagrant;
