@@ -27,6 +27,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{bpffs, build, shell};
 
 mod balancer;
+mod classic;
 mod echo;
 mod guard;
 mod machine;
