@@ -1,0 +1,3 @@
+//! The proxy: HTTP requests that are retried.
+
+pub mod decide;
