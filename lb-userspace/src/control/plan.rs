@@ -93,6 +93,20 @@ pub struct DesiredService {
     pub backends: Vec<DesiredBackend>,
     /// Who may connect, and how often.
     pub guard: Guard,
+    /// What the proxy has of it.
+    pub proxied: Proxied,
+}
+
+/// What the proxy has of a service's connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Proxied {
+    /// None.
+    #[default]
+    None,
+    /// Some that go on; new ones are forwarded by the kernel.
+    Old,
+    /// The new ones.
+    New,
 }
 
 /// A backend as it should be.

@@ -30,6 +30,7 @@ use crate::{
     events::{Kind, Note, Timeline},
     health::{Report, passive::TICK as WATCH},
     net::NextHops,
+    proxy::Proxy,
 };
 
 mod addresses;
@@ -39,6 +40,7 @@ mod flood;
 mod handle;
 mod passive;
 mod probes;
+mod proxied;
 mod reconcile;
 mod reload;
 mod replay;
@@ -90,6 +92,8 @@ pub struct Setup {
     pub next_hops: watch::Receiver<NextHops>,
     /// Addresses whose next hops are wanted.
     pub wanted: watch::Sender<BTreeSet<IpAddr>>,
+    /// What requests are handed on by.
+    pub proxy: Proxy,
 }
 
 /// What others ask of the task.
@@ -138,6 +142,9 @@ pub struct Task {
     swept: mpsc::Sender<Swept>,
     flows: u64,
     rates: Arc<Rates>,
+    proxy: Proxy,
+    /// A listener of the proxy is missing.
+    proxy_lacks: bool,
     /// The backends whose next hops have been asked for, by the numbers that their sets have.
     hops_wanted_of: Option<(u64, u64)>,
 }
@@ -201,6 +208,8 @@ impl Task {
             swept: swept_sender,
             flows: 0,
             rates: Arc::default(),
+            proxy: setup.proxy,
+            proxy_lacks: false,
             hops_wanted_of: None,
         };
         task.attachments.adopt(&info.attachments);
@@ -235,6 +244,7 @@ impl Task {
             tokio::select! {
                 Some(command) = inputs.commands.recv() => {
                     if let Command::Stop(done) = command {
+                        self.hand_to_kernel().await;
                         let _ = done.send(());
                         return;
                     }
@@ -259,6 +269,7 @@ impl Task {
                 _ = tick.tick() => {
                     self.start_sweep();
                     self.attachments.retry();
+                    self.retry_listening();
                     self.detach_where_idle(clock::monotonic()).await;
                 }
                 _ = watchdog.tick() => {
@@ -320,6 +331,7 @@ impl Task {
             now,
         );
         self.planner.set_density(sizes::needs(&self.config).density);
+        self.listen();
         let targets = self.state.targets();
         self.probes.keep(targets.iter().map(|(target, _)| target)).await;
         self.probes.start(targets);

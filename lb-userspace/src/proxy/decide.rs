@@ -90,8 +90,12 @@ impl Classes {
 /// How an attempt failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Failure {
-    /// The backend, its host or a router refused the connection.
+    /// The backend refused the connection.
     Refused,
+    /// There is no way to the backend.
+    Unreachable,
+    /// This node could not even try: it has no file descriptor or no port left.
+    Local,
     /// No connection in time.
     ConnectTimeout,
     /// The connection could not be made secure.
@@ -116,7 +120,9 @@ impl Failure {
     /// The word in `next_upstream` that it falls under.
     fn class(self) -> Option<Class> {
         match self {
-            Self::Refused | Self::Handshake | Self::Closed => Some(Class::Error),
+            Self::Refused | Self::Unreachable | Self::Local | Self::Handshake | Self::Closed => {
+                Some(Class::Error)
+            }
             Self::ConnectTimeout | Self::SendTimeout | Self::ReadTimeout => Some(Class::Timeout),
             Self::InvalidHeader => Some(Class::InvalidHeader),
             Self::Status(class) => Some(class),
@@ -125,12 +131,14 @@ impl Failure {
     }
 
     /// What the client is told if nobody answers it.
-    fn status(self) -> StatusCode {
+    pub(super) fn status(self) -> StatusCode {
         match self {
             Self::ConnectTimeout | Self::SendTimeout | Self::ReadTimeout | Self::Deadline => {
                 StatusCode::GATEWAY_TIMEOUT
             }
             Self::Refused
+            | Self::Unreachable
+            | Self::Local
             | Self::Handshake
             | Self::Closed
             | Self::InvalidHeader
@@ -139,12 +147,30 @@ impl Failure {
         }
     }
 
+    /// A word for logs.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+            Self::Local => "not_tried",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::Handshake => "handshake",
+            Self::Closed => "closed",
+            Self::SendTimeout => "send_timeout",
+            Self::ReadTimeout => "read_timeout",
+            Self::InvalidHeader => "invalid_header",
+            Self::Status(_) => "status",
+            Self::Deadline => "deadline",
+            Self::Truncated => "truncated",
+        }
+    }
+
     /// Whether it speaks against the backend. A missing page does not, and a deadline of ours does
     /// not either.
     fn charges(self) -> bool {
         match self {
             Self::Status(class) => !matches!(class, Class::Http403 | Class::Http404),
-            Self::Deadline | Self::Truncated => false,
+            Self::Local | Self::Deadline | Self::Truncated => false,
             _ => true,
         }
     }

@@ -111,6 +111,7 @@ impl Running {
             timeline,
             next_hops: receiver,
             wanted: watch::Sender::default(),
+            proxy: crate::proxy::Proxy::default(),
         })
         .await
         .unwrap();

@@ -40,6 +40,8 @@ fn the_table_of_nginx() {
     // Failure, sent; what becomes of a GET, of a POST, and of a GET without another backend; charged.
     let rows = [
         (Failure::Refused, false, OTHER_UNSENT, OTHER_UNSENT, answer(502), true),
+        (Failure::Unreachable, false, OTHER_UNSENT, OTHER_UNSENT, answer(502), true),
+        (Failure::Local, false, OTHER_UNSENT, OTHER_UNSENT, answer(502), false),
         (Failure::ConnectTimeout, false, OTHER_UNSENT, OTHER_UNSENT, answer(504), true),
         (Failure::Handshake, false, OTHER_UNSENT, OTHER_UNSENT, answer(502), true),
         (Failure::Closed, true, OTHER, answer(502), answer(502), true),
@@ -140,8 +142,10 @@ fn which_requests_may_be_repeated() {
     }
 }
 
-const FAILURES: [Failure; 16] = [
+const FAILURES: [Failure; 18] = [
     Failure::Refused,
+    Failure::Local,
+    Failure::Unreachable,
     Failure::ConnectTimeout,
     Failure::Handshake,
     Failure::Closed,
@@ -237,5 +241,5 @@ fn no_combination_breaks_a_rule() {
             && (!facts.sent || (facts.kept && facts.repeatable));
         assert!(!wanted || repeats, "not tried: {}", say());
     });
-    assert_eq!(seen, 16 * 11 * 11 * 64 * 5 * 2);
+    assert_eq!(seen, 18 * 11 * 11 * 64 * 5 * 2);
 }

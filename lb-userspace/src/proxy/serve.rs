@@ -1,0 +1,160 @@
+//! The connections of clients.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    net::TcpStream,
+    sync::watch,
+    time::{MissedTickBehavior, interval},
+};
+
+use super::{
+    exchange,
+    pool::Pool,
+    service::{Open, Phase, Service, View},
+    stream::Stream,
+};
+use crate::clock;
+
+/// Longest head of a request.
+pub(super) const HEAD_BYTES: usize = 64 << 10;
+
+/// Most header fields of a request.
+pub(super) const HEADERS: usize = 100;
+
+/// Longest time until a request's head is there, from the connection's beginning or the end of the
+/// request before (nginx: `client_header_timeout` and `keepalive_timeout`).
+const HEAD_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// Longest time that a client may take between two reads of an answer (nginx: `send_timeout`).
+const SEND_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// Silence after which the kernel asks a client whether it is still there.
+const KEEPALIVE: Duration = Duration::from_mins(2);
+
+/// How often unused connections are looked through.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// A service, as one worker has it.
+#[derive(Debug)]
+pub(super) struct Route {
+    pub(super) service: Arc<Service>,
+    view: watch::Receiver<Arc<View>>,
+    pub(super) pool: Pool,
+    turn: AtomicU32,
+}
+
+/// Who a connection is from.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) route: Arc<Route>,
+    pub(super) address: SocketAddr,
+    pub(super) open: Arc<Open>,
+}
+
+impl Route {
+    pub(super) fn new(service: Arc<Service>) -> Arc<Self> {
+        let view = service.watch();
+        let turn = AtomicU32::new(fastrand::u32(..));
+        Arc::new(Self { service, view, pool: Pool::default(), turn })
+    }
+
+    /// What holds now.
+    pub(super) fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.borrow())
+    }
+
+    pub(super) fn phase(&self) -> watch::Receiver<Phase> {
+        self.service.phase()
+    }
+
+    /// The next turn of the round robin.
+    pub(super) fn turn(&self) -> u32 {
+        self.turn.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A connection could not be taken.
+    pub(super) fn count_accept_failure(&self, error: &io::Error) {
+        tracing::warn!(%error, service = self.service.name, "take a connection");
+    }
+
+    /// Closes connections to backends that are of no use any more, until the service ends.
+    pub(super) async fn sweep(self: Arc<Self>) {
+        let mut phase = self.phase();
+        let mut ticks = interval(SWEEP);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = phase.wait_for(|phase| *phase != Phase::Serving) => break,
+                _ = ticks.tick() => {}
+            }
+            let view = self.view();
+            self.pool.sweep(clock::timer(), |address| {
+                view.seats.iter().any(|seat| seat.backend.address == address && seat.serving)
+            });
+        }
+        self.pool.sweep(clock::timer(), |_| false);
+    }
+}
+
+/// Serves one connection to its end.
+pub(super) async fn connection(route: Arc<Route>, tcp: TcpStream, address: SocketAddr) {
+    let open = Arc::new(route.service.open());
+    let stats = Arc::clone(&route.service);
+    stats.stats.connections.add();
+    // It works without both, only worse.
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
+    let _ = tcp.set_nodelay(true);
+    let _ = SockRef::from(&tcp).set_tcp_keepalive(&keepalive);
+    let stream = Stream::new(Arc::new(tcp), SEND_TIMEOUT);
+    let mut phase = route.phase();
+    let client = Arc::new(Client { route, address, open });
+    let service = service_fn(move |request| {
+        let client = Arc::clone(&client);
+        async move { Ok::<_, Infallible>(exchange::exchange(&client, request).await) }
+    });
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_BYTES)
+        .max_headers(HEADERS);
+    let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
+    tokio::pin!(connection);
+    let mut seen = Phase::Serving;
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut connection => {
+                if result.is_err_and(|error| error.is_timeout()) {
+                    stats.stats.slow_heads.add();
+                }
+                return;
+            }
+            phase = next(&mut phase, seen) => match phase {
+                Phase::Serving => {}
+                Phase::Draining => connection.as_mut().graceful_shutdown(),
+                Phase::Cut => return,
+            }
+        }
+        seen = Phase::Draining;
+    }
+}
+
+/// The phase after the one that has been seen.
+async fn next(phase: &mut watch::Receiver<Phase>, seen: Phase) -> Phase {
+    // It fails only if the service is gone, which this connection holds.
+    phase.wait_for(|phase| *phase != seen).await.map_or(Phase::Cut, |phase| *phase)
+}
