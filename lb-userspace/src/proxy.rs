@@ -37,6 +37,7 @@ mod backend;
 mod budget;
 mod connect;
 pub mod decide;
+mod edge;
 mod exchange;
 mod headers;
 mod kept;
@@ -48,6 +49,7 @@ mod serve;
 mod service;
 mod stats;
 mod stream;
+mod strict;
 mod tunnel;
 mod worker;
 

@@ -51,6 +51,7 @@ mod tests;
 mod write;
 
 pub use encode::service_key;
+pub use guard::Proxied;
 use numbers::Numbers;
 pub use steer::Swept as SweptSteered;
 
@@ -95,18 +96,6 @@ pub struct DesiredService {
     pub guard: Guard,
     /// What the proxy has of it.
     pub proxied: Proxied,
-}
-
-/// What the proxy has of a service's connections.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Proxied {
-    /// None.
-    #[default]
-    None,
-    /// Some that go on; new ones are forwarded by the kernel.
-    Old,
-    /// The new ones.
-    New,
 }
 
 /// A backend as it should be.

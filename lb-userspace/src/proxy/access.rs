@@ -140,6 +140,17 @@ impl Entry {
         Self { log: Arc::clone(log), line, begun }
     }
 
+    /// A request that was refused before it was read.
+    pub(super) fn refused(
+        log: &Arc<Log>,
+        client: std::net::IpAddr,
+        why: &str,
+        begun: Instant,
+    ) -> Self {
+        let line = format!("{client} {:.3} \"-\" refused={why}", clock::wall());
+        Self { log: Arc::clone(log), line, begun }
+    }
+
     /// What its header fields say.
     pub(super) fn describe(&mut self, headers: &HeaderMap, host: &HeaderValue, id: &HeaderValue) {
         for (key, value) in [

@@ -59,16 +59,15 @@ pub(super) async fn attempt(
             });
         }
         let now = clock::timer();
-        let failure = if patience.deadline.is_some_and(|deadline| now >= deadline) {
-            Failure::Deadline
-        } else if body.sent(begun).is_some_and(|sent| now >= sent + patience.proxy.read_timeout) {
-            Failure::ReadTimeout
-        } else if (backend.is_condemned() || stream::is_silent(&link.tcp)) && (patience.hasty)() {
-            Failure::ReadTimeout
-        } else {
-            continue;
-        };
-        return Err(Failed { failure, sent: true });
+        if patience.deadline.is_some_and(|deadline| now >= deadline) {
+            return Err(Failed { failure: Failure::Deadline, sent: true });
+        }
+        let read_timeout = patience.proxy.read_timeout;
+        let is_late = body.sent(begun).is_some_and(|sent| now >= sent + read_timeout);
+        let is_gone = || backend.is_condemned() || stream::is_silent(&link.tcp);
+        if is_late || (is_gone() && (patience.hasty)()) {
+            return Err(Failed { failure: Failure::ReadTimeout, sent: true });
+        }
     }
 }
 

@@ -188,6 +188,7 @@ pub struct Rules {
 }
 
 /// What is known when an attempt has failed.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and all combine")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// How it failed.

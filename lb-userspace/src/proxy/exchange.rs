@@ -45,6 +45,14 @@ pub(super) async fn exchange(
         let line = (request.method(), request.uri(), request.version());
         Box::new(Entry::new(log, client.address.ip(), line, begun))
     });
+    let (number, refused) = client.edge.next();
+    if let Some(refusal) = refused {
+        let entry = view
+            .log
+            .as_ref()
+            .map(|log| Box::new(Entry::refused(log, client.address.ip(), refusal.label(), begun)));
+        return refuse(refusal, route, under, entry);
+    }
     let host = match refuse::host(&request) {
         Ok(host) => host,
         Err(refusal) => return refuse(refusal, route, under, entry),
@@ -82,7 +90,10 @@ pub(super) async fn exchange(
             stats.gave_up(status);
             Answer::own(status, false, (route, under, entry))
         }
-        Outcome::Refused(refusal) => refuse(refusal, route, under, entry),
+        Outcome::Refused(refusal) => {
+            let refusal = client.edge.refusal(number).unwrap_or(refusal);
+            refuse(refusal, route, under, entry)
+        }
     }
 }
 
@@ -131,6 +142,7 @@ fn hand_back(
     if status == StatusCode::SWITCHING_PROTOCOLS {
         let mut answer = answer;
         let backend = upgrade::on(&mut answer);
+        client.edge.switch();
         tunnel::spawn(Arc::clone(route), upgrades, backend, lease, Arc::clone(&client.open));
         let (mut parts, _) = answer.into_parts();
         let protocol = headers::strip_hop_by_hop(&mut parts.headers);
@@ -162,8 +174,8 @@ impl Head {
         entry: Option<&mut Entry>,
     ) -> Self {
         let request::Parts { method, uri, version, mut headers, .. } = parts;
-        let upgrade =
-            headers::strip_hop_by_hop(&mut headers).filter(|_| version == Version::HTTP_11);
+        let upgrade = headers::strip_hop_by_hop(&mut headers)
+            .filter(|protocol| version == Version::HTTP_11 && headers::may_upgrade(protocol));
         headers.insert(HOST, host.clone());
         let id = headers::put_forwarded(&mut headers, client.address, host, "http");
         if let Some(entry) = entry {
@@ -243,9 +255,10 @@ impl Exchange<'_> {
             };
             let result = attempt::attempt(&mut link, &backend, request, &self.body, patience).await;
             let (failure, sent) = match result {
-                Ok(answer) => {
+                Ok(mut answer) => {
                     let switches = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
-                    if switches && !self.head.upgrade {
+                    let is_asked = !switches || self.head.upgrade;
+                    if !is_asked || headers::has_two_lengths(answer.headers_mut()) {
                         (Failure::InvalidHeader, true)
                     } else if let Some(decision) = self.judge(answer.status(), &backend)
                         && let Next::Other { .. } = decision.next

@@ -66,6 +66,28 @@ fn is_kept(name: &HeaderName) -> bool {
         || [FORWARDED, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO].contains(name)
 }
 
+/// Whether the length of an answer is said in two ways: then it is none. One that is said twice alike
+/// is said once afterwards.
+pub(super) fn has_two_lengths(headers: &mut HeaderMap) -> bool {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let first = lengths.next().cloned();
+    match (first, lengths.next()) {
+        (Some(first), Some(second)) => {
+            let differ = *second != first || lengths.any(|length| *length != first);
+            headers.insert(CONTENT_LENGTH, first);
+            differ
+        }
+        _ => false,
+    }
+}
+
+/// Whether a client may change to a protocol. Not to HTTP/2 in the clear: its requests would reach the
+/// backend unseen (RFC 9113 has done away with it).
+pub(super) fn may_upgrade(protocol: &HeaderValue) -> bool {
+    let mut protocols = protocol.as_bytes().split(|byte| *byte == b',');
+    !protocols.any(|it| it.trim_ascii().to_ascii_lowercase().starts_with(b"h2c"))
+}
+
 /// Asks for a change of protocol.
 pub(super) fn put_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -176,6 +198,29 @@ mod tests {
         assert!(given.is_empty());
         let mut without = headers(&[("connection", "upgrade")]);
         assert_eq!(strip_hop_by_hop(&mut without), None);
+    }
+
+    #[test]
+    fn a_length_is_said_once() {
+        for (lengths, two) in
+            [(&[][..], false), (&["1"], false), (&["1", "1", "1"], false), (&["1", "1", "2"], true)]
+        {
+            let mut given = HeaderMap::new();
+            for length in lengths {
+                given.append(CONTENT_LENGTH, HeaderValue::from_static(length));
+            }
+            assert_eq!(has_two_lengths(&mut given), two, "{lengths:?}");
+            assert!(given.get_all(CONTENT_LENGTH).iter().count() < 2, "{lengths:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_changes_to_http_2() {
+        for (protocol, may) in
+            [("websocket", true), ("h2c", false), ("websocket, H2C", false), ("x-h2c", true)]
+        {
+            assert_eq!(may_upgrade(&HeaderValue::from_static(protocol)), may, "{protocol}");
+        }
     }
 
     #[test]

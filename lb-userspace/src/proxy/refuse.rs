@@ -1,52 +1,77 @@
 //! Requests that are not handed on.
 
+use std::fmt;
+
 use hyper::{
     Method, Request, StatusCode, Version,
     header::{HOST, HeaderValue},
     http::uri::Authority,
 };
 
-/// Why a request is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
-pub(super) enum Refusal {
+macro_rules! refusals {
+    ($( $(#[$doc:meta])* $name:ident, $label:literal, $status:ident; )*) => {
+        /// Why a request is refused.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(usize)]
+        pub(super) enum Refusal {
+            $( $(#[$doc])* $name, )*
+        }
+
+        impl Refusal {
+            /// All of them, in order.
+            pub(super) const ALL: &[Self] = &[ $( Self::$name, )* ];
+
+            /// The name in `status`.
+            pub(super) fn label(self) -> &'static str {
+                match self { $( Self::$name => $label, )* }
+            }
+
+            /// What the client is told.
+            pub(super) fn status(self) -> StatusCode {
+                match self { $( Self::$name => StatusCode::$status, )* }
+            }
+        }
+    };
+}
+
+refusals! {
+    /// A request line or a line's end that is none: bare LF or CR, more spaces than two.
+    Line, "line", BAD_REQUEST;
+    /// A header field that is none: folded, without a name, a space before the colon, control
+    /// characters.
+    Field, "field", BAD_REQUEST;
+    /// How long the body is cannot be said: `Content-Length` and `Transfer-Encoding` together, one of
+    /// them twice, or a number that is none.
+    Framing, "framing", BAD_REQUEST;
+    /// A transfer coding that is not `chunked` alone (RFC 9112, section 6.1).
+    Encoding, "encoding", NOT_IMPLEMENTED;
+    /// Neither HTTP/1.1 nor HTTP/1.0.
+    Version, "version", HTTP_VERSION_NOT_SUPPORTED;
+    /// A head that is too long, or has too many fields (RFC 6585, section 5).
+    TooLarge, "too_large", REQUEST_HEADER_FIELDS_TOO_LARGE;
+    /// A request line that is too long.
+    TargetTooLong, "target_too_long", URI_TOO_LONG;
     /// HTTP/1.1 without a `Host`, or one that is no host, or two (RFC 9112, section 3.2).
-    Host,
+    Host, "host", BAD_REQUEST;
     /// CONNECT, or TRACE: the proxy opens no tunnels, and shows nobody what others have added.
-    Method,
+    Method, "method", METHOD_NOT_ALLOWED;
     /// The target is neither a path, nor a URL, nor `*` for OPTIONS.
-    Target,
-    /// The body ended early, or was none.
-    Body,
+    Target, "target", BAD_REQUEST;
+    /// Chunks that are none.
+    Chunk, "chunk", BAD_REQUEST;
+    /// The body ended early.
+    Body, "body", BAD_REQUEST;
     /// The body did not come in time.
-    SlowBody,
+    SlowBody, "slow_body", REQUEST_TIMEOUT;
 }
 
-impl Refusal {
-    /// All of them, in order.
-    pub(super) const ALL: [Self; 5] =
-        [Self::Host, Self::Method, Self::Target, Self::Body, Self::SlowBody];
-
-    /// The name in `status`.
-    pub(super) fn label(self) -> &'static str {
-        match self {
-            Self::Host => "host",
-            Self::Method => "method",
-            Self::Target => "target",
-            Self::Body => "body",
-            Self::SlowBody => "slow_body",
-        }
-    }
-
-    /// What the client is told.
-    pub(super) fn status(self) -> StatusCode {
-        match self {
-            Self::Host | Self::Target | Self::Body => StatusCode::BAD_REQUEST,
-            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::SlowBody => StatusCode::REQUEST_TIMEOUT,
-        }
+impl fmt::Display for Refusal {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "refused: {}", self.label())
     }
 }
+
+impl std::error::Error for Refusal {}
 
 /// Looks whether a request can be handed on, and gives the host that it is for: that of a target that
 /// is a URL, or else `Host`. HTTP/1.0 needs none.
@@ -130,9 +155,10 @@ mod tests {
 
     #[test]
     fn refusals_are_counted_by_their_number() {
-        for (at, refusal) in Refusal::ALL.into_iter().enumerate() {
-            assert_eq!(refusal as usize, at);
-            assert!(refusal.status().is_client_error());
+        for (at, refusal) in Refusal::ALL.iter().enumerate() {
+            assert_eq!(*refusal as usize, at);
+            let status = refusal.status();
+            assert!(status.is_client_error() || status.is_server_error(), "{refusal}");
         }
     }
 }

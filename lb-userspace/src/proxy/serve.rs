@@ -17,22 +17,18 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::TcpStream,
     sync::watch,
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, timeout},
 };
 
 use super::{
+    edge::{Edge, Strictly},
     exchange,
     pool::Pool,
     service::{Open, Phase, Service, View},
     stream::Stream,
+    strict::{HEAD_BYTES, HEADERS},
 };
 use crate::clock;
-
-/// Longest head of a request.
-pub(super) const HEAD_BYTES: usize = 64 << 10;
-
-/// Most header fields of a request.
-pub(super) const HEADERS: usize = 100;
 
 /// Longest time until a request's head is there, from the connection's beginning or the end of the
 /// request before (nginx: `client_header_timeout` and `keepalive_timeout`).
@@ -43,6 +39,10 @@ const SEND_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Silence after which the kernel asks a client whether it is still there.
 const KEEPALIVE: Duration = Duration::from_mins(2);
+
+/// How long, and how much, is still read of a client that was refused.
+const LINGER: Duration = Duration::from_secs(5);
+const LINGER_BYTES: usize = 1 << 20;
 
 /// How often unused connections are looked through.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -62,6 +62,7 @@ pub(super) struct Client {
     pub(super) route: Arc<Route>,
     pub(super) address: SocketAddr,
     pub(super) open: Arc<Open>,
+    pub(super) edge: Arc<Edge>,
 }
 
 impl Route {
@@ -118,9 +119,11 @@ pub(super) async fn connection(route: Arc<Route>, tcp: TcpStream, address: Socke
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
     let _ = tcp.set_nodelay(true);
     let _ = SockRef::from(&tcp).set_tcp_keepalive(&keepalive);
-    let stream = Stream::new(Arc::new(tcp), SEND_TIMEOUT);
+    let tcp = Arc::new(tcp);
+    let edge = Arc::<Edge>::default();
+    let stream = Strictly::new(Stream::new(Arc::clone(&tcp), SEND_TIMEOUT), Arc::clone(&edge));
     let mut phase = route.phase();
-    let client = Arc::new(Client { route, address, open });
+    let client = Arc::new(Client { route, address, open, edge: Arc::clone(&edge) });
     let service = service_fn(move |request| {
         let client = Arc::clone(&client);
         async move { Ok::<_, Infallible>(exchange::exchange(&client, request).await) }
@@ -138,10 +141,10 @@ pub(super) async fn connection(route: Arc<Route>, tcp: TcpStream, address: Socke
         tokio::select! {
             biased;
             result = &mut connection => {
-                if result.is_err_and(|error| error.is_timeout()) {
+                if result.is_err_and(|error| error.is_timeout()) && edge.is_amid_head() {
                     stats.stats.slow_heads.add();
                 }
-                return;
+                break;
             }
             phase = next(&mut phase, seen) => match phase {
                 Phase::Serving => {}
@@ -151,6 +154,27 @@ pub(super) async fn connection(route: Arc<Route>, tcp: TcpStream, address: Socke
         }
         seen = Phase::Draining;
     }
+    if edge.has_refused() {
+        // It ends only with the last copy of the descriptor.
+        let _ = timeout(LINGER, linger(&tcp)).await;
+    }
+}
+
+/// Reads what a client still sends that has been refused, so that it reads its answer before the
+/// connection is reset (RFC 9112, section 9.6).
+async fn linger(tcp: &TcpStream) -> io::Result<()> {
+    let mut left = LINGER_BYTES;
+    let mut bytes = [0; 4096];
+    while left > 0 {
+        tcp.readable().await?;
+        match tcp.try_read(&mut bytes) {
+            Ok(0) => break,
+            Ok(read) => left = left.saturating_sub(read),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// The phase after the one that has been seen.

@@ -73,7 +73,7 @@ fn mistakes() {
         assert_eq!(errors(&text), [(line, message.to_owned())]);
     }
     warning(
-        &format!("{GOOD}[▶service.proxy]\nkeepalive = 8\n"),
+        &format!("{GOOD}▶[service.proxy]\nkeepalive = 8\n"),
         "`[service.proxy]` has no effect with `path = \"kernel\"`",
         "`path = \"proxy\"`",
     );

@@ -15,8 +15,20 @@ use lb_common::{
     source::{self, ALLOW, DENY, FLOATING, LIST_BITS, SOURCE_BITS, Source},
 };
 
-use super::{Desired, Placed, Planner, Proxied, encode};
+use super::{Desired, Placed, Planner, encode};
 use crate::{config::Guard, dataplane::Op};
+
+/// What the proxy has of a service's connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Proxied {
+    /// None.
+    #[default]
+    None,
+    /// Some that go on; new ones are forwarded by the kernel.
+    Old,
+    /// The new ones.
+    New,
+}
 
 /// Entries of `SOURCES`, by key and length of the prefix in bits.
 pub(super) type Sources = BTreeMap<(Source, u32), u32>;
