@@ -287,6 +287,8 @@ pub struct Proxy {
     pub send_timeout: Duration,
     /// Most time until an answer's head, once the request is sent, and between two reads of its body.
     pub read_timeout: Duration,
+    /// Most time until a request's head is there, and between two reads or writes of a client.
+    pub client_timeout: Duration,
     /// Most unused connections to each backend that each worker keeps.
     pub keepalive: u32,
     /// `next_upstream`, `next_upstream_tries`, `next_upstream_timeout`.

@@ -2,10 +2,15 @@
 
 use std::{
     collections::HashMap,
+    fmt::Write as _,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -80,19 +85,26 @@ impl Request {
 pub(crate) struct Backend {
     pub(crate) address: SocketAddr,
     asked: Asked,
+    connections: Arc<AtomicUsize>,
 }
 
 impl Backend {
     /// Starts one that is called `name`.
     pub(crate) fn start(name: &'static str, manner: Manner) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").context("listen")?;
-        let backend = Self { address: listener.local_addr()?, asked: Asked::default() };
+        let backend = Self {
+            address: listener.local_addr()?,
+            asked: Asked::default(),
+            connections: Arc::default(),
+        };
         if manner == Manner::Refuse {
             return Ok(backend);
         }
         let asked = Arc::clone(&backend.asked);
+        let connections = Arc::clone(&backend.connections);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
+                connections.fetch_add(1, Ordering::Relaxed);
                 let asked = Arc::clone(&asked);
                 thread::spawn(move || {
                     // What becomes of it, the client sees.
@@ -101,6 +113,11 @@ impl Backend {
             }
         });
         Ok(backend)
+    }
+
+    /// How many connections it was sent.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
     }
 
     /// What it was asked under this name.
@@ -125,95 +142,92 @@ fn serve(name: &str, manner: Manner, stream: TcpStream, asked: &Asked) -> Result
             let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
             asked.entry(row).or_default().push(request);
         }
-        let body = if is_head { "" } else { echo.as_str() };
-        let length = echo.len();
-        let whole = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}");
-        match manner {
-            Manner::Good => out.write_all(whole.as_bytes())?,
-            Manner::Stale if number == 0 => out.write_all(whole.as_bytes())?,
-            Manner::Refuse | Manner::CloseAtOnce | Manner::Close | Manner::Stale => return Ok(()),
-            Manner::Reset => {
-                SockRef::from(&out).set_linger(Some(std::time::Duration::ZERO))?;
+        let (answer, then) = answer(manner, number, &echo, is_head);
+        out.write_all(answer.as_bytes())?;
+        match then {
+            Then::Stay => {}
+            Then::End => {
+                out.shutdown(Shutdown::Both)?;
                 return Ok(());
             }
-            Manner::PartOfHead => {
-                out.write_all(b"HTTP/1.1 200 OK\r\nContent-Le")?;
+            Then::Reset => {
+                SockRef::from(&out).set_linger(Some(Duration::ZERO))?;
                 return Ok(());
             }
-            Manner::Silent => {
+            Then::Wait => {
                 // Until the other side has had enough.
-                let _ = reader.read_to_end(&mut Vec::new());
+                reader.read_to_end(&mut Vec::new())?;
                 return Ok(());
             }
-            Manner::Garbage => {
-                out.write_all(b"\x01\x02 this is no head\r\n\r\n")?;
-                return Ok(());
-            }
-            Manner::LongHead => {
-                let long = "x".repeat(200_000);
-                out.write_all(format!("HTTP/1.1 200 OK\r\nX: {long}\r\n\r\n").as_bytes())?;
-                return Ok(());
-            }
-            Manner::Status(status) => {
-                let head =
-                    format!("HTTP/1.1 {status} Said\r\nContent-Length: {length}\r\n\r\n{body}");
-                out.write_all(head.as_bytes())?;
-            }
-            Manner::HalfBody => {
-                let half = &body[..body.len() / 2];
-                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{half}");
-                out.write_all(head.as_bytes())?;
-                out.shutdown(Shutdown::Both)?;
-                return Ok(());
-            }
-            Manner::HalfChunk => {
-                out.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nhalf")?;
-                out.shutdown(Shutdown::Both)?;
-                return Ok(());
-            }
-            Manner::Chunks => {
-                let mut answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned();
-                if !is_head {
-                    for byte in echo.chars() {
-                        answer.push_str(&format!("1\r\n{byte}\r\n"));
-                    }
-                    answer.push_str("0\r\n\r\n");
-                }
-                out.write_all(answer.as_bytes())?;
-            }
-            Manner::UntilClose => {
-                out.write_all(
-                    format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{body}").as_bytes(),
-                )?;
-                return Ok(());
-            }
-            Manner::BothLengths => {
-                let head =
-                    "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n";
-                let chunk = format!("{length:x}\r\n{echo}\r\n0\r\n\r\n");
-                out.write_all(format!("{head}{}", if is_head { "" } else { &chunk }).as_bytes())?;
-                return Ok(());
-            }
-            Manner::TwoLengths => {
-                let head = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 9\r\n\r\n";
-                out.write_all(format!("{head}{body}").as_bytes())?;
-                return Ok(());
-            }
-            Manner::Interim => {
-                out.write_all(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")?;
-                out.write_all(whole.as_bytes())?;
-            }
-            Manner::NoContent => out.write_all(b"HTTP/1.1 204 No Content\r\n\r\n")?,
-            Manner::Echo => {
-                out.write_all(
-                    b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n",
-                )?;
+            Then::Echo => {
                 std::io::copy(&mut reader, &mut out)?;
                 return Ok(());
             }
         }
     }
     Ok(())
+}
+
+/// What a backend does after an answer.
+enum Then {
+    Stay,
+    End,
+    Reset,
+    Wait,
+    Echo,
+}
+
+/// What is said to the request of this number on a connection.
+fn answer(manner: Manner, number: usize, echo: &str, is_head: bool) -> (String, Then) {
+    let length = echo.len();
+    let body = if is_head { "" } else { echo };
+    let ok = |fields: &str, body: &str| format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n{body}");
+    let whole = ok(&format!("Content-Length: {length}"), body);
+    match manner {
+        Manner::Good => (whole, Then::Stay),
+        Manner::Stale if number == 0 => (whole, Then::Stay),
+        Manner::Refuse | Manner::CloseAtOnce | Manner::Close | Manner::Stale => {
+            (String::new(), Then::End)
+        }
+        Manner::Reset => (String::new(), Then::Reset),
+        Manner::PartOfHead => ("HTTP/1.1 200 OK\r\nContent-Le".into(), Then::End),
+        Manner::Silent => (String::new(), Then::Wait),
+        Manner::Garbage => ("\x01\x02 this is no head\r\n\r\n".into(), Then::End),
+        Manner::LongHead => (ok(&format!("X: {}", "x".repeat(200_000)), ""), Then::End),
+        Manner::Status(status) => {
+            let head = format!("HTTP/1.1 {status} Said\r\nContent-Length: {length}\r\n\r\n{body}");
+            (head, Then::Stay)
+        }
+        Manner::HalfBody => {
+            (ok(&format!("Content-Length: {length}"), &body[..body.len() / 2]), Then::End)
+        }
+        Manner::HalfChunk => (ok("Transfer-Encoding: chunked", "9\r\nhalf"), Then::End),
+        Manner::Chunks => {
+            let mut chunks = String::new();
+            for byte in body.chars() {
+                // Writing to a `String` cannot fail.
+                let _ = write!(chunks, "1\r\n{byte}\r\n");
+            }
+            chunks.push_str(if is_head { "" } else { "0\r\n\r\n" });
+            (ok("Transfer-Encoding: chunked", &chunks), Then::Stay)
+        }
+        Manner::UntilClose => (ok("Connection: close", body), Then::End),
+        Manner::BothLengths => {
+            let chunk = format!("{length:x}\r\n{body}\r\n0\r\n\r\n");
+            let chunk = if is_head { "" } else { &chunk };
+            (ok("Content-Length: 3\r\nTransfer-Encoding: chunked", chunk), Then::End)
+        }
+        Manner::TwoLengths => (ok("Content-Length: 3\r\nContent-Length: 9", body), Then::End),
+        Manner::Interim => {
+            (format!("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n{whole}"), Then::Stay)
+        }
+        Manner::NoContent => ("HTTP/1.1 204 No Content\r\n\r\n".into(), Then::Stay),
+        Manner::Echo => {
+            let head = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n\
+                        Upgrade: echo\r\n\r\n";
+            (head.into(), Then::Echo)
+        }
+    }
 }
 
 /// Reads a request; nothing if the connection has ended before one.

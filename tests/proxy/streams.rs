@@ -54,8 +54,8 @@ fn a_tunnel_carries_what_is_sent() -> Result<()> {
         ensure!(answer.status == 101, "{answer:?}");
         ensure!(answer.field("upgrade") == ["echo"], "{answer:?}");
         // What would be refused as a request.
-        for bytes in [&b"\0\x01GET / HTTP/9\n\n\r\n\r\n"[..], &[7; 70_000]] {
-            connection.send(bytes);
+        for bytes in [b"\0\x01GET / HTTP/9\n\n\r\n\r\n".to_vec(), vec![7; 70_000]] {
+            connection.send(&bytes);
             ensure!(connection.read(bytes.len())? == bytes, "other bytes came back");
         }
     }
@@ -150,5 +150,41 @@ fn a_deadline_ends_also_an_attempt_that_runs() -> Result<()> {
     ensure!(answer.status == 504, "{answer:?}");
     let counts = proxy.status("s0").unwrap_or_default();
     ensure!(counts.gateway_timeout == 1, "{counts:?}");
+    Ok(())
+}
+
+#[test]
+fn slow_clients_are_not_waited_for() -> Result<()> {
+    let keys = "client_timeout = \"500ms\"";
+    let services = [Service::start(Manner::Good)?.keys(keys)];
+    let (proxy, ours) = fronts::ballast(&services)?;
+    let mut head = Connection::open(ours[0])?;
+    head.send(b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ");
+    let mut body = Connection::open(ours[0])?;
+    body.send(b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhel");
+    ensure!(head.is_at_end(), "an unfinished head is waited for");
+    let answer = body.answer("PUT")?;
+    ensure!(answer.status == 408, "{answer:?}");
+    let mut idle = Connection::open(ours[0])?;
+    ensure!(idle.is_at_end(), "a silent connection is waited for");
+    let counts = proxy.status("s0").unwrap_or_default();
+    ensure!(counts.slow_heads == 1, "{counts:?}");
+    ensure!(counts.refused.get("slow_body") == Some(&1), "{counts:?}");
+    Ok(())
+}
+
+#[test]
+fn kept_connections_are_used_again() -> Result<()> {
+    let services = [Service::start(Manner::Good)?];
+    let (proxy, ours) = fronts::ballast(&services)?;
+    let mut connection = Connection::open(ours[0])?;
+    for _ in 0..50 {
+        connection.send(b"GET /x HTTP/1.1\r\nHost: x\r\nX-Row: kept\r\n\r\n");
+        ensure!(connection.answer("GET")?.status == 200);
+    }
+    ensure!(services[0].first.asked("kept").len() == 50);
+    ensure!(services[0].first.connections() == 1, "{}", services[0].first.connections());
+    let counts = proxy.status("s0").unwrap_or_default();
+    ensure!((counts.connections, counts.requests) == (1, 50), "{counts:?}");
     Ok(())
 }

@@ -139,6 +139,7 @@ section! {
         connect_timeout: Duration;
         send_timeout: Duration;
         read_timeout: Duration;
+        client_timeout: Duration;
         keepalive: Whole<0, 65_535>;
         next_upstream: List<NextUpstream>;
         next_upstream_tries: Whole<0, 65_535>;

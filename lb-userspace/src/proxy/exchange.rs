@@ -67,7 +67,7 @@ pub(super) async fn exchange(
         route,
         client,
         repeatable: decide::is_repeatable(&head.method, has_key),
-        body: Kept::new(incoming, view.proxy.body_buffer, &route.service),
+        body: Kept::new(incoming, &view.proxy, &route.service),
         head,
         begun,
         deadline: (!timeout.is_zero()).then(|| begun + timeout),

@@ -20,10 +20,7 @@ use hyper::{
 use tokio::time::{Instant, Sleep};
 
 use super::service::Service;
-use crate::clock;
-
-/// Longest pause of a client in the middle of a body (nginx: `client_body_timeout`).
-const PAUSE: Duration = Duration::from_mins(1);
+use crate::{clock, config};
 
 /// A request's body.
 #[derive(Debug)]
@@ -40,6 +37,8 @@ struct Source {
     length: Option<u64>,
     bytes: u64,
     limit: u64,
+    /// Longest pause of the client (nginx: `client_body_timeout`).
+    longest: Duration,
     lost: bool,
     ended: bool,
     turn: u32,
@@ -66,7 +65,7 @@ pub(super) enum Fault {
 }
 
 impl Kept {
-    pub(super) fn new(incoming: Incoming, limit: u64, service: &Arc<Service>) -> Self {
+    pub(super) fn new(incoming: Incoming, proxy: &config::Proxy, service: &Arc<Service>) -> Self {
         if incoming.is_end_stream() {
             return Self(None);
         }
@@ -78,7 +77,8 @@ impl Kept {
             received: 0,
             length,
             bytes: 0,
-            limit,
+            limit: proxy.body_buffer,
+            longest: proxy.client_timeout,
             lost: false,
             ended: false,
             turn: 0,
@@ -129,9 +129,10 @@ impl Source {
     /// The next frame from the client.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
-            let pause = self
-                .pause
-                .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(clock::timer() + PAUSE)));
+            let longest = self.longest;
+            let pause = self.pause.get_or_insert_with(|| {
+                Box::pin(tokio::time::sleep_until(clock::timer() + longest))
+            });
             ready!(pause.as_mut().poll(cx));
             self.fault = Some(Fault::Slow);
             return Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())));

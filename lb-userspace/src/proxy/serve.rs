@@ -17,7 +17,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::TcpStream,
     sync::watch,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{MissedTickBehavior, interval},
 };
 
 use super::{
@@ -29,13 +29,6 @@ use super::{
     strict::{HEAD_BYTES, HEADERS},
 };
 use crate::clock;
-
-/// Longest time until a request's head is there, from the connection's beginning or the end of the
-/// request before (nginx: `client_header_timeout` and `keepalive_timeout`).
-const HEAD_TIMEOUT: Duration = Duration::from_mins(1);
-
-/// Longest time that a client may take between two reads of an answer (nginx: `send_timeout`).
-const SEND_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Silence after which the kernel asks a client whether it is still there.
 const KEEPALIVE: Duration = Duration::from_mins(2);
@@ -119,9 +112,11 @@ pub(super) async fn connection(route: Arc<Route>, tcp: TcpStream, address: Socke
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
     let _ = tcp.set_nodelay(true);
     let _ = SockRef::from(&tcp).set_tcp_keepalive(&keepalive);
+    // nginx: `client_header_timeout`, `keepalive_timeout` and `send_timeout`.
+    let timeout = route.view().proxy.client_timeout;
     let tcp = Arc::new(tcp);
     let edge = Arc::<Edge>::default();
-    let stream = Strictly::new(Stream::new(Arc::clone(&tcp), SEND_TIMEOUT), Arc::clone(&edge));
+    let stream = Strictly::new(Stream::new(Arc::clone(&tcp), timeout), Arc::clone(&edge));
     let mut phase = route.phase();
     let client = Arc::new(Client { route, address, open, edge: Arc::clone(&edge) });
     let service = service_fn(move |request| {
@@ -131,7 +126,7 @@ pub(super) async fn connection(route: Arc<Route>, tcp: TcpStream, address: Socke
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(timeout)
         .max_buf_size(HEAD_BYTES)
         .max_headers(HEADERS);
     let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
@@ -156,7 +151,7 @@ pub(super) async fn connection(route: Arc<Route>, tcp: TcpStream, address: Socke
     }
     if edge.has_refused() {
         // It ends only with the last copy of the descriptor.
-        let _ = timeout(LINGER, linger(&tcp)).await;
+        let _ = tokio::time::timeout(LINGER, linger(&tcp)).await;
     }
 }
 

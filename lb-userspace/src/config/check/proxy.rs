@@ -18,6 +18,7 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
+const CLIENT_TIMEOUT: Duration = Duration::from_mins(1);
 const KEEPALIVE: u32 = 32;
 const RETRY_PER_MILLE: u32 = 200;
 const BODY_BUFFER: u64 = 1 << 20;
@@ -51,6 +52,7 @@ fn check(raw: &raw::Proxy, findings: &mut Findings) -> Proxy {
         (&raw.connect_timeout, "connect_timeout"),
         (&raw.send_timeout, "send_timeout"),
         (&raw.read_timeout, "read_timeout"),
+        (&raw.client_timeout, "client_timeout"),
     ] {
         if let Some(timeout) = field.get()
             && timeout.get_ref().is_zero()
@@ -77,6 +79,7 @@ fn check(raw: &raw::Proxy, findings: &mut Findings) -> Proxy {
         connect_timeout: raw.connect_timeout.or(CONNECT_TIMEOUT),
         send_timeout: raw.send_timeout.or(SEND_TIMEOUT),
         read_timeout: raw.read_timeout.or(READ_TIMEOUT),
+        client_timeout: raw.client_timeout.or(CLIENT_TIMEOUT),
         keepalive: whole(&raw.keepalive, KEEPALIVE),
         next_upstream: Rules {
             classes: classes(raw, &words),

@@ -29,6 +29,7 @@ fn what_holds_without_a_word() {
         connect_timeout: Duration::from_secs(5),
         send_timeout: Duration::from_secs(30),
         read_timeout: Duration::from_secs(30),
+        client_timeout: Duration::from_mins(1),
         keepalive: 32,
         next_upstream: Rules {
             classes: Classes::of(&[Class::Error, Class::Timeout]),
