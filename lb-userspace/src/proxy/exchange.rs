@@ -6,7 +6,7 @@ use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode, Uri, Version,
     body::Incoming,
-    header::{HOST, HeaderValue},
+    header::{CONNECTION, HOST, HeaderValue},
     http::{request, uri},
     upgrade::{self, OnUpgrade},
 };
@@ -31,10 +31,16 @@ use super::{
 use crate::clock;
 
 /// Answers a request.
-pub(super) async fn exchange(
-    client: &Arc<Client>,
-    mut request: Request<Incoming>,
-) -> Response<Answer> {
+pub(super) async fn exchange(client: &Arc<Client>, request: Request<Incoming>) -> Response<Answer> {
+    let mut response = answer(client, request).await;
+    let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    if client.route.service.ends() && !switches {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+async fn answer(client: &Arc<Client>, mut request: Request<Incoming>) -> Response<Answer> {
     let route = &client.route;
     let stats = &route.service.stats;
     stats.requests.add();

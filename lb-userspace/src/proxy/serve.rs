@@ -17,14 +17,14 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::TcpStream,
     sync::watch,
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, sleep},
 };
 
 use super::{
     edge::{Edge, Strictly},
     exchange,
     pool::Pool,
-    service::{Open, Phase, Service, View},
+    service::{LEAVE, Open, Phase, Service, View},
     stream::Stream,
     strict::{HEAD_BYTES, HEADERS},
 };
@@ -131,7 +131,7 @@ pub(super) async fn connection(route: Arc<Route>, tcp: TcpStream, address: Socke
         .max_headers(HEADERS);
     let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
     tokio::pin!(connection);
-    let mut seen = Phase::Serving;
+    let (mut seen, mut told) = (Phase::Serving, false);
     loop {
         tokio::select! {
             biased;
@@ -142,12 +142,15 @@ pub(super) async fn connection(route: Arc<Route>, tcp: TcpStream, address: Socke
                 break;
             }
             phase = next(&mut phase, seen) => match phase {
-                Phase::Serving => {}
-                Phase::Draining => connection.as_mut().graceful_shutdown(),
+                Phase::Serving | Phase::Draining => seen = phase,
                 Phase::Cut => return,
+            },
+            () = sleep(LEAVE), if seen == Phase::Draining && !told => {
+                // Answers until now have said that they are the last; who has not asked is cut off.
+                connection.as_mut().graceful_shutdown();
+                told = true;
             }
         }
-        seen = Phase::Draining;
     }
     if edge.has_refused() {
         // It ends only with the last copy of the descriptor.

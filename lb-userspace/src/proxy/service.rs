@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -33,11 +33,16 @@ use crate::{
 pub(super) enum Phase {
     /// It takes connections.
     Serving,
-    /// It takes none, and those that are open end with the request that they are in.
+    /// None should come any more, and those that are open end with the next answer, or after
+    /// [`LEAVE`].
     Draining,
     /// They end now.
     Cut,
 }
+
+/// How long a service that ends still takes connections and requests: those that were on their way when
+/// new ones were turned elsewhere.
+pub(super) const LEAVE: Duration = Duration::from_secs(1);
 
 /// A service.
 #[derive(Debug)]
@@ -47,6 +52,8 @@ pub(super) struct Service {
     view: watch::Sender<Arc<View>>,
     phase: watch::Sender<Phase>,
     open: watch::Sender<u64>,
+    /// The phase is not the first.
+    ends: AtomicBool,
     pub(super) stats: Stats,
     pub(super) budget: Arc<Budget>,
     pub(super) memory: Memory,
@@ -120,6 +127,7 @@ impl Service {
             view: watch::Sender::new(Arc::new(view)),
             phase: watch::Sender::new(Phase::Serving),
             open: watch::Sender::new(0),
+            ends: AtomicBool::new(false),
             stats: Stats::default(),
             budget: Arc::default(),
             memory: Memory::default(),
@@ -175,6 +183,11 @@ impl Service {
         self.phase.subscribe()
     }
 
+    /// Whether each answer should be a connection's last.
+    pub(super) fn ends(&self) -> bool {
+        self.ends.load(Ordering::Relaxed)
+    }
+
     pub(super) fn drain_timeout(&self) -> Duration {
         self.view.borrow().drain_timeout
     }
@@ -194,12 +207,14 @@ impl Service {
 
     /// Takes no more connections, and ends those that there are: in order, or after this time at once.
     pub(super) fn end(self: &Arc<Self>, within: Duration) -> JoinHandle<()> {
+        self.ends.store(true, Ordering::Relaxed);
         self.phase.send_replace(Phase::Draining);
         let service = Arc::clone(self);
         let mut open = self.open.subscribe();
         tokio::spawn(async move {
+            tokio::time::sleep(LEAVE.min(within)).await;
             // It fails only if the sender is gone, which `service` holds.
-            let _ = timeout(within, open.wait_for(|open| *open == 0)).await;
+            let _ = timeout(within.saturating_sub(LEAVE), open.wait_for(|open| *open == 0)).await;
             service.phase.send_replace(Phase::Cut);
         })
     }

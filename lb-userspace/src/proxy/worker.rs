@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{
     serve::{self, Route},
-    service::{Phase, Service},
+    service::{LEAVE, Phase, Service},
 };
 
 /// After a failure to take a connection (most often: no file descriptor is left) a worker waits so
@@ -69,11 +69,17 @@ async fn work(mut commands: UnboundedReceiver<Listen>) {
 /// Takes connections until the service ends.
 async fn accept(listener: TcpListener, route: Arc<Route>) {
     let mut phase = route.phase();
+    let ends = async {
+        // It fails only if the service is gone, which `route` holds.
+        let _ = phase.wait_for(|phase| *phase != Phase::Serving).await;
+        // Whoever was on the way is let in.
+        tokio::time::sleep(LEAVE).await;
+    };
+    tokio::pin!(ends);
     loop {
         let taken = tokio::select! {
-            biased;
-            _ = phase.wait_for(|phase| *phase != Phase::Serving) => return,
             taken = listener.accept() => taken,
+            () = &mut ends => return,
         };
         match taken {
             Ok((stream, client)) => {
