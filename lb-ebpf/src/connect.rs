@@ -8,7 +8,7 @@ use lb_common::{
     limits::{FIRST_NAT_PORT, NAT_PORTS, PORT_TRIES},
     maglev,
     reason::Reason,
-    service::Service,
+    service::{LISTENED, PROXIED, Service},
     trace::Stage,
 };
 
@@ -85,11 +85,16 @@ pub fn connect<F: Family, T: Tables + Flows<F>>(
     let key = ServiceWords::new(&segment.tuple, segment.protocol);
     let service = tables.service(key.key()).ok_or(Reason::NoService)?;
     if !segment.starts() {
-        return Err(Reason::NoFlow);
+        let is_listened = service.flags & LISTENED != 0;
+        return Err(if is_listened { Reason::Proxied } else { Reason::NoFlow });
     }
     let hash = segment.tuple.hash();
     let mut chosen = None;
     let outcome = match admit::<F, T>(tables, &service, &segment.tuple, segment.protocol) {
+        Ok(()) if service.flags & PROXIED != 0 => {
+            tables.count_connection(service.index, u32::MAX);
+            return Err(Reason::Proxied);
+        }
         Ok(()) => {
             chosen = select(tables, &service, hash);
             match chosen {

@@ -9,6 +9,7 @@ use std::{
     fmt, fs, io,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,7 +18,7 @@ use toml::de::DeTable;
 
 use report::{Diagnostic, Findings};
 
-use crate::memory;
+use crate::{memory, proxy::decide};
 
 mod advice;
 mod check;
@@ -273,6 +274,32 @@ pub struct Service {
     pub passive: Option<Passive>,
     /// Who may connect, and how often.
     pub guard: Guard,
+    /// `[service.proxy]`, if the service's `path` is `proxy`: then it is what takes the connections.
+    pub proxy: Option<Arc<Proxy>>,
+}
+
+/// `[service.proxy]`: how requests are handed on and repeated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proxy {
+    /// Most time until a connection to a backend is made.
+    pub connect_timeout: Duration,
+    /// Most time between two writes to a backend.
+    pub send_timeout: Duration,
+    /// Most time until an answer's head, once the request is sent, and between two reads of its body.
+    pub read_timeout: Duration,
+    /// Most time until a request's head is there, and between two reads or writes of a client.
+    pub client_timeout: Duration,
+    /// Most unused connections to each backend that each worker keeps.
+    pub keepalive: u32,
+    /// `next_upstream`, `next_upstream_tries`, `next_upstream_timeout`.
+    pub next_upstream: decide::Rules,
+    /// Share of the requests under way that may be repeated ones, in thousandths, 1 to 1000.
+    pub retry_per_mille: u32,
+    /// Bytes of a request's body that are kept for another attempt. A request whose body is longer is
+    /// not repeated once more than this has been sent.
+    pub body_buffer: u64,
+    /// File of the access log.
+    pub access_log: Option<PathBuf>,
 }
 
 /// Who may connect to a service, and how often.

@@ -174,6 +174,7 @@ async fn configuration(args: &Scale, place: &Place) -> anyhow::Result<()> {
         timeline: Arc::new(Timeline::new(None)),
         next_hops,
         wanted: watch::Sender::new(BTreeSet::new()),
+        proxy: ballast::proxy::Proxy::default(),
     })
     .await?;
     until_serving(&handle, args).await?;

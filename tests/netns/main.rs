@@ -13,6 +13,7 @@ mod passive;
 mod ping;
 mod ports;
 mod protection;
+mod proxy;
 mod reload;
 mod replay;
 mod reset;

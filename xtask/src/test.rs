@@ -22,7 +22,7 @@ pub enum Tier {
     Kernel,
     /// The same on Debian 12's kernel, in a virtual machine that the first run fetches
     Vm,
-    /// Whole systems in network namespaces; needs root
+    /// The proxy beside nginx; whole systems in network namespaces, which need root
     Netns,
     /// Simulated failures; comes with a later version
     Sim,
@@ -65,7 +65,10 @@ impl Tier {
             cargo(&["test", "--package", "lb-tests", "--lib", "--test", "kernel"])
         })];
         const VM: [Step; 1] = [step("vm", vm::test)];
-        const NETNS: [Step; 1] = [step("netns", netns)];
+        const NETNS: [Step; 2] = [
+            step("proxy", || cargo(&["test", "--package", "lb-tests", "--test", "proxy"])),
+            step("netns", netns),
+        ];
         match self {
             Self::Unit => Ok(&UNIT),
             Self::Kernel => Ok(&KERNEL),

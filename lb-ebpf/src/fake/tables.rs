@@ -420,8 +420,11 @@ impl Tables for FakeTables {
     fn count_connection(&self, service: u32, backend: u32) {
         let mut services = self.service_stats.borrow_mut();
         services.entry(service).or_insert(ServiceStats::ZERO).connections += 1;
-        let mut backends = self.backend_stats.borrow_mut();
-        backends.entry(backend).or_insert(BackendStats::ZERO).connections += 1;
+        // As in the kernel, where no element has that number.
+        if backend != u32::MAX {
+            let mut backends = self.backend_stats.borrow_mut();
+            backends.entry(backend).or_insert(BackendStats::ZERO).connections += 1;
+        }
     }
 
     fn count_answered(&self, backend: u32) {

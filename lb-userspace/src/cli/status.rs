@@ -10,6 +10,7 @@ use crate::{
     },
     dataplane::AttachMode,
     health::Health,
+    proxy,
 };
 
 /// The whole picture.
@@ -44,6 +45,9 @@ pub(super) fn render(status: &Status) -> String {
         let now = status.started.as_second() + status.uptime_seconds as i64;
         rows.extend(service.backends.iter().map(|backend| row(backend, now)));
         out.push_str(&columns(&rows, 2));
+        if let Some(proxy) = &service.proxy {
+            out.push_str(&requests(proxy));
+        }
     }
     if !status.retiring.is_empty() {
         out.push_str("\nREMOVED BACKENDS WITH CONNECTIONS\n");
@@ -131,6 +135,7 @@ fn head(service: &Service) -> String {
         flags.push_str("  DOWN: no backend serves");
     }
     let forward = match &service.encapsulation {
+        _ if service.path == "proxy" => "proxy".to_owned(),
         Some(encapsulation) => format!("{} ({encapsulation})", service.forward),
         None => service.forward.clone(),
     };
@@ -157,6 +162,32 @@ fn head(service: &Service) -> String {
         service.connections_per_second,
         service.refused,
     )
+}
+
+/// What the proxy has to tell.
+fn requests(proxy: &proxy::Status) -> String {
+    let proxy::Status { requests, active, open, tunnels, .. } = proxy;
+    let mut out = format!("  {requests} requests, {active} under way; {open} connections");
+    let counts = [
+        (*tunnels, "upgraded"),
+        (proxy.retries, "retried"),
+        (proxy.reopened, "sent anew as a kept connection was closed"),
+        (proxy.budget_spent, "not retried as the budget was spent"),
+        (proxy.bad_gateway, "answered 502"),
+        (proxy.gateway_timeout, "answered 504"),
+        (proxy.truncated, "broken off"),
+        (proxy.gone, "left by the client"),
+        (proxy.slow_heads, "too slow"),
+    ];
+    for (count, what) in counts.iter().filter(|(count, _)| *count > 0) {
+        // Writing to a `String` cannot fail.
+        let _ = write!(out, ", {count} {what}");
+    }
+    for (reason, count) in &proxy.refused {
+        let _ = write!(out, ", {count} refused ({reason})");
+    }
+    out.push('\n');
+    out
 }
 
 const HEAD: [&str; 10] =
@@ -188,7 +219,7 @@ fn row(backend: &Backend, now: i64) -> Vec<String> {
         state.to_owned(),
         age((now - backend.since.as_second()).max(0) as u64),
         format!("{}{share}", backend.weight),
-        backend.active.to_string(),
+        (backend.active + backend.proxy.as_ref().map_or(0, |proxy| proxy.active)).to_string(),
         format!("{:.1}", backend.connections_per_second),
         format!("{}/s", bytes(backend.forward_bytes_per_second as u64)),
         format!("{}/s", bytes(backend.return_bytes_per_second as u64)),

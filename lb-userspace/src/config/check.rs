@@ -20,6 +20,7 @@ mod health;
 mod later;
 mod network;
 mod passive;
+mod proxy;
 mod room;
 pub(super) mod secret;
 mod service;

@@ -95,7 +95,7 @@ section! {
         backend: List<Backend>, required "[[service.backend]]` with `name` and `address";
         health: Health;
         passive: Passive;
-        proxy: Proxy, later "no request is proxied or retried";
+        proxy: Proxy;
     }
 }
 
@@ -139,10 +139,14 @@ section! {
         connect_timeout: Duration;
         send_timeout: Duration;
         read_timeout: Duration;
+        client_timeout: Duration;
         keepalive: Whole<0, 65_535>;
         next_upstream: List<NextUpstream>;
         next_upstream_tries: Whole<0, 65_535>;
         next_upstream_timeout: Duration;
+        retry_budget: Share;
+        body_buffer: Bytes;
+        access_log: AbsolutePath;
     }
 }
 

@@ -16,6 +16,7 @@ mod forward;
 mod guard;
 mod later;
 mod network;
+mod proxy;
 mod service;
 mod value;
 

@@ -1,7 +1,8 @@
 //! The life of the daemon: from the checked configuration to the orderly end.
 //!
 //! At its end the data plane and the floating addresses stay. The kernel program goes on forwarding
-//! with the last tables, so that a restart or an upgrade loses nothing. `ballast detach` takes them
+//! with the last tables, so that a restart or an upgrade loses nothing; connections of proxied services
+//! too, if they are new, while the proxy ends those that it has. `ballast detach` takes them
 //! away.
 
 use std::{
@@ -29,7 +30,9 @@ use crate::{
     config::{self, Config, Loaded, Node},
     dataplane::{self, Dataplane},
     events::{Kind, Note, Timeline},
-    net, vrrp,
+    net,
+    proxy::Proxy,
+    vrrp,
 };
 
 mod lock;
@@ -79,6 +82,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
 
     let (wanted, receiver) = watch::channel(BTreeSet::<IpAddr>::new());
     let (next_hops, _task) = net::watch_next_hops(receiver).context("watch next hops")?;
+    let proxy = Proxy::default();
     let mut handle = Task::start(Setup {
         node: node.name.clone(),
         config_path: options.config_path,
@@ -89,6 +93,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
         timeline: Arc::clone(&timeline),
         next_hops,
         wanted,
+        proxy: proxy.clone(),
     })
     .await?;
     let server = admin::Server::bind(&socket)?;
@@ -105,6 +110,8 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     notify(&[NotifyState::Stopping]);
     handle.stop().await;
     server.abort();
+    // New connections do not come to it any more.
+    proxy.stop().await;
     // After the end of the task, so that a follower of events sees it last.
     let message = "ballast ends; forwarding goes on as it is. `ballast detach` ends that too";
     timeline.add(Note::new(Kind::Stopped, message).because(signal));

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    plan::{Desired, DesiredBackend, DesiredService, service_key},
+    plan::{Desired, DesiredBackend, DesiredService, Proxied, service_key},
     verdict::{self, Admin, Facts, Judgement, Rules, Verdict, Why},
 };
 use crate::{
@@ -80,6 +80,8 @@ pub struct ServiceState {
     pub panic: bool,
     /// Backups serve because no other can.
     pub on_backups: bool,
+    /// What the proxy has of its connections.
+    pub proxied: Proxied,
     /// What has changed since the last verdicts.
     news: News,
     /// What the maps should say of it, by the last verdicts.
@@ -104,6 +106,8 @@ enum News {
 pub struct State {
     services: Vec<ServiceState>,
     by_name: HashMap<String, usize>,
+    /// The places of those that have a proxy.
+    proxied: Vec<usize>,
     next_hops: Arc<NextHops>,
     revision: u64,
 }
@@ -131,6 +135,9 @@ impl State {
         self.services = states.collect();
         let names = self.services.iter().enumerate();
         self.by_name = names.map(|(at, service)| (service.config.name.clone(), at)).collect();
+        let places = self.services.iter().enumerate();
+        let proxied = places.filter(|(_, service)| service.config.proxy.is_some());
+        self.proxied = proxied.map(|(at, _)| at).collect();
         self.revision += 1;
     }
 
@@ -169,6 +176,15 @@ impl State {
         let service = &mut self.services[at];
         if let Some(record) = service.records.iter_mut().find(|it| it.config.name == backend) {
             record.wish = wish;
+            service.news.add_facts();
+        }
+    }
+
+    /// Takes what the proxy has of a service's connections.
+    pub fn set_proxied(&mut self, service: &str, proxied: Proxied) {
+        let Some(&at) = self.by_name.get(service) else { return };
+        let service = &mut self.services[at];
+        if std::mem::replace(&mut service.proxied, proxied) != proxied {
             service.news.add_facts();
         }
     }
@@ -260,6 +276,11 @@ impl State {
         self.by_name.get(name).map(|&at| &self.services[at])
     }
 
+    /// The services that have a proxy.
+    pub fn proxied(&self) -> impl Iterator<Item = &ServiceState> {
+        self.proxied.iter().map(|&at| &self.services[at])
+    }
+
     /// The services.
     pub fn services(&self) -> &[ServiceState] {
         &self.services
@@ -296,6 +317,13 @@ impl ServiceState {
     ) -> Self {
         let (panic, on_backups) =
             old.as_ref().map_or((false, false), |old| (old.panic, old.on_backups));
+        // One that has been proxied may have connections of that time.
+        let was_proxied = old.as_ref().is_some_and(|old| old.proxied != Proxied::None);
+        let proxied = match service.proxy {
+            Some(_) => old.as_ref().map_or(Proxied::Old, |old| old.proxied),
+            None if was_proxied => Proxied::Old,
+            None => Proxied::None,
+        };
         let old = old.into_iter().flat_map(|old| old.records);
         let mut known: HashMap<String, Record> =
             old.map(|record| (record.config.name.clone(), record)).collect();
@@ -327,9 +355,9 @@ impl ServiceState {
             record
         });
         let records: Vec<Record> = records.collect();
-        let desired = Arc::new(desired(service, &records));
+        let desired = Arc::new(desired(service, &records, proxied));
         let config = service.clone();
-        Self { config, records, panic, on_backups, news: News::Facts, desired }
+        Self { config, records, panic, on_backups, proxied, news: News::Facts, desired }
     }
 
     /// Whether time alone may change a verdict, or what is said of it.
@@ -341,7 +369,7 @@ impl ServiceState {
 
     /// Makes `desired` what follows from the verdicts.
     fn describe(&mut self) {
-        let desired = desired(&self.config, &self.records);
+        let desired = desired(&self.config, &self.records, self.proxied);
         if self.news == News::NextHop || *self.desired != desired {
             self.desired = Arc::new(desired);
         }
@@ -371,9 +399,7 @@ impl ServiceState {
                 backup: record.config.backup,
                 passive,
                 ramp: record.rise.map(|rise| rise.ramp()),
-                resolved: next_hops
-                    .get(&record.config.address.ip())
-                    .is_some_and(|hop| hop.mac.is_some()),
+                resolved: is_reached(&self.config, record, next_hops),
             })
             .collect();
         let Judgement { verdicts, panic, on_backups } = verdict::judge(rules, &facts);
@@ -407,8 +433,15 @@ impl ServiceState {
     }
 }
 
+/// Whether packets to a backend find their way. The proxy's are sent by the kernel, which finds it by
+/// itself.
+fn is_reached(service: &config::Service, record: &Record, next_hops: &NextHops) -> bool {
+    let hop = || next_hops.get(&record.config.address.ip());
+    service.proxy.is_some() || hop().is_some_and(|hop| hop.mac.is_some())
+}
+
 /// What the maps should say of a service with these backends.
-fn desired(service: &config::Service, records: &[Record]) -> DesiredService {
+fn desired(service: &config::Service, records: &[Record], proxied: Proxied) -> DesiredService {
     DesiredService {
         key: service_key(service.listen, service.protocol),
         balance: service.balance,
@@ -416,6 +449,7 @@ fn desired(service: &config::Service, records: &[Record]) -> DesiredService {
         replay: service.replay,
         drain_timeout: service.drain_timeout,
         guard: service.guard.clone(),
+        proxied,
         backends: records
             .iter()
             .map(|record| DesiredBackend {

@@ -11,6 +11,7 @@ use crate::{
     config::{Encapsulation, Forwarding, Protocol},
     dataplane::{Flow, Info},
     health::Health,
+    proxy,
 };
 
 /// The state of a node.
@@ -84,6 +85,9 @@ pub struct Service {
     pub listen: SocketAddr,
     /// `tcp` or `udp`.
     pub protocol: String,
+    /// Who hands on its connections: `kernel` or `proxy`.
+    #[serde(default)]
+    pub path: String,
     /// How packets get to the backends: `nat`, `direct` or `tunnel`.
     #[serde(default)]
     pub forward: String,
@@ -117,6 +121,9 @@ pub struct Service {
     /// Configured backends.
     #[serde(default)]
     pub backend_count: usize,
+    /// What the proxy has counted, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<proxy::Status>,
     /// Backends, in the order of the configuration. Empty, whatever `backend_count` says, in an
     /// overview of very many: see [`View`].
     pub backends: Vec<Backend>,
@@ -185,6 +192,9 @@ pub struct Backend {
     pub forward_bytes_per_second: f64,
     /// Bytes a second from it.
     pub return_bytes_per_second: f64,
+    /// What the proxy has counted of it, if its service has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<proxy::BackendStatus>,
 }
 
 /// What the connections of clients say of a backend.

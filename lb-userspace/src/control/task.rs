@@ -31,6 +31,7 @@ use crate::{
     events::{Kind, Note, Timeline},
     health::{Report, passive::TICK as WATCH},
     net::NextHops,
+    proxy::Proxy,
     trace::show::Names,
 };
 
@@ -42,6 +43,7 @@ mod handle;
 mod names;
 mod passive;
 mod probes;
+mod proxied;
 mod reconcile;
 mod reload;
 mod replay;
@@ -94,6 +96,8 @@ pub struct Setup {
     pub next_hops: watch::Receiver<NextHops>,
     /// Addresses whose next hops are wanted.
     pub wanted: watch::Sender<BTreeSet<IpAddr>>,
+    /// What requests are handed on by.
+    pub proxy: Proxy,
 }
 
 /// What others ask of the task.
@@ -144,6 +148,9 @@ pub struct Task {
     flows: u64,
     rates: Arc<Rates>,
     sampled: Sampled,
+    proxy: Proxy,
+    /// A listener of the proxy is missing.
+    proxy_lacks: bool,
     /// The backends whose next hops have been asked for, by the numbers that their sets have.
     hops_wanted_of: Option<(u64, u64)>,
 }
@@ -208,6 +215,8 @@ impl Task {
             flows: 0,
             rates: Arc::default(),
             sampled: Sampled::default(),
+            proxy: setup.proxy,
+            proxy_lacks: false,
             hops_wanted_of: None,
         };
         task.attachments.adopt(&info.attachments);
@@ -242,6 +251,7 @@ impl Task {
             tokio::select! {
                 Some(command) = inputs.commands.recv() => {
                     if let Command::Stop(done) = command {
+                        self.hand_to_kernel().await;
                         let _ = done.send(());
                         return;
                     }
@@ -266,6 +276,7 @@ impl Task {
                 _ = tick.tick() => {
                     self.start_sweep();
                     self.attachments.retry();
+                    self.retry_listening();
                     self.detach_where_idle(clock::monotonic()).await;
                 }
                 _ = watchdog.tick() => {
@@ -330,6 +341,7 @@ impl Task {
             now,
         );
         self.planner.set_density(sizes::needs(&self.config).density);
+        self.listen();
         let targets = self.state.targets();
         self.probes.keep(targets.iter().map(|(target, _)| target)).await;
         self.probes.start(targets);

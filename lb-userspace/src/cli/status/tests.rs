@@ -34,6 +34,7 @@ fn backend(name: &str) -> Backend {
         connections_per_second: 2.5,
         forward_bytes_per_second: 1500.0,
         return_bytes_per_second: 0.0,
+        proxy: None,
     }
 }
 
@@ -76,6 +77,8 @@ fn status() -> Status {
         services: vec![Service {
             serving_count: 1,
             backend_count: 2,
+            path: "kernel".into(),
+            proxy: None,
             name: "web".into(),
             listen: "192.0.2.100:80".parse().unwrap(),
             protocol: "tcp".into(),

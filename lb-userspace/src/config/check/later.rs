@@ -5,28 +5,23 @@ use std::{ops::Range, time::Duration};
 
 use toml::Spanned;
 
-use super::{Listeners, Seen, network::Held, not_zero, service::note_listener, whole};
+use super::{Listeners, Seen, network::Held, service::note_listener, whole};
 use crate::config::{
     Protocol,
-    raw::{File, Floating, Postgres, Proxy},
+    raw::{File, Floating, Postgres},
     read::Field,
     report::Findings,
     units,
     value::{
         Name,
         address::{Endpoint, unfit},
-        word::{AlertKind, NextUpstream, Promotion},
+        word::{AlertKind, Promotion},
     },
 };
 
 pub(super) fn check(file: &File, held: &Held, listeners: &mut Listeners, findings: &mut Findings) {
     for floating in file.floating.items() {
         vrrp(floating.get_ref(), findings);
-    }
-    for service in file.service.items() {
-        if let Some(proxy) = service.get_ref().proxy.value() {
-            check_proxy(proxy, findings);
-        }
     }
     let mut names = Seen::default();
     for postgres in file.postgres.items() {
@@ -126,28 +121,6 @@ fn check_interval(interval: &Spanned<Duration>, version: u32, findings: &mut Fin
         findings
             .error(span, format!("`interval` is {shown}, but VRRP counts in steps of 10ms"))
             .help("write a multiple of 10ms");
-    }
-}
-
-fn check_proxy(proxy: &Proxy, findings: &mut Findings) {
-    for (field, key) in [
-        (&proxy.connect_timeout, "connect_timeout"),
-        (&proxy.send_timeout, "send_timeout"),
-        (&proxy.read_timeout, "read_timeout"),
-    ] {
-        if let Some(timeout) = field.get()
-            && timeout.get_ref().is_zero()
-        {
-            not_zero(timeout.span(), key, findings);
-        }
-    }
-    let words: Vec<_> = proxy.next_upstream.items().collect();
-    if words.len() > 1
-        && let Some(off) = words.iter().find(|word| *word.get_ref() == NextUpstream::Off)
-    {
-        findings
-            .error(off.span(), "`next_upstream` has \"off\" beside other words")
-            .help("write \"off\" alone, or the cases in which the next backend is tried");
     }
 }
 

@@ -11,11 +11,6 @@ fn what_is_not_in_this_version() {
          also while a backend is shaky",
         "`path = \"kernel\"`",
     );
-    mistake(
-        &service("path = ▶\"proxy\""),
-        "`path = \"proxy\"` is not in this version yet",
-        "`path = \"kernel\"`",
-    );
     warning(
         &good_and("[cluster]\n▶secret_file = \"/etc/ballast/cluster.key\"\n"),
         "`secret_file` is not in this version yet: the nodes do not talk to each other; the key is \
@@ -77,12 +72,6 @@ fn values_of_later_versions_are_checked() {
 
     let start = GOOD.matches('\n').count();
     for (section, line, message) in [
-        ("[service.proxy]\nread_timeout = \"0s\"\n", 2, "`read_timeout` is zero"),
-        (
-            "[service.proxy]\nnext_upstream = [\"off\", \"error\"]\n",
-            2,
-            "`next_upstream` has \"off\" beside other words",
-        ),
         ("[consensus]\netcd = [\"ftp://x\"]\n", 2, "`etcd` is not an http or https address"),
         (
             "[[alert]]\nkind = \"telegram\"\nchat_id = \"1\"\n",

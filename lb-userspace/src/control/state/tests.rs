@@ -35,6 +35,7 @@ pub(crate) fn service(name: &str, backends: &[&str]) -> config::Service {
         },
         guard: config::Guard::default(),
         passive: Some(config::Passive { eject_percent: 50, eject_time: Duration::from_secs(10) }),
+        proxy: None,
     }
 }
 

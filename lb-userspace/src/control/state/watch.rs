@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lb_common::stats::BackendSignals;
 
-use super::{Record, ServiceState, State, rise::Rise};
+use super::{Record, ServiceState, State, is_reached, rise::Rise};
 use crate::{
     config,
     control::verdict::{Admin, Passive},
@@ -79,14 +79,13 @@ impl ServiceState {
             .iter_mut()
             .enumerate()
             .map(|(place, record)| {
-                let hop = next_hops.get(&record.config.address.ip());
                 let probed = *probe != config::Probe::None;
                 let is_ejected = matches!(record.track.stand(), Stand::Ejected(_));
                 let input = Input {
                     signals: reading(place),
                     eligible: record.wish.admin == Admin::Enabled
                         && record.health == Health::Up
-                        && hop.is_some_and(|hop| hop.mac.is_some()),
+                        && is_reached(&self.config, record, next_hops),
                     down: record.health == Health::Down,
                     confirmed: probed
                         .then(|| is_ejected && passes(name, &record.config.name) >= *rise),

@@ -34,6 +34,7 @@ impl Task {
         let now = clock::monotonic();
         let notes = self.state.judge(now);
         self.tell(notes);
+        self.tell_proxy();
         self.want_next_hops();
         for note in self.addresses.news() {
             self.timeline.add(note);

@@ -160,6 +160,7 @@ impl Task {
             name: service.config.name.clone(),
             listen: service.config.listen,
             protocol: protocol_word(service.config.protocol).into(),
+            path: path_word(service).into(),
             forward: forward.into(),
             encapsulation: encapsulation.map(Into::into),
             slots: slots.map(|(disturbed, total)| Slots { total, disturbed }),
@@ -173,6 +174,7 @@ impl Task {
             connections_per_second: 0.0,
             serving_count: serving,
             backend_count: service.records.len(),
+            proxy: self.proxy.status(&service.config.name),
             backends: records.map(|record| self.backend(service, record)).collect(),
         }
     }
@@ -206,8 +208,14 @@ impl Task {
             connections_per_second: 0.0,
             forward_bytes_per_second: 0.0,
             return_bytes_per_second: 0.0,
+            proxy: self.proxy.backend_status(&service.config.name, record.config.address),
         }
     }
+}
+
+/// The word for who hands on a service's connections.
+fn path_word(service: &ServiceState) -> &'static str {
+    if service.config.proxy.is_some() { "proxy" } else { "kernel" }
 }
 
 fn passive(record: &Record, now: Duration) -> Passive {

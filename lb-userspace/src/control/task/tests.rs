@@ -112,6 +112,7 @@ impl Running {
             timeline,
             next_hops: receiver,
             wanted: watch::Sender::default(),
+            proxy: crate::proxy::Proxy::default(),
         })
         .await
         .unwrap();
