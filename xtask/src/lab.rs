@@ -48,6 +48,7 @@ pub use self::{
     nginx::BIG_BYTES,
     options::{Balancers, DEFAULT_NAME, Options, TEST_PREFIX, test_name},
     paths::RUN as RUN_DIR,
+    postgres::config as postgres_config,
     process::Program,
     steered::LONG_MTU,
     teardown::down,
@@ -379,10 +380,18 @@ impl Lab {
         for host in HOSTS.into_iter().filter(|host| host.role() == Role::App) {
             nginx::prepare(self, host)?;
         }
-        let config = self.options.config.clone().unwrap_or_else(balancer::config);
-        fs::write(self.config(), config).context("write ballast.toml")?;
+        postgres::write_password(self)?;
+        let database = || if self.options.postgres { postgres::config() } else { String::new() };
+        let config = self.options.config.clone();
+        let config = config.unwrap_or_else(|| balancer::config() + &database());
+        fs::write(self.config(), self.complete_config(&config)).context("write ballast.toml")?;
         let text = serde_json::to_string_pretty(&self.options).context("describe the lab")?;
         fs::write(self.state_dir().join("lab.json"), text).context("write lab.json")
+    }
+
+    /// A configuration in which `@LAB@` is the lab's folder, as in [`postgres_config`].
+    pub fn complete_config(&self, text: &str) -> String {
+        text.replace(postgres::FOLDER, &self.state_dir().display().to_string())
     }
 
     fn start_all(&self) -> Result<()> {

@@ -45,6 +45,10 @@ pub(super) fn render(status: &Status) -> String {
         rows.extend(service.backends.iter().map(|backend| row(backend, now)));
         out.push_str(&columns(&rows, 2));
     }
+    for database in &status.postgres {
+        out.push('\n');
+        out.push_str(&super::pg::render(database));
+    }
     if !status.retiring.is_empty() {
         out.push_str("\nREMOVED BACKENDS WITH CONNECTIONS\n");
         let rows = status.retiring.iter().map(|retiring| {

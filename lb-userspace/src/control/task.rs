@@ -26,13 +26,14 @@ use super::{
 };
 use crate::{
     clock,
-    config::{Config, sizes},
+    config::{Config, Postgres, sizes},
     events::{Kind, Note, Timeline},
     health::{Report, passive::TICK as WATCH},
     net::NextHops,
 };
 
 mod addresses;
+mod appoint;
 mod attach;
 mod faults;
 mod flood;
@@ -47,6 +48,7 @@ mod sweep;
 mod wish;
 
 use addresses::Addresses;
+pub use appoint::Appointment;
 use attach::Attachments;
 use faults::{Faults, KernelNews};
 use flood::Flood;
@@ -90,6 +92,8 @@ pub struct Setup {
     pub next_hops: watch::Receiver<NextHops>,
     /// Addresses whose next hops are wanted.
     pub wanted: watch::Sender<BTreeSet<IpAddr>>,
+    /// Told of the databases that the configuration has, at each reload.
+    pub databases: watch::Sender<Vec<Postgres>>,
 }
 
 /// What others ask of the task.
@@ -100,6 +104,7 @@ enum Command {
     BackendIds(String, Option<String>, oneshot::Sender<Result<BTreeSet<u32>, String>>),
     Reload(oneshot::Sender<Result<Reloaded, Refused>>),
     Wish(wish::Request, oneshot::Sender<Result<Vec<Wished>, WishError>>),
+    Appoint(Vec<Appointment>, oneshot::Sender<Result<(), String>>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -115,6 +120,7 @@ pub struct Task {
     kernel: Arc<dyn Kernel>,
     timeline: Arc<Timeline>,
     wanted: watch::Sender<BTreeSet<IpAddr>>,
+    databases: watch::Sender<Vec<Postgres>>,
     started: Timestamp,
     state: State,
     planner: Planner,
@@ -181,6 +187,7 @@ impl Task {
             kernel,
             timeline,
             wanted: setup.wanted,
+            databases: setup.databases,
             started: clock::wall(),
             state: State::default(),
             adopted: !planner.is_empty(),
@@ -291,6 +298,9 @@ impl Task {
                 let result = self.wish(request).await;
                 self.reconcile().await;
                 let _ = answer.send(result);
+            }
+            Command::Appoint(appointments, answer) => {
+                let _ = answer.send(self.appoint(appointments).await);
             }
             Command::Stop(answer) => {
                 let _ = answer.send(());

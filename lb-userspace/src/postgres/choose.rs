@@ -70,6 +70,8 @@ pub fn unfit(server: &str, sample: &Sample, record: &Record, wanted: bool) -> Op
         format!("it has been promoted already, to timeline {}", sample.timeline)
     } else if sample.role == Role::Standby && sample.timeline != timeline {
         format!("it is on timeline {}, and the primary was on {timeline}", sample.timeline)
+    } else if let Some(lacks) = &sample.lacks {
+        format!("our role lacks {lacks} there; `ballast pg setup` prints the SQL")
     } else if sample.paused {
         "its replay is paused: resume it with pg_wal_replay_resume()".to_owned()
     } else if !sample.delay.is_zero() && !wanted {

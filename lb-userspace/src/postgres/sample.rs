@@ -43,6 +43,8 @@ pub struct Sample {
     pub sync: Option<SyncRule>,
     /// The standbys that a primary feeds.
     pub replicas: Vec<Replica>,
+    /// What our role lacks to promote it.
+    pub lacks: Option<String>,
     /// When it was started, seconds since 1970.
     pub started: i64,
     /// `server_version_num`: 150018 is 15.18.

@@ -80,7 +80,7 @@ impl ServiceState {
             .enumerate()
             .map(|(place, record)| {
                 let hop = next_hops.get(&record.config.address.ip());
-                let probed = *probe != config::Probe::None;
+                let probed = probe.is_active();
                 let is_ejected = matches!(record.track.stand(), Stand::Ejected(_));
                 let input = Input {
                     signals: reading(place),

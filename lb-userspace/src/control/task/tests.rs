@@ -18,6 +18,7 @@ use crate::{
     },
     control::status::Status,
     net::NextHop,
+    postgres::databases::Databases,
     scratch,
 };
 
@@ -111,12 +112,13 @@ impl Running {
             timeline,
             next_hops: receiver,
             wanted: watch::Sender::default(),
+            databases: watch::Sender::default(),
         })
         .await
         .unwrap();
         next_hops.send_replace(hops);
         let server = Server::bind(&directory.path().join("sock")).unwrap();
-        let server = tokio::spawn(server.run(handle.clone()));
+        let server = tokio::spawn(server.run(handle.clone(), Databases::default()));
         Self { directory, kernel, handle, server, _next_hops: next_hops }
     }
 

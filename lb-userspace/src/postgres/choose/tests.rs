@@ -41,6 +41,7 @@ fn standby(received: u64) -> Sample {
         revoked: true,
         sync: None,
         replicas: Vec::new(),
+        lacks: None,
         started: 0,
         version: 150_000,
     }

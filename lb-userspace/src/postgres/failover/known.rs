@@ -52,7 +52,7 @@ impl Known {
         self.sample.is_some() && self.failing.is_none()
     }
 
-    pub(super) fn see(&mut self, found: Result<Sample, Failure>, now: Duration) {
+    pub(crate) fn see(&mut self, found: Result<Sample, Failure>, now: Duration) {
         match found {
             Ok(sample) => {
                 if let Some((at, before)) = &self.sample {

@@ -41,6 +41,7 @@ pub(super) fn primary(received: u64) -> Sample {
         revoked: false,
         sync: None,
         replicas: Vec::new(),
+        lacks: None,
         started: 1,
         version: 150_000,
     }
