@@ -23,6 +23,7 @@ mod ask;
 mod check;
 mod decap;
 mod output;
+mod pg;
 mod run;
 mod status;
 mod top;
@@ -189,6 +190,9 @@ enum Command {
     /// counted; pieces (fragments) and outer options go to the host's own stack.
     #[command(after_help = DECAP_HELP)]
     Decap(DecapArgs),
+    /// The databases: show them, change their primary
+    #[command(subcommand)]
+    Pg(pg::PgCommand),
     /// Hand the floating addresses to the other node at once
     Release,
     /// Print a shell's completions
@@ -369,6 +373,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Events { follow, json } => ask::events(&socket, follow, json)?,
         Command::Top(args) => top::top(&socket, &args)?,
         Command::Trace(args) => trace::trace(&socket, &args)?,
+        Command::Pg(command) => return pg::run(&socket, command),
         Command::Release => ask::release(&socket)?,
         Command::Completions { shell } => {
             let mut script = Vec::new();

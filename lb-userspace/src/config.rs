@@ -22,6 +22,7 @@ use crate::{memory, proxy::decide};
 
 mod advice;
 mod check;
+mod postgres;
 mod raw;
 mod read;
 pub mod report;
@@ -33,6 +34,7 @@ pub mod units;
 mod value;
 
 pub use advice::{advice, tunnel_bytes};
+pub use postgres::{Access, Postgres, Promotion, Server};
 
 /// A file that can be used.
 #[derive(Clone, Debug)]
@@ -147,8 +149,10 @@ pub struct Config {
     pub nodes: Vec<Node>,
     /// `[[floating]]`.
     pub floating: Vec<Floating>,
-    /// `[[service]]`, in the order of the file.
+    /// `[[service]]`, in the order of the file, and then those of the databases.
     pub services: Vec<Service>,
+    /// `[[postgres]]`, in the order of the file.
+    pub databases: Vec<Postgres>,
     /// `[dataplane]`.
     pub dataplane: Dataplane,
     /// `[paths]`.
@@ -380,9 +384,19 @@ pub enum Probe {
     Http(HttpProbe),
     /// The same over TLS; the certificate is not verified (a probe asks for health, not identity).
     Https(HttpProbe),
+    /// Not at all: the backend is a server of a database, and what is known of that says.
+    Database,
     /// A command with its arguments; exit code 0 means healthy. It is given `BALLAST_SERVICE`,
     /// `BALLAST_BACKEND`, `BALLAST_ADDRESS` and `BALLAST_PORT` in its environment.
     Command(Vec<String>),
+}
+
+impl Probe {
+    /// Whether backends are asked at all.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        !matches!(self, Self::None | Self::Database)
+    }
 }
 
 /// What an HTTP probe asks and expects.

@@ -55,6 +55,10 @@ pub enum Kind {
     Address,
     /// Connections to a backend are tried at others, or no longer.
     Replay,
+    /// What is known of a database changed.
+    Database,
+    /// The primary of a database changes, or did not.
+    Failover,
     /// The kernel program reports something.
     Kernel,
     /// Something went wrong, and a human may have to act.

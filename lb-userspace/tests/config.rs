@@ -161,7 +161,6 @@ fn the_contract_gives_warnings_only() {
             "`unicast`",
             "`path = \"auto\"`",
             "`[service.proxy]`",
-            "`[[postgres]]`",
             "`[consensus]`",
             "`[[alert]]`",
             "`[api]`",

@@ -12,6 +12,7 @@ mod operator;
 mod passive;
 mod ping;
 mod ports;
+mod postgres;
 mod protection;
 mod proxy;
 mod reload;

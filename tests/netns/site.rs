@@ -169,6 +169,7 @@ impl Site {
 
     /// Replaces the configuration file.
     pub(crate) fn write_config(&self, text: &str) -> Result<()> {
+        let text = self.lab().complete_config(text);
         fs::write(self.lab().config(), text).context("write the configuration")
     }
 

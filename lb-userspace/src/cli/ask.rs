@@ -196,7 +196,7 @@ fn event(line: &str) -> anyhow::Result<String> {
     Ok(format!("{:.3}  {mark}{about}{}{cause}\n", event.time, event.message))
 }
 
-fn block_on<T>(future: impl Future<Output = Result<T, Error>>) -> anyhow::Result<T> {
+pub(super) fn block_on<T>(future: impl Future<Output = Result<T, Error>>) -> anyhow::Result<T> {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().build().context("start the runtime")?;
     Ok(runtime.block_on(future)?)

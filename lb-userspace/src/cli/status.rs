@@ -49,6 +49,10 @@ pub(super) fn render(status: &Status) -> String {
             out.push_str(&requests(proxy));
         }
     }
+    for database in &status.postgres {
+        out.push('\n');
+        out.push_str(&super::pg::render(database));
+    }
     if !status.retiring.is_empty() {
         out.push_str("\nREMOVED BACKENDS WITH CONNECTIONS\n");
         let rows = status.retiring.iter().map(|retiring| {

@@ -20,6 +20,7 @@ mod health;
 mod later;
 mod network;
 mod passive;
+mod postgres;
 mod proxy;
 mod room;
 pub(super) mod secret;
@@ -31,13 +32,15 @@ pub(super) fn check(file: &File, findings: &mut Findings) -> Config {
     let nodes = network::nodes(file, findings);
     let (floating, held) = network::floating(file, findings);
     let mut listeners = Listeners::default();
-    let services = service::services(file, &held, &mut listeners, findings);
-    later::check(file, &held, &mut listeners, findings);
+    let mut services = service::services(file, &held, &mut listeners, findings);
+    let databases = postgres::databases(file, &held, &mut listeners, &mut services, findings);
+    later::check(file, findings);
     let config = Config {
         cluster: cluster(&file.cluster),
         nodes,
         floating,
         services,
+        databases,
         dataplane: dataplane(&file.dataplane, findings),
         paths: paths(&file.paths, findings),
     };

@@ -12,7 +12,7 @@ use lb_common::{
 };
 
 use super::{
-    Encapsulation, OnDown, Protocol,
+    Encapsulation, OnDown, Promotion, Protocol,
     read::{List, section},
     value::{
         AbsolutePath, Argument, Bytes, Host, Interface, Name, Secret, Share, Text, Url, UrlPath,
@@ -20,7 +20,7 @@ use super::{
         address::{Address, Endpoint, Prefix},
         expect::Expect,
         source::Source,
-        word::{AlertKind, Checksum, Forward, NextUpstream, Probe, Promotion, Route},
+        word::{AlertKind, Checksum, Forward, NextUpstream, Probe, ReadFallback, Route},
     },
 };
 
@@ -33,7 +33,7 @@ section! {
         service: List<Service>;
         dataplane: Dataplane;
         paths: Paths;
-        postgres: List<Postgres>, later "nothing watches PostgreSQL or routes to it";
+        postgres: List<Postgres>;
         consensus: Consensus, later "nothing is kept in etcd";
         alert: List<Alert>, later "no alert is sent";
         api: Api, later "no metrics, dashboard or health page is served";
@@ -181,6 +181,11 @@ section! {
         read_only: Endpoint;
         user: Text, required r#"user = "ballast""#;
         password_file: AbsolutePath;
+        database: Text;
+        ca_file: AbsolutePath;
+        read_only_fallback: ReadFallback;
+        interval: Duration;
+        timeout: Duration;
         promotion: Promotion;
         max_loss: Bytes;
         max_lag: Bytes;

@@ -31,6 +31,10 @@ use crate::{
     dataplane::{self, Dataplane},
     events::{Kind, Note, Timeline},
     net,
+    postgres::{
+        databases::{self, Databases},
+        peers::NoPeers,
+    },
     proxy::Proxy,
     vrrp,
 };
@@ -83,12 +87,16 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     let (wanted, receiver) = watch::channel(BTreeSet::<IpAddr>::new());
     let (next_hops, _task) = net::watch_next_hops(receiver).context("watch next hops")?;
     let proxy = Proxy::default();
+    let (databases_sender, database_configs) = watch::channel(config.databases.clone());
+    let others = config.nodes.iter().filter(|it| it.name != node.name);
+    let peers = others.map(|it| it.name.clone()).collect();
     let mut handle = Task::start(Setup {
+        databases: databases_sender,
         node: node.name.clone(),
         config_path: options.config_path,
         warnings: super::task::warnings(&warnings),
         config,
-        state_dir,
+        state_dir: state_dir.clone(),
         kernel,
         timeline: Arc::clone(&timeline),
         next_hops,
@@ -96,8 +104,18 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
         proxy: proxy.clone(),
     })
     .await?;
+    let databases = Databases::default();
+    let setup = databases::Setup {
+        node: node.name.clone(),
+        peers,
+        state_dir,
+        control: handle.clone(),
+        timeline: Arc::clone(&timeline),
+        channel: Arc::new(NoPeers),
+    };
+    tokio::spawn(databases.clone().run(setup, database_configs));
     let server = admin::Server::bind(&socket)?;
-    let server = tokio::spawn(server.run(handle.clone()));
+    let server = tokio::spawn(server.run(handle.clone(), databases));
     let message = format!("ballast {} runs as node {}", env!("CARGO_PKG_VERSION"), node.name);
     timeline.add(Note::new(Kind::Started, message));
 

@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     plan::{Desired, DesiredBackend, DesiredService, Proxied, service_key},
-    verdict::{self, Admin, Facts, Judgement, Rules, Verdict, Why},
+    verdict::{self, Admin, Appointed, Facts, Judgement, Rules, Verdict, Why},
 };
 use crate::{
     config::{self, Probe},
@@ -55,6 +55,8 @@ pub struct Record {
     pub verdict: Verdict,
     /// What the connections of clients have shown of it.
     pub track: Track,
+    /// What it is there for, if it is a server of a database.
+    pub appointed: Appointed,
     /// Its slow start, since it came back.
     rise: Option<Rise>,
 }
@@ -170,6 +172,25 @@ impl State {
         Some(note.service(&report.service).backend(&report.backend).because(&report.reason))
     }
 
+    /// Takes what a server of a database is there for.
+    pub fn appoint(&mut self, service: &str, backend: &str, appointed: Appointed, now: Duration) {
+        let Some(&at) = self.by_name.get(service) else { return };
+        let service = &mut self.services[at];
+        let Some(record) = service.records.iter_mut().find(|it| it.config.name == backend) else {
+            return;
+        };
+        let health = match appointed {
+            Appointed::Serves(_) | Appointed::Rests(_) => Health::Up,
+            Appointed::Barred(_) => Health::Down,
+        };
+        if record.health != health {
+            (record.health, record.since) = (health, now);
+        }
+        appointed.why().clone_into(&mut record.reason);
+        record.appointed = appointed;
+        service.news.add_facts();
+    }
+
     /// Takes what the operator wants of a backend.
     pub fn wish(&mut self, service: &str, backend: &str, wish: Wish) {
         let Some(&at) = self.by_name.get(service) else { return };
@@ -256,8 +277,7 @@ impl State {
 
     /// What to probe, and what is known of its health.
     pub fn targets(&self) -> Vec<(Target, Health)> {
-        let probed =
-            self.records().filter(|(service, _)| service.config.health.probe != Probe::None);
+        let probed = self.records().filter(|(service, _)| service.config.health.probe.is_active());
         probed
             .map(|(service, record)| {
                 let target = Target {
@@ -343,6 +363,7 @@ impl ServiceState {
                     wish,
                     verdict: Verdict::default(),
                     track: Track::default(),
+                    appointed: Appointed::Barred("nothing is known of it yet".into()),
                     rise: None,
                 },
             };
@@ -385,6 +406,11 @@ impl ServiceState {
                 rise.advance(above, now);
             }
         }
+        if self.config.health.probe == Probe::Database {
+            let judgement = self.judge_servers(next_hops, now);
+            self.take_judgement(judgement, notes);
+            return;
+        }
         let passive: Vec<_> = self.records.iter().map(Record::passive).collect();
         let facts: Vec<_> = self
             .records
@@ -402,7 +428,24 @@ impl ServiceState {
                 resolved: is_reached(&self.config, record, next_hops),
             })
             .collect();
-        let Judgement { verdicts, panic, on_backups } = verdict::judge(rules, &facts);
+        let judgement = verdict::judge(rules, &facts);
+        self.take_judgement(judgement, notes);
+    }
+
+    fn judge_servers(&self, next_hops: &NextHops, now: Duration) -> Judgement {
+        let drain_timeout = self.config.drain_timeout;
+        let servers = self.records.iter().map(|record| verdict::Server {
+            appointed: &record.appointed,
+            admin: record.wish.admin,
+            drain_left: (record.wish.since + drain_timeout).saturating_sub(now),
+            weight: record.weight(),
+            resolved: is_reached(&self.config, record, next_hops),
+        });
+        verdict::judge_servers(&servers.collect::<Vec<_>>())
+    }
+
+    fn take_judgement(&mut self, judgement: Judgement, notes: &mut Vec<Note>) {
+        let Judgement { verdicts, panic, on_backups } = judgement;
         let name = self.config.name.clone();
         let alone = verdicts.iter().filter(|verdict| verdict.serving).count() == 1;
         for (record, verdict) in self.records.iter_mut().zip(verdicts) {

@@ -11,6 +11,7 @@ use crate::{
     config::{Encapsulation, Forwarding, Protocol},
     dataplane::{Flow, Info},
     health::Health,
+    postgres::status::Database,
     proxy,
 };
 
@@ -41,6 +42,9 @@ pub struct Status {
     pub services: Vec<Service>,
     /// Backends that are configured no longer and whose connections are not over.
     pub retiring: Vec<Retiring>,
+    /// Databases.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub postgres: Vec<Database>,
     /// Packets not forwarded, by reason.
     pub reasons: BTreeMap<String, u64>,
     /// What a human should look at.

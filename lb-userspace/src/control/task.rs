@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     clock,
-    config::{Config, sizes},
+    config::{Config, Postgres, sizes},
     events::{Kind, Note, Timeline},
     health::{Report, passive::TICK as WATCH},
     net::NextHops,
@@ -36,6 +36,7 @@ use crate::{
 };
 
 mod addresses;
+mod appoint;
 mod attach;
 mod faults;
 mod flood;
@@ -53,6 +54,7 @@ mod trace;
 mod wish;
 
 use addresses::Addresses;
+pub use appoint::Appointment;
 use attach::Attachments;
 use faults::{Faults, KernelNews};
 use flood::Flood;
@@ -98,6 +100,8 @@ pub struct Setup {
     pub wanted: watch::Sender<BTreeSet<IpAddr>>,
     /// What requests are handed on by.
     pub proxy: Proxy,
+    /// Told of the databases that the configuration has, at each reload.
+    pub databases: watch::Sender<Vec<Postgres>>,
 }
 
 /// What others ask of the task.
@@ -109,6 +113,7 @@ enum Command {
     TraceNames(oneshot::Sender<Names>),
     Reload(oneshot::Sender<Result<Reloaded, Refused>>),
     Wish(wish::Request, oneshot::Sender<Result<Vec<Wished>, WishError>>),
+    Appoint(Vec<Appointment>, oneshot::Sender<Result<(), String>>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -124,6 +129,7 @@ pub struct Task {
     kernel: Arc<dyn Kernel>,
     timeline: Arc<Timeline>,
     wanted: watch::Sender<BTreeSet<IpAddr>>,
+    databases: watch::Sender<Vec<Postgres>>,
     started: Timestamp,
     state: State,
     planner: Planner,
@@ -194,6 +200,7 @@ impl Task {
             kernel,
             timeline,
             wanted: setup.wanted,
+            databases: setup.databases,
             started: clock::wall(),
             state: State::default(),
             adopted: !planner.is_empty(),
@@ -312,6 +319,9 @@ impl Task {
                 let result = self.wish(request).await;
                 self.reconcile().await;
                 let _ = answer.send(result);
+            }
+            Command::Appoint(appointments, answer) => {
+                let _ = answer.send(self.appoint(appointments).await);
             }
             Command::Stop(answer) => {
                 let _ = answer.send(());

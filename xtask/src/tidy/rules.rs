@@ -170,7 +170,7 @@ const DEPENDENCIES: [Dependency; 4] = [
 ];
 
 /// Machines that are given inputs and the time, and give actions.
-const PURE: [&str; 15] = [
+const PURE: [&str; 24] = [
     "lb-userspace/src/control/plan.rs",
     "lb-userspace/src/control/state.rs",
     "lb-userspace/src/control/table.rs",
@@ -183,7 +183,16 @@ const PURE: [&str; 15] = [
     "lb-userspace/src/health/passive/trial.rs",
     "lb-userspace/src/health/passive/window.rs",
     "lb-userspace/src/health/threshold.rs",
+    "lb-userspace/src/postgres/choose.rs",
     "lb-userspace/src/postgres/failover.rs",
+    "lb-userspace/src/postgres/failover/follow.rs",
+    "lb-userspace/src/postgres/failover/known.rs",
+    "lb-userspace/src/postgres/failover/run.rs",
+    "lb-userspace/src/postgres/lsn.rs",
+    "lb-userspace/src/postgres/record.rs",
+    "lb-userspace/src/postgres/route.rs",
+    "lb-userspace/src/postgres/sample.rs",
+    "lb-userspace/src/postgres/sync.rs",
     "lb-userspace/src/proxy/decide.rs",
     "lb-userspace/src/vrrp/machine.rs",
 ];

@@ -100,6 +100,7 @@ fn status() -> Status {
             address: "192.0.2.29:8080".parse().unwrap(),
             seconds_left: Some(12),
         }],
+        postgres: Vec::new(),
         reasons: BTreeMap::from([("no_service".into(), 5)]),
         warnings: vec!["something".into()],
     }

@@ -5,27 +5,17 @@ use std::{ops::Range, time::Duration};
 
 use toml::Spanned;
 
-use super::{Listeners, Seen, network::Held, service::note_listener, whole};
+use super::whole;
 use crate::config::{
-    Protocol,
-    raw::{File, Floating, Postgres},
-    read::Field,
+    raw::{File, Floating},
     report::Findings,
     units,
-    value::{
-        Name,
-        address::{Endpoint, unfit},
-        word::{AlertKind, Promotion},
-    },
+    value::word::AlertKind,
 };
 
-pub(super) fn check(file: &File, held: &Held, listeners: &mut Listeners, findings: &mut Findings) {
+pub(super) fn check(file: &File, findings: &mut Findings) {
     for floating in file.floating.items() {
         vrrp(floating.get_ref(), findings);
-    }
-    let mut names = Seen::default();
-    for postgres in file.postgres.items() {
-        check_postgres(postgres.get_ref(), file, held, &mut names, listeners, findings);
     }
     if let Some(consensus) = file.consensus.value()
         && let Some(etcd) = consensus.etcd.get()
@@ -121,87 +111,5 @@ fn check_interval(interval: &Spanned<Duration>, version: u32, findings: &mut Fin
         findings
             .error(span, format!("`interval` is {shown}, but VRRP counts in steps of 10ms"))
             .help("write a multiple of 10ms");
-    }
-}
-
-fn check_postgres(
-    postgres: &Postgres,
-    file: &File,
-    held: &Held,
-    names: &mut Seen<Name>,
-    listeners: &mut Listeners,
-    findings: &mut Findings,
-) {
-    if let Some(name) = postgres.name.get() {
-        names.once(
-            name.get_ref().clone(),
-            name.span(),
-            || format!("two databases have the name `{}`", name.get_ref().0),
-            "give each `[[postgres]]` a name of its own",
-            findings,
-        );
-    }
-    for (field, key) in [(&postgres.read_write, "read_write"), (&postgres.read_only, "read_only")] {
-        if let Some(listen) = field.get() {
-            let address = listen.get_ref().0;
-            held.check_listen(address, listen.span(), key, findings);
-            note_listener(address, Protocol::Tcp, listen, listeners, findings);
-        }
-    }
-    if let Some(promotion) = postgres.promotion.get()
-        && *promotion.get_ref() != Promotion::Manual
-        && file.consensus.is_absent()
-    {
-        findings
-            .error(promotion.span(), "a promotion without a person needs `[consensus]`")
-            .help("add `[consensus]` with `etcd`, or write `promotion = \"manual\"`");
-    }
-    if let Some(servers) = postgres.server.get()
-        && servers.get_ref().is_empty()
-    {
-        findings
-            .error(servers.span(), "`server` is empty")
-            .help("add a `[[postgres.server]]` with `name` and `address`");
-    }
-    let mut names: Seen<Name> = Seen::default();
-    let mut addresses = Seen::default();
-    for server in postgres.server.items() {
-        let server = server.get_ref();
-        if let Some(name) = server.name.get() {
-            names.once(
-                name.get_ref().clone(),
-                name.span(),
-                || format!("two servers of this database have the name `{}`", name.get_ref().0),
-                "give each server a name of its own",
-                findings,
-            );
-        }
-        check_server(&server.address, held, &mut addresses, findings);
-    }
-}
-
-fn check_server(
-    address: &Field<Endpoint>,
-    held: &Held,
-    addresses: &mut Seen<Endpoint>,
-    findings: &mut Findings,
-) {
-    let Some(address) = address.get() else { return };
-    let (span, endpoint) = (address.span(), *address.get_ref());
-    let ip = endpoint.0.ip();
-    addresses.once(
-        endpoint,
-        span.clone(),
-        || format!("two servers of this database have the address {}", endpoint.0),
-        "write each server's own address",
-        findings,
-    );
-    if let Some(why) = unfit(ip) {
-        findings.error(span, format!("{ip} is {why}")).help("write the server's own address");
-    } else if let Some(place) = held.place(ip) {
-        findings
-            .error(span, format!("the server's address {ip} is a floating address"))
-            .help("write the server's own address")
-            .label(place, "the floating address");
     }
 }

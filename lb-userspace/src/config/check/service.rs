@@ -32,7 +32,8 @@ pub(super) fn services(
     let mut names = Seen::default();
     let mut services = Vec::new();
     let mut prefixes = 0;
-    if file.service.is_absent() || file.service.value().is_some_and(List::is_empty) {
+    let none = file.service.is_absent() || file.service.value().is_some_and(List::is_empty);
+    if none && file.postgres.is_absent() {
         findings
             .warning_of_file("no `[[service]]`: nothing is forwarded")
             .help("add a `[[service]]` with `name`, `listen` and a `[[service.backend]]`");

@@ -79,7 +79,7 @@ impl ServiceState {
             .iter_mut()
             .enumerate()
             .map(|(place, record)| {
-                let probed = *probe != config::Probe::None;
+                let probed = probe.is_active();
                 let is_ejected = matches!(record.track.stand(), Stand::Ejected(_));
                 let input = Input {
                     signals: reading(place),

@@ -5,7 +5,7 @@ use std::{ops::ControlFlow, sync::Arc};
 use anyhow::Context as _;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Change, Command, Refused, Reloaded, WishError, Wished, wish};
+use super::{Appointment, Change, Command, Refused, Reloaded, WishError, Wished, wish};
 use crate::{
     control::{
         kernel::Kernel,
@@ -166,6 +166,15 @@ impl Handle {
     ) -> anyhow::Result<Result<Vec<Wished>, WishError>> {
         let request = wish::Request { backend, service, change };
         self.ask(|answer| Command::Wish(request, answer)).await
+    }
+
+    /// Puts what servers of a database are there for into force. It is an error if the kernel's tables do
+    /// not say so yet; why.
+    pub async fn appoint(
+        &self,
+        appointments: Vec<Appointment>,
+    ) -> anyhow::Result<Result<(), String>> {
+        self.ask(|answer| Command::Appoint(appointments, answer)).await
     }
 
     /// Ends the open connections of a backend, in one service or in all that have it: of one client if

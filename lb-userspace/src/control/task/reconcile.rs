@@ -57,7 +57,7 @@ impl Task {
         instant(next.unwrap_or(now + IDLE))
     }
 
-    fn is_settled(&self, now: Duration) -> bool {
+    pub(super) fn is_settled(&self, now: Duration) -> bool {
         *self.settled.borrow() || now >= self.settle_by || self.state.is_settled()
     }
 

@@ -82,6 +82,7 @@ impl Task {
             flows: self.flows,
             services: shown.iter().map(|service| self.service(service, listed)).collect(),
             retiring: retiring.take(if listed { usize::MAX } else { MANY_BACKENDS }).collect(),
+            postgres: Vec::new(),
             reasons: BTreeMap::new(),
             warnings: self.current_warnings(),
         };

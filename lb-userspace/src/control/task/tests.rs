@@ -18,6 +18,7 @@ use crate::{
     },
     control::status::Status,
     net::NextHop,
+    postgres::databases::Databases,
     scratch,
 };
 
@@ -113,12 +114,13 @@ impl Running {
             next_hops: receiver,
             wanted: watch::Sender::default(),
             proxy: crate::proxy::Proxy::default(),
+            databases: watch::Sender::default(),
         })
         .await
         .unwrap();
         next_hops.send_replace(hops);
         let server = Server::bind(&directory.path().join("sock")).unwrap();
-        let server = tokio::spawn(server.run(handle.clone()));
+        let server = tokio::spawn(server.run(handle.clone(), Databases::default()));
         Self { directory, kernel, handle, server, _next_hops: next_hops }
     }
 
