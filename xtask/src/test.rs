@@ -13,6 +13,8 @@ use clap::ValueEnum;
 
 use crate::{bpffs, build, interrupt, lab, setup, shell, tidy, vm, wait};
 
+mod again;
+
 /// A tier of tests; each needs more than the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Tier {
@@ -140,7 +142,7 @@ fn privileged() -> Result<()> {
 fn netns() -> Result<()> {
     privileged()?;
     let before = traces()?;
-    let result = cargo(&["test", "--package", "lb-tests", "--test", "netns", "--", NETNS_THREADS]);
+    let result = whole_systems("netns");
     // A test that leaves something behind has failed, too.
     let left = wait::until(CLEAR_LIMIT, "the labs of the tests to be gone", || {
         let left: Vec<String> = traces()?.difference(&before).cloned().collect();
@@ -152,6 +154,21 @@ fn netns() -> Result<()> {
         let left: Vec<&String> = left.difference(&before).collect();
         format!("the tests left behind {left:?}")
     })
+}
+
+/// Runs a test program of whole systems, one test at a time, with a second try.
+fn whole_systems(test: &str) -> Result<()> {
+    let command = |arguments: &[&str]| {
+        let mut command = build::cargo();
+        command.args(["test", "--package", "lb-tests", "--test", test, "--", NETNS_THREADS]);
+        command.args(arguments);
+        command
+    };
+    let again = again::run(&mut command(&[]), |name| command(&["--exact", name]))?;
+    for name in again {
+        println!("NOTE: {name} failed, and passed at the second try");
+    }
+    Ok(())
 }
 
 /// Network namespaces, pins and labs of tests.
