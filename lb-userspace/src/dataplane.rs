@@ -43,6 +43,7 @@ pub mod load;
 mod pins;
 pub mod replay;
 mod signals;
+pub mod sync;
 mod write;
 
 /// Room in the maps that hold the configuration.
