@@ -41,11 +41,15 @@ pub const CURSORS: &str = "CURSORS";
 pub const SPENT: &str = "SPENT";
 /// Ring buffer of `Event`.
 pub const EVENTS: &str = "EVENTS";
+/// What the program has to know of this node: one `Node`.
+pub const NODE: &str = "NODE";
+/// Ring buffer of connections that have begun and ended, see `news`.
+pub const NEWS: &str = "NEWS";
 /// `Meta` of the pinned maps.
 pub const META: &str = "META";
 
 /// Every map that is pinned, in no particular order.
-pub const PINNED: [&str; 19] = [
+pub const PINNED: [&str; 21] = [
     VIPS,
     STEERED,
     SERVICES,
@@ -64,6 +68,8 @@ pub const PINNED: [&str; 19] = [
     ACTIVE,
     CURSORS,
     EVENTS,
+    NODE,
+    NEWS,
     META,
 ];
 

@@ -18,6 +18,7 @@ use lb_common::{
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
     hash, names,
+    news::Node,
     reason::Reason,
     service::{STEERED, Service, ServiceKey, Slot},
     source::{Bucket, RateKey, Source},
@@ -185,7 +186,13 @@ impl Kernel {
         self.zero(names::BACKEND_SIGNALS, &backends, BackendSignals::ZERO)?;
         self.zero(names::SPENT, &services, 0_u64)?;
         self.take_events()?;
-        Ok(())
+        self.set_node(Node::ZERO)
+    }
+
+    /// What this node is among the others, from now on.
+    pub fn set_node(&mut self, node: Node) -> Result<()> {
+        let mut nodes: Array<_, Node> = self.array(names::NODE)?;
+        Ok(nodes.set(0, node, 0)?)
     }
 
     /// Changes a backend.

@@ -12,6 +12,7 @@ use lb_common::{
         VIP_WORDS,
     },
     names,
+    news::{NEWS_BYTES, Node},
     reason::Reason,
     service::{Service, ServiceKey, Slot},
     source::{Bucket, RateKey, Source},
@@ -22,6 +23,7 @@ use lb_tests::kernel::Kernel;
 /// Entries of the flow tables in this test.
 const FLOWS: u32 = 128;
 
+#[derive(Clone, Copy)]
 struct Expected {
     name: &'static str,
     map_type: MapType,
@@ -41,6 +43,7 @@ fn maps() -> Vec<Expected> {
         value: 0,
         ..expected::<(), ()>(names::EVENTS, MapType::RingBuf, 1 << 18)
     };
+    let news = Expected { entries: NEWS_BYTES, name: names::NEWS, ..events };
     vec![
         expected::<u32, u64>(names::VIPS, Array, VIP_WORDS),
         expected::<u32, u64>(names::STEERED, Array, STEERED_WORDS),
@@ -60,6 +63,8 @@ fn maps() -> Vec<Expected> {
         expected::<u32, u64>(names::ACTIVE, Array, DEFAULT_BACKENDS),
         expected::<u32, u64>(names::CURSORS, Array, DEFAULT_SERVICES),
         events,
+        expected::<u32, Node>(names::NODE, Array, 1),
+        news,
         expected::<u32, Meta>(names::META, Array, 1),
     ]
 }
@@ -91,7 +96,7 @@ fn every_map_is_declared_with_types() -> anyhow::Result<()> {
     for name in names::PINNED {
         let map = object.maps.get(name).with_context(|| format!("find {name} in the object"))?;
         let Map::Btf(map) = map else { panic!("{name} is not in `.maps`: use #[btf_map]") };
-        if name != names::EVENTS {
+        if name != names::EVENTS && name != names::NEWS {
             assert_ne!(map.def.btf_key_type_id, 0, "{name} has no type for its key");
             assert_ne!(map.def.btf_value_type_id, 0, "{name} has no type for its value");
         }
