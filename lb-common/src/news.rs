@@ -85,8 +85,12 @@ mod tests {
 
     #[test]
     fn records_are_told_apart_by_their_lengths() {
-        let lengths =
-            [size_of::<Begun4>(), size_of::<Begun6>(), size_of::<FlowKey4>(), size_of::<FlowKey6>()];
+        let lengths = [
+            size_of::<Begun4>(),
+            size_of::<Begun6>(),
+            size_of::<FlowKey4>(),
+            size_of::<FlowKey6>(),
+        ];
         for (at, length) in lengths.iter().enumerate() {
             assert!(!lengths[..at].contains(length), "{lengths:?}");
         }

@@ -20,6 +20,7 @@ use lb_common::{
     backend::{self, Backend},
     event::Event,
     limits, names,
+    news::Node,
     service::{STEERED, Service, ServiceKey, Slot},
     source::Source,
     stats::{BackendStats, Meta, ServiceStats},
@@ -27,7 +28,7 @@ use lb_common::{
 
 use self::active::Active;
 pub use self::{
-    flows::{Connection, Cut, Reader, Sweeper},
+    flows::{Connection, Cut, Reader, Sweeper, sync},
     signals::Signals,
 };
 
@@ -43,7 +44,6 @@ pub mod load;
 mod pins;
 pub mod replay;
 mod signals;
-pub mod sync;
 mod write;
 
 /// Room in the maps that hold the configuration.
@@ -306,6 +306,7 @@ pub struct Dataplane {
     active: Arc<Active>,
     sweeper: Arc<Mutex<Sweeper>>,
     reader: Arc<Reader>,
+    cuts: Arc<sync::cuts::Cuts>,
     attachments: Vec<Attachment>,
     adopted: bool,
     notes: Vec<String>,
@@ -357,6 +358,7 @@ impl Dataplane {
             log,
             sweeper: Arc::new(Mutex::new(Sweeper::open(pins, Arc::clone(&active))?)),
             reader: Arc::new(Reader::open(pins)?),
+            cuts: Arc::default(),
             active,
             attachments,
             adopted: found.adopted,
@@ -485,6 +487,18 @@ impl Dataplane {
             .context("find the program")?;
         let program = program.fd().context("hold the program")?.as_fd().try_clone_to_owned();
         replay::Replayer::open(program.context("hold the program")?, &self.pins)
+    }
+
+    /// The flow tables as the other nodes see them, with handles of their own.
+    pub fn flow_sync(&self) -> anyhow::Result<sync::FlowSync> {
+        sync::FlowSync::open(&self.pins, Arc::clone(&self.active), Arc::clone(&self.cuts))
+    }
+
+    /// Tells the kernel program what this node is among the others.
+    pub fn set_node(&mut self, node: Node) -> anyhow::Result<()> {
+        let map = Map::Array(pinned(&self.pins, names::NODE)?);
+        let mut nodes: Array<_, Node> = map.try_into().context("open NODE")?;
+        nodes.set(0, node, 0).context("write NODE")
     }
 
     /// Takes the records that the kernel program left in `EVENTS` since the last call.

@@ -265,6 +265,16 @@ impl Kernel {
         Ok(events)
     }
 
+    /// Takes the records in `NEWS`.
+    pub fn take_news(&mut self) -> Result<Vec<Vec<u8>>> {
+        let mut ring: RingBuf<_> = self.map_mut(names::NEWS)?.try_into()?;
+        let mut news = Vec::new();
+        while let Some(record) = ring.next() {
+            news.push(record.to_vec());
+        }
+        Ok(news)
+    }
+
     /// All entries of a flow table: `FLOWS` and `HALF_OPEN` of either family.
     pub fn entries<K: Pod + Eq + std::hash::Hash, V: Pod>(
         &self,

@@ -30,8 +30,8 @@ use super::{
     atomic, clock,
     maps::{
         ACTIVE, ANSWERED, BACKEND_SIGNALS, BACKEND_STATS, BACKENDS, CURSORS, EVENTS, FLOWS, FLOWS6,
-        HALF_OPEN, HALF_OPEN6, MAGLEV, NEWS, NODE, RATES, REPORTED, SCRATCH, SCRATCH6, SERVICE_STATS, SERVICES,
-        SOURCES, SPENT, STEERED, VIPS,
+        HALF_OPEN, HALF_OPEN6, MAGLEV, NEWS, NODE, RATES, REPORTED, SCRATCH, SCRATCH6,
+        SERVICE_STATS, SERVICES, SOURCES, SPENT, STEERED, VIPS,
     },
 };
 
@@ -451,10 +451,10 @@ macro_rules! flows {
 }
 
 flows!(
-    V4, FlowKey4, FlowEntry4, HalfOpen4, Begun4, FLOWS, HALF_OPEN, SCRATCH, find_port4, take_port4, judge4,
-    consider4
+    V4, FlowKey4, FlowEntry4, HalfOpen4, Begun4, FLOWS, HALF_OPEN, SCRATCH, find_port4, take_port4,
+    judge4, consider4
 );
 flows!(
-    V6, FlowKey6, FlowEntry6, HalfOpen6, Begun6, FLOWS6, HALF_OPEN6, SCRATCH6, find_port6, take_port6,
-    judge6, consider6
+    V6, FlowKey6, FlowEntry6, HalfOpen6, Begun6, FLOWS6, HALF_OPEN6, SCRATCH6, find_port6,
+    take_port6, judge6, consider6
 );

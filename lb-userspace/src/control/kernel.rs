@@ -7,11 +7,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use lb_common::{event::Event, stats::BackendSignals};
+use lb_common::{event::Event, news::Node, stats::BackendSignals};
 
 use crate::dataplane::{
     Adopted, AttachMode, Connection, Counters, Cut, Dataplane, Flow, Info, Op, Reader, Signals,
-    Sweep, Sweeper, Timeouts, replay::Replayer,
+    Sweep, Sweeper, Timeouts, replay::Replayer, sync::FlowSync,
 };
 
 /// What the control plane asks of the kernel's side. The calls block; they are made from blocking
@@ -45,6 +45,10 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn sweep(&self, now_ns: u64, timeouts: &Timeouts) -> anyhow::Result<Option<Sweep>>;
     /// See [`Dataplane::take_events`].
     fn take_events(&self) -> Vec<Event>;
+    /// See [`Dataplane::set_node`].
+    fn set_node(&self, node: Node) -> anyhow::Result<()>;
+    /// See [`Dataplane::flow_sync`]. `None`: there are no flow tables to keep alike.
+    fn flow_sync(&self) -> anyhow::Result<Option<FlowSync>>;
     /// See [`Dataplane::replayer`]. `None`: there is nothing that could be replayed.
     fn replayer(&self) -> anyhow::Result<Option<Replayer>>;
 }
@@ -128,6 +132,14 @@ impl Kernel for Shared {
 
     fn take_events(&self) -> Vec<Event> {
         self.lock().take_events()
+    }
+
+    fn set_node(&self, node: Node) -> anyhow::Result<()> {
+        self.lock().set_node(node)
+    }
+
+    fn flow_sync(&self) -> anyhow::Result<Option<FlowSync>> {
+        self.lock().flow_sync().map(Some)
     }
 
     fn replayer(&self) -> anyhow::Result<Option<Replayer>> {

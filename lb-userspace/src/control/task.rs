@@ -38,6 +38,7 @@ mod faults;
 mod flood;
 mod handle;
 mod passive;
+mod peers;
 mod probes;
 mod reconcile;
 mod reload;
@@ -52,6 +53,7 @@ use faults::{Faults, KernelNews};
 use flood::Flood;
 pub use handle::{FlowsError, Handle, ResetError};
 use passive::Readings;
+use peers::Peers;
 use probes::Probes;
 pub(crate) use reload::warnings;
 pub use reload::{Refused, Reloaded};
@@ -128,6 +130,7 @@ pub struct Task {
     readings: Readings,
     addresses: Addresses,
     attachments: Attachments,
+    peers: Peers,
     faults: Faults,
     kernel_news: KernelNews,
     flood: Flood,
@@ -192,6 +195,7 @@ impl Task {
             readings: Readings::default(),
             addresses: Addresses::default(),
             attachments: Attachments::default(),
+            peers: Peers::default(),
             faults: Faults::default(),
             kernel_news: KernelNews::default(),
             flood: Flood::default(),
@@ -205,6 +209,8 @@ impl Task {
         };
         task.attachments.adopt(&info.attachments);
         let interface = task.interface()?;
+        // Before it gives out a port.
+        task.share_ports().await?;
         task.attach_first(&interface).await?;
         task.configure().await;
         let handle = Handle::new(
@@ -258,6 +264,7 @@ impl Task {
                 () = self.addresses.changed() => {}
                 _ = tick.tick() => {
                     self.start_sweep();
+                    self.tell_peers();
                     self.attachments.retry();
                     self.detach_where_idle(clock::monotonic()).await;
                 }

@@ -10,6 +10,7 @@ use std::{
 use lb_common::{
     backend::{self, Backend},
     event::Event,
+    news::Node,
     reason::Reason,
     service::{Service, ServiceKey},
     source::Source,
@@ -20,7 +21,7 @@ use crate::{
     control::{kernel::Kernel, plan::service_key},
     dataplane::{
         Adopted, AttachMode, Attachment, Connection, Counters, Cut, Flow, Info, Op, Sizes, Sweep,
-        Timeouts, replay::Replayer,
+        Timeouts, replay::Replayer, sync::FlowSync,
     },
 };
 
@@ -41,6 +42,7 @@ pub(super) struct Maps {
     pub(super) sizes: Sizes,
     pub(super) connections: Vec<Connection>,
     pub(super) signals: BTreeMap<u32, BackendSignals>,
+    pub(super) node: Option<Node>,
 }
 
 impl FakeKernel {
@@ -180,6 +182,15 @@ impl Kernel for FakeKernel {
 
     fn take_events(&self) -> Vec<Event> {
         std::mem::take(&mut self.maps().events)
+    }
+
+    fn set_node(&self, node: Node) -> anyhow::Result<()> {
+        self.maps().node = Some(node);
+        Ok(())
+    }
+
+    fn flow_sync(&self) -> anyhow::Result<Option<FlowSync>> {
+        Ok(None)
     }
 
     fn replayer(&self) -> anyhow::Result<Option<Replayer>> {
