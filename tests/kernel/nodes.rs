@@ -17,10 +17,7 @@ use lb_ebpf::{
     },
     packet::tcp_flags::{ACK, FIN, RST},
 };
-use lb_tests::{
-    kernel::Kernel,
-    packets::{DataPath as _, diff},
-};
+use lb_tests::{kernel::Kernel, packets::diff};
 
 const SIDE: Side = Side { ifindex: INGRESS, mac: OUR_MAC };
 
