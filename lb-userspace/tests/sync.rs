@@ -349,7 +349,7 @@ fn what_it_costs() {
     let parts = pack(&items);
     let sealed: Vec<_> =
         (1..).zip(&parts).map(|(number, part)| sender.seal(number, part)).collect();
-    let sent = cpu() - before;
+    let sent = cpu().saturating_sub(before);
     let before = cpu();
     let mut applied = Applied::default();
     for datagram in &sealed {
@@ -359,7 +359,7 @@ fn what_it_costs() {
             .collect();
         applied += node.apply(&changes);
     }
-    let received = cpu() - before;
+    let received = cpu().saturating_sub(before);
     let wanted = u64::from(CONNECTIONS);
     assert_eq!((applied.begun, applied.ended), (wanted, wanted));
     assert_eq!((node.flows().len(), node.active()[0]), (0, 0));

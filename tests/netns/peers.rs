@@ -55,7 +55,7 @@ impl Drop for Key {
 }
 
 fn config(key: &Key) -> String {
-    let line = format!("[cluster]\nsecret_file = {:?}\n", key.path());
+    let line = format!("[cluster]\nsecret_file = \"{}\"\n", key.path().display());
     default_config().replacen("[cluster]\n", &line, 1)
 }
 

@@ -366,8 +366,7 @@ impl Session {
             return Err(Refusal::Replayed);
         }
         up.heard = now;
-        // Copied, since what a frame does may need all of this.
-        for frame in frames(&body.to_vec()) {
+        for frame in frames(body) {
             self.frame(frame, now);
         }
         Ok(())

@@ -21,7 +21,7 @@ const QUEUED: usize = 4096;
 /// first, and the longest.
 const SHORTEST_WAIT: Duration = Duration::from_millis(30);
 const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_millis(1000);
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// What is to be sent.
 #[derive(Debug, Default)]

@@ -256,30 +256,13 @@ impl FlowSync {
             if view.is_return() || state::closed(view.state) {
                 continue;
             }
-            let age_ns = self.age_ns(table, key, entry, &view, now_ns)?;
+            let age_ns = age_ns(table, key, entry, &view, now_ns)?;
             if is_wanted(walk.which, key, &view, age_ns) {
                 let idle_ms = u32::try_from(age_ns / 1_000_000).unwrap_or(u32::MAX);
                 changes.extend(self.begun(&view, K::client_mac(entry), idle_ms));
             }
         }
         Ok(more)
-    }
-
-    /// Time since the last packet of a connection, in either direction.
-    fn age_ns<K: Key>(
-        &self,
-        table: &Table<K>,
-        key: &K,
-        entry: &K::Entry,
-        view: &View,
-        now_ns: u64,
-    ) -> anyhow::Result<u64> {
-        let age_ns = now_ns.saturating_sub(view.last_seen_ns);
-        if age_ns < QUIET_NS || view.is_steered() {
-            return Ok(age_ns);
-        }
-        let other = table.other_half(key, entry)?;
-        Ok(other.map_or(age_ns, |other| age_ns.min(now_ns.saturating_sub(other.last_seen_ns))))
     }
 
     /// `None` if a steered connection's backend is not known.
@@ -334,6 +317,22 @@ impl FlowSync {
         }
         Ok(applied)
     }
+}
+
+/// Time since the last packet of a connection, in either direction.
+fn age_ns<K: Key>(
+    table: &Table<K>,
+    key: &K,
+    entry: &K::Entry,
+    view: &View,
+    now_ns: u64,
+) -> anyhow::Result<u64> {
+    let age_ns = now_ns.saturating_sub(view.last_seen_ns);
+    if age_ns < QUIET_NS || view.is_steered() {
+        return Ok(age_ns);
+    }
+    let other = table.other_half(key, entry)?;
+    Ok(other.map_or(age_ns, |other| age_ns.min(now_ns.saturating_sub(other.last_seen_ns))))
 }
 
 /// Whether a walk is for a connection.

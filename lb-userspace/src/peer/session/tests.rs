@@ -134,7 +134,7 @@ fn two_nodes_find_each_other_and_notice_when_one_is_gone() {
     assert!(pair.nodes[0].summary().round_trip.is_some());
     assert!(!pair.news.iter().flatten().any(|it| matches!(it, Output::Refused(_))));
     pair.lose = Box::new(|_| true);
-    pair.run(SILENT - 300 * MS);
+    pair.run(SILENT.saturating_sub(300 * MS));
     assert_eq!(pair.is_up(), [true, true]);
     pair.run(600 * MS);
     assert_eq!(pair.is_up(), [false, false]);
