@@ -8,6 +8,7 @@ use std::{
     os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -31,6 +32,7 @@ pub use self::{
     flows::{Connection, Cut, Reader, Sweeper, sync},
     signals::Signals,
 };
+use crate::clock;
 
 mod active;
 mod batch;
@@ -306,6 +308,7 @@ pub struct Dataplane {
     active: Arc<Active>,
     sweeper: Arc<Mutex<Sweeper>>,
     reader: Arc<Reader>,
+    created: Duration,
     cuts: Arc<sync::cuts::Cuts>,
     attachments: Vec<Attachment>,
     adopted: bool,
@@ -327,7 +330,11 @@ impl Dataplane {
         let mut found = pins::prepare(options)?;
         let mut ebpf = load::load(options, &found)?;
         let mut meta: Array<_, Meta> = take(&mut ebpf, names::META)?;
-        meta.set(0, Meta { abi_version: limits::ABI_VERSION, reserved: 0 }, 0)
+        let mut created_s = meta.get(&0, 0).context("read META")?.created_s;
+        if !found.adopted {
+            created_s = (clock::monotonic().as_secs() as u32).max(1);
+        }
+        meta.set(0, Meta { abi_version: limits::ABI_VERSION, created_s }, 0)
             .context("write META")?;
         let pins = options.pins.as_path();
         grow::replace(pins, &found.outgrown)?;
@@ -358,6 +365,7 @@ impl Dataplane {
             log,
             sweeper: Arc::new(Mutex::new(Sweeper::open(pins, Arc::clone(&active))?)),
             reader: Arc::new(Reader::open(pins)?),
+            created: Duration::from_secs(created_s.into()),
             cuts: Arc::default(),
             active,
             attachments,
@@ -491,7 +499,8 @@ impl Dataplane {
 
     /// The flow tables as the other nodes see them, with handles of their own.
     pub fn flow_sync(&self) -> anyhow::Result<sync::FlowSync> {
-        sync::FlowSync::open(&self.pins, Arc::clone(&self.active), Arc::clone(&self.cuts))
+        let (active, cuts) = (Arc::clone(&self.active), Arc::clone(&self.cuts));
+        sync::FlowSync::open(&self.pins, active, cuts, self.created)
     }
 
     /// Tells the kernel program what this node is among the others.

@@ -119,7 +119,12 @@ impl Node {
 
     /// All that a walk finds.
     fn all(&self) -> Vec<Change> {
-        let mut walk = Walk::new(Which::All);
+        self.all_for(0)
+    }
+
+    /// All that a walk finds for a node whose table is of this age.
+    fn all_for(&self, table_age_ns: u64) -> Vec<Change> {
+        let mut walk = Walk::new(Which::All { table_age_ns });
         let mut changes = Vec::new();
         let now_ns = clock::monotonic_coarse_ns();
         while self.sync.walk(&mut walk, now_ns, &mut changes).expect("walk") {}
@@ -320,6 +325,41 @@ fn a_newer_connection_takes_the_place_of_one_that_was_never_used_here() {
     // The end of the first comes late, and is of nothing that there is.
     assert_eq!(node.apply(&[ended(&old)]), Applied::default());
     assert_eq!(node.flows().len(), 1);
+}
+
+#[test]
+fn what_has_ended_unheard_is_forgotten() {
+    let mut node = Node::new(0);
+    let [net, net6] = nets();
+    let kept = [begun(&net, 6, 4000, 0), begun(&net6, 17, 4000, 0)];
+    let gone = [begun(&net, 6, 4001, 0), begun(&net6, 6, 4001, 0), begun(&net, 17, 4001, 0)];
+    let old = begun(&net, 6, 4002, 100_000);
+    let all = kept.iter().chain(&gone).chain([&old]).map(|it| Change::Begun(*it));
+    node.apply(&all.collect::<Vec<_>>());
+    // Another node, whose table is a minute old, says what it has.
+    node.sync.begin_all();
+    node.apply(&kept.map(Change::Begun));
+    let now_ns = clock::monotonic_coarse_ns();
+    node.sync.end_all(60 * SECOND, now_ns);
+    let mut forgotten = 0;
+    loop {
+        let (some, more) = node.sync.forget(now_ns).expect("forget");
+        forgotten += some;
+        if !more {
+            break;
+        }
+    }
+    assert_eq!(forgotten, gone.len() as u64);
+    let mut left: Vec<_> = node.flows().iter().map(|flow| flow.client).collect();
+    left.sort();
+    let mut wanted = [kept[0].client, kept[1].client, old.client];
+    wanted.sort();
+    assert_eq!(left, wanted, "the old one is of a time before its table");
+    assert_eq!(node.active(), [2, 0]);
+    assert_eq!(node.sync.forget(now_ns).expect("forget again"), (0, false));
+    // It gets back what it has lost, and nothing that it must know better.
+    let told: Vec<_> = node.all_for(60 * SECOND);
+    assert_eq!(connections(&told), connections(&[Change::Begun(old)]));
 }
 
 /// Processor time of this thread.

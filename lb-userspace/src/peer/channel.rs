@@ -19,7 +19,7 @@ use tokio::{
 
 use super::{
     Board,
-    hub::{Effects, Hub},
+    hub::{Effects, Hub, Step},
     wire::{
         Keys, MAX_DATAGRAM, Nonce,
         frame::{About, Fence},
@@ -119,13 +119,17 @@ impl Channel {
         let socket = bind(setup.listen)
             .await
             .with_context(|| format!("listen for other nodes on {}", setup.listen))?;
+        let kernel = Arc::clone(&setup.kernel);
+        let sync = tokio::task::spawn_blocking(move || kernel.flow_sync())
+            .await?
+            .context("open the flow tables")?;
         let (commands, command_receiver) = mpsc::channel(QUEUED_COMMANDS);
         let (about, about_receiver) = watch::channel(About::default());
         let (board_sender, board) = watch::channel(Board::default());
         let (wish_sender, wishes) = mpsc::channel(QUEUED_WISHES);
         let keys = Arc::new(Keys::new(&setup.secret));
         let random = SystemRandom::new();
-        let hub = Hub::new(
+        let mut hub = Hub::new(
             &setup.own,
             &setup.others,
             &keys,
@@ -133,10 +137,11 @@ impl Channel {
             (clock::monotonic(), clock::wall()),
             &mut || nonce(&random),
         );
+        hub.set_created(sync.as_ref().map_or(Duration::ZERO, FlowSync::created));
         let task = Task {
             socket,
             hub,
-            sync: None,
+            sync,
             side: None,
             random,
             own_commands: commands.clone().downgrade(),
@@ -144,6 +149,7 @@ impl Channel {
             board: board_sender,
             waiting: Vec::new(),
             pending: Vec::new(),
+            forgets: false,
             telling: false,
             discard: false,
             next_look: Duration::ZERO,
@@ -209,7 +215,7 @@ fn nonce(random: &SystemRandom) -> Nonce {
 struct Task {
     socket: UdpSocket,
     hub: Hub,
-    /// None while it is in use, and until it is needed.
+    /// None while it is in use, and after it has failed.
     sync: Option<FlowSync>,
     side: Option<Side>,
     random: SystemRandom,
@@ -218,8 +224,10 @@ struct Task {
     board: watch::Sender<Board>,
     /// Who waits for which fence.
     waiting: Vec<(Fence, Duration, mpsc::Sender<String>)>,
-    /// Changes of other nodes that have not been made.
-    pending: Vec<Change>,
+    /// What other nodes have brought, and is still to be done.
+    pending: Vec<Step>,
+    /// There may be connections to forget.
+    forgets: bool,
     /// The kernel program tells of connections.
     telling: bool,
     /// What it has told so far is of the time before the session.
@@ -234,7 +242,7 @@ struct Task {
 
 /// A piece of work on the tables.
 struct Work {
-    apply: Vec<Change>,
+    steps: Vec<Step>,
     side: Option<Side>,
     discard: bool,
     walk: Option<Walk>,
@@ -246,6 +254,7 @@ struct Done {
     applied: Applied,
     news: Vec<Change>,
     walked: Option<(Walk, Vec<Change>, bool)>,
+    forgets: bool,
 }
 
 /// A fence is waited for as long as it is asked for.
@@ -321,19 +330,19 @@ impl Task {
                 self.hub.fence(&fence, now);
                 self.waiting.push((fence, now, sender));
             }
-            Command::Fenced(node, fence) => self.hub.fenced(&node, fence, clock::wall()),
+            Command::Fenced(node, fence) => self.hub.fenced(&node, fence, (now, clock::wall())),
         }
     }
 
     async fn take_effects(&mut self) {
-        let Effects { datagrams, changes, notes, wishes, fenced, began } = self.hub.take();
+        let Effects { datagrams, steps, notes, wishes, fenced, began } = self.hub.take();
         for (to, datagram) in datagrams {
             // What is not sent is as what is lost on the way: it is sent again.
             if let Err(error) = self.socket.try_send_to(&datagram, to) {
                 tracing::debug!(%error, %to, "send to a node");
             }
         }
-        self.pending.extend(changes);
+        self.pending.extend(steps);
         for note in notes {
             self.timeline.add(note);
         }
@@ -386,12 +395,12 @@ impl Task {
     async fn work(&mut self) {
         let now = clock::monotonic();
         let looks = self.telling && now >= self.next_look;
-        if !looks && self.pending.is_empty() {
+        if !looks && self.pending.is_empty() && !self.forgets {
             return;
         }
         let walk = if looks { self.hub.walk(now) } else { None };
         let work = Work {
-            apply: std::mem::take(&mut self.pending),
+            steps: std::mem::take(&mut self.pending),
             side: self.side,
             discard: std::mem::take(&mut self.discard),
             walk,
@@ -406,6 +415,7 @@ impl Task {
             Ok((sync, Ok(done))) => {
                 self.sync = sync;
                 self.hub.count(done.applied);
+                self.forgets = done.forgets;
                 self.hub.tell(&done.news);
                 if let Some((walk, changes, more)) = done.walked {
                     self.hub.walked(walk, &changes, more);
@@ -422,6 +432,7 @@ impl Task {
 
     fn fail(&mut self, error: anyhow::Error) {
         self.hub.give_up_walk();
+        self.forgets = false;
         self.next_look = clock::monotonic() + AFTER_TROUBLE;
         self.report(Some(error));
     }
@@ -441,6 +452,25 @@ impl Task {
     }
 }
 
+impl Done {
+    /// Makes changes here, as far as it is known where clients are.
+    fn apply(
+        &mut self,
+        sync: &mut FlowSync,
+        changes: &mut Vec<Change>,
+        side: Option<Side>,
+        now_ns: u64,
+    ) -> anyhow::Result<()> {
+        let changes = std::mem::take(changes);
+        if let Some(side) = side
+            && !changes.is_empty()
+        {
+            self.applied += sync.apply(&changes, side, now_ns)?;
+        }
+        Ok(())
+    }
+}
+
 impl Work {
     /// Opens the tables if they are not.
     fn run(
@@ -454,9 +484,23 @@ impl Work {
             *sync = kernel.flow_sync().context("open the flow tables")?;
         }
         let Some(sync) = sync else { return Ok(done) };
-        if let Some(side) = self.side {
-            done.applied = sync.apply(&self.apply, side, now_ns)?;
+        let mut changes = Vec::new();
+        for step in self.steps {
+            if let Step::Change(change) = step {
+                changes.push(change);
+                continue;
+            }
+            done.apply(sync, &mut changes, self.side, now_ns)?;
+            match step {
+                Step::All => sync.begin_all(),
+                Step::AllCame(age) => sync.end_all(age.as_nanos() as u64, now_ns),
+                Step::Change(_) => {}
+            }
         }
+        done.apply(sync, &mut changes, self.side, now_ns)?;
+        let (forgotten, forgets) = sync.forget(now_ns)?;
+        done.applied.ended += forgotten;
+        done.forgets = forgets;
         let news = sync.news();
         if !self.discard {
             done.news = news;

@@ -32,13 +32,24 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Senders that are no node, and are told of; of more, nobody wants to hear.
 const MOST_STRANGERS: usize = 16;
 
+/// What another node's stream brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// A change.
+    Change(Change),
+    /// From here on come all its connections.
+    All,
+    /// All have come. Its tables are of this age.
+    AllCame(Duration),
+}
+
 /// What has come of an event.
 #[derive(Debug, Default)]
 pub(super) struct Effects {
     /// Datagrams, and where they go.
     pub(super) datagrams: Vec<(SocketAddr, Vec<u8>)>,
-    /// To be made in this node's tables.
-    pub(super) changes: Vec<Change>,
+    /// To be made in this node's tables, in order.
+    pub(super) steps: Vec<Step>,
     /// For the timeline.
     pub(super) notes: Vec<Note>,
     /// Wishes to cut something off, and whose they are.
@@ -131,6 +142,13 @@ impl Hub {
         std::mem::take(&mut self.effects)
     }
 
+    /// When the flow tables here were created.
+    pub(super) fn set_created(&mut self, created: Duration) {
+        for neighbour in &mut self.neighbours {
+            neighbour.session.set_created(created);
+        }
+    }
+
     /// How all of them stand.
     pub(super) fn board(&self, now: Duration) -> Board {
         let peers: Vec<Peer> = self.neighbours.iter().map(|it| it.status(&self.about)).collect();
@@ -170,7 +188,7 @@ impl Hub {
             return;
         };
         self.neighbours[at].session.receive(datagram, now, fresh);
-        self.collect(at, wall);
+        self.collect(at, now, wall);
     }
 
     /// Time has passed.
@@ -180,7 +198,7 @@ impl Hub {
             if self.neighbours[at].session.take_lost() {
                 self.wanting.insert(at);
             }
-            self.collect(at, wall);
+            self.collect(at, now, wall);
         }
     }
 
@@ -221,12 +239,20 @@ impl Hub {
     }
 
     fn begin_walk(&mut self, now: Duration) {
-        let to: BTreeSet<usize> = std::mem::take(&mut self.wanting);
+        // Those that have said how old their tables are.
+        let age = |at: &usize| self.neighbours[*at].session.table_age(now);
+        let to: BTreeSet<usize> =
+            self.wanting.iter().copied().filter(|at| age(at).is_some()).collect();
         if !to.is_empty() {
+            // Among more than two, whose a connection is cannot be told: then all are sent.
+            let alone = if self.neighbours.len() == 1 { to.first().and_then(age) } else { None };
+            let table_age_ns = alone.map_or(0, |age| age.as_nanos() as u64);
+            self.wanting.retain(|at| !to.contains(at));
             for at in &to {
                 self.neighbours[*at].session.send(&[Item::All]);
             }
-            self.walk = Some(Under { walk: Walk::new(Which::All), to, all: true });
+            let walk = Walk::new(Which::All { table_age_ns });
+            self.walk = Some(Under { walk, to, all: true });
         } else if now >= self.next_refresh {
             self.next_refresh = now + self.refresh.every;
             self.refreshed += 1;
@@ -273,21 +299,23 @@ impl Hub {
     }
 
     /// Answers a node that it is cut off.
-    pub(super) fn fenced(&mut self, node: &str, fence: Fence, wall: Timestamp) {
+    pub(super) fn fenced(&mut self, node: &str, fence: Fence, (now, wall): (Duration, Timestamp)) {
         if let Some(at) = self.neighbours.iter().position(|it| it.name == node) {
             self.neighbours[at].session.fenced(fence);
-            self.collect(at, wall);
+            self.collect(at, now, wall);
         }
     }
 
-    fn collect(&mut self, at: usize, wall: Timestamp) {
-        let about = self.about;
+    fn collect(&mut self, at: usize, now: Duration, wall: Timestamp) {
+        let (about, two) = (self.about, self.neighbours.len() == 1);
         let effects = &mut self.effects;
         let neighbour = &mut self.neighbours[at];
         for output in neighbour.session.take() {
             match output {
                 Output::Send(datagram) => effects.datagrams.push((neighbour.address, datagram)),
-                Output::Change(change) => effects.changes.push(change),
+                Output::Change(change) => effects.steps.push(Step::Change(change)),
+                Output::All if two => effects.steps.push(Step::All),
+                Output::All => {}
                 Output::Up => {
                     neighbour.since = wall;
                     neighbour.told.clear();
@@ -305,6 +333,9 @@ impl Hub {
                 }
                 Output::About(other) => effects.notes.extend(neighbour.compare(about, other)),
                 Output::InSync => {
+                    if let Some(age) = neighbour.session.table_age(now).filter(|_| two) {
+                        effects.steps.push(Step::AllCame(age));
+                    }
                     if std::mem::take(&mut neighbour.unsynced) {
                         let message = format!("all connections of {} are here", neighbour.name);
                         effects.notes.push(Note::new(Kind::Peer, message));

@@ -71,6 +71,8 @@ pub enum Output {
     About(About),
     /// A change of the other node's flow table.
     Change(Change),
+    /// From here on come all its connections.
+    All,
     /// All its connections have come.
     InSync,
     /// The other node wants something cut off: to be answered by [`Session::fenced`].
@@ -91,6 +93,8 @@ pub struct Session {
     nonce: Nonce,
     up: Option<Up>,
     about: About,
+    /// When the flow tables here were created.
+    created: Duration,
     next_hello: Duration,
     answers: u32,
     /// Wishes that have not been answered: when they began, and when they are repeated.
@@ -124,6 +128,8 @@ struct Up {
     complete: bool,
     /// Parts that the other node has yet to send.
     peer_backlog: u32,
+    /// How old the other node's flow tables were, and when that was.
+    peer_table: Option<(Duration, Duration)>,
     /// Changes sent, and received.
     sent: u64,
     received: u64,
@@ -160,6 +166,7 @@ impl Session {
             nonce: fresh(),
             up: None,
             about: About::default(),
+            created: Duration::ZERO,
             next_hello: Duration::ZERO,
             answers: 0,
             wanted: BTreeMap::new(),
@@ -186,6 +193,11 @@ impl Session {
             backlog: up.outgoing.backlog(),
             repeated: up.outgoing.repeated(),
         }
+    }
+
+    /// When the flow tables here were created, on the clock that `now` is of.
+    pub fn set_created(&mut self, created: Duration) {
+        self.created = created;
     }
 
     /// What this node tells of itself from now on. News goes out with the next tick.
@@ -239,6 +251,12 @@ impl Session {
         let others = [Some(up.next_beat), up.outgoing.deadline(), fences.min()];
         let soonest = others.into_iter().flatten().min().unwrap_or(up.next_beat);
         soonest.min(up.heard + SILENT)
+    }
+
+    /// How old the other node's flow tables are, once it has said so.
+    pub fn table_age(&self, now: Duration) -> Option<Duration> {
+        let (age, at) = self.up.as_ref()?.peer_table?;
+        Some(age + now.saturating_sub(at))
     }
 
     /// Parts of changes that [`Session::send`] takes; 0 without a session.
@@ -342,6 +360,7 @@ impl Session {
             lost: false,
             complete: false,
             peer_backlog: 0,
+            peer_table: None,
             sent: 0,
             received: 0,
         });
@@ -378,6 +397,7 @@ impl Session {
             Frame::Beat(beat) => {
                 up.echo = Some((beat.clock_us, now));
                 up.peer_backlog = beat.backlog;
+                up.peer_table = Some((Duration::from_millis(beat.table_age_ms), now));
                 if beat.echo_us != 0 {
                     let held = Duration::from_micros(beat.held_us.into());
                     let sent = Duration::from_micros(beat.echo_us);
@@ -395,7 +415,10 @@ impl Session {
                 for part in up.incoming.take(number, content) {
                     for item in change::unpack(&part) {
                         match item {
-                            Item::All => up.complete = false,
+                            Item::All => {
+                                up.complete = false;
+                                self.out.push(Output::All);
+                            }
                             Item::AllSent => {
                                 up.complete = true;
                                 self.out.push(Output::InSync);
@@ -446,6 +469,7 @@ impl Session {
                 echo_us,
                 held_us: u32::try_from(held.as_micros()).unwrap_or(u32::MAX),
                 backlog: up.outgoing.backlog() as u32,
+                table_age_ms: now.saturating_sub(self.created).as_millis() as u64,
                 about: self.about,
             };
             // An empty body has room for it.

@@ -8,7 +8,8 @@
 //! Everything here is a handle of its own on the maps, apart from [`crate::dataplane::Dataplane`].
 
 use std::{
-    hash::{DefaultHasher, Hasher as _},
+    collections::HashSet,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     net::SocketAddr,
     path::Path,
     sync::Arc,
@@ -90,6 +91,9 @@ const NEWS_AT_ONCE: usize = 8192;
 /// Entries that one step of a walk reads.
 const WALK_ENTRIES: usize = 2048;
 
+/// Entries that one look for connections to forget reads.
+const FORGET_ENTRIES: usize = 16_384;
+
 /// A connection's other half is asked for its age if the client's half has been quiet for so long.
 const QUIET_NS: u64 = 5_000_000_000;
 
@@ -148,8 +152,12 @@ impl Refresh {
 /// Which connections a walk is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Which {
-    /// All that are open.
-    All,
+    /// All that are open, for a node whose table is of this age, nanoseconds. One that it must have had, and
+    /// that had no packet here since, is its own matter.
+    All {
+        /// 0: it has nothing.
+        table_age_ns: u64,
+    },
     /// Those that have had packets here since they were last refreshed; this is the walk of that number.
     Active(Refresh, u64),
 }
@@ -179,6 +187,19 @@ pub struct FlowSync {
     directory: Directory,
     active: Arc<Active>,
     cuts: Arc<Cuts>,
+    created: Duration,
+    /// While all connections of another node come: hashes of those that have.
+    mentioned: Option<HashSet<u64>>,
+    forgetting: Option<Forgetting>,
+}
+
+/// Looks for connections that the other node has not mentioned.
+#[derive(Debug)]
+struct Forgetting {
+    mentioned: HashSet<u64>,
+    walk: Walk,
+    /// Since when the other node would have had them: `CLOCK_MONOTONIC_COARSE`, nanoseconds.
+    since_ns: u64,
 }
 
 impl std::fmt::Debug for FlowSync {
@@ -199,6 +220,7 @@ impl FlowSync {
         pins: &Path,
         active: Arc<Active>,
         cuts: Arc<Cuts>,
+        created: Duration,
     ) -> anyhow::Result<Self> {
         let news = Map::RingBuf(crate::dataplane::pinned(pins, names::NEWS)?);
         cuts.listen(true);
@@ -209,7 +231,15 @@ impl FlowSync {
             directory: Directory::open(pins)?,
             active,
             cuts,
+            created,
+            mentioned: None,
+            forgetting: None,
         })
+    }
+
+    /// When the tables were created, on the monotonic clock; 0 if that is not known.
+    pub fn created(&self) -> Duration {
+        self.created
     }
 
     /// Takes what the kernel program has told since the last call, in order; a bounded number of
@@ -282,6 +312,50 @@ impl FlowSync {
         }))
     }
 
+    /// From here on, all connections of the other node come.
+    pub fn begin_all(&mut self) {
+        (self.mentioned, self.forgetting) = (Some(HashSet::new()), None);
+    }
+
+    /// All have come. Its table is of this age.
+    pub fn end_all(&mut self, table_age_ns: u64, now_ns: u64) {
+        self.forgetting = self.mentioned.take().map(|mentioned| Forgetting {
+            mentioned,
+            walk: Walk::new(Which::All { table_age_ns: 0 }),
+            since_ns: now_ns.saturating_sub(table_age_ns),
+        });
+    }
+
+    /// Forgets some of the connections that the other node has not mentioned although it must have had
+    /// them, and that had no packet here since it spoke of them last: they have ended. Says how many, and
+    /// whether there may be more.
+    pub fn forget(&mut self, now_ns: u64) -> anyhow::Result<(u64, bool)> {
+        let Some(Forgetting { mentioned, mut walk, since_ns }) = self.forgetting.take() else {
+            return Ok((0, false));
+        };
+        let (walked_6, mut gone) = (walk.second, Vec::new());
+        let more = if walked_6 {
+            step_over(&self.flows6, &mut walk.cursor, |view| {
+                gone.extend(unmentioned(view, &mentioned, since_ns));
+            })?
+        } else {
+            let more = step_over(&self.flows, &mut walk.cursor, |view| {
+                gone.extend(unmentioned(view, &mentioned, since_ns));
+            })?;
+            if !more {
+                (walk.second, walk.cursor) = (true, Cursor::default());
+            }
+            true
+        };
+        let gone: Vec<Change> = gone.into_iter().map(Change::Ended).collect();
+        let side = Side { ifindex: 0, mac: [0; 6] };
+        let forgotten = self.apply(&gone, side, now_ns)?.ended;
+        if more {
+            self.forgetting = Some(Forgetting { mentioned, walk, since_ns });
+        }
+        Ok((forgotten, more))
+    }
+
     /// Makes changes of another node here. `side` is where clients are, on this node.
     pub fn apply(
         &mut self,
@@ -290,6 +364,12 @@ impl FlowSync {
         now_ns: u64,
     ) -> anyhow::Result<Applied> {
         self.directory.forget_checks();
+        if let Some(mentioned) = &mut self.mentioned {
+            mentioned.extend(changes.iter().filter_map(|change| match change {
+                Change::Begun(begun) => Some(mark(begun.client, begun.listen, begun.protocol)),
+                Change::Ended(_) => None,
+            }));
+        }
         let mut applied = Applied::default();
         for change in changes {
             applied += match change {
@@ -319,6 +399,42 @@ impl FlowSync {
     }
 }
 
+/// Shows some clients' halves of a table, and says whether there are more.
+fn step_over<K: Key>(
+    table: &Table<K>,
+    cursor: &mut Cursor,
+    mut each: impl FnMut(&View),
+) -> anyhow::Result<bool> {
+    let mut chunk = Chunk::<K, K::Entry>::of(FORGET_ENTRIES);
+    let more = chunk.read(table.fd(), cursor).context("read the flow table")?;
+    for (key, entry) in chunk.entries() {
+        let view = key.view(entry);
+        if !view.is_return() && !view.is_steered() {
+            each(&view);
+        }
+    }
+    Ok(more)
+}
+
+/// The end of a connection that another node must have had since then, and has not mentioned.
+fn unmentioned(client: &View, mentioned: &HashSet<u64>, since_ns: u64) -> Option<Ended> {
+    let ended = client.packets == 0
+        && client.last_seen_ns > since_ns
+        && !mentioned.contains(&mark(client.src, client.dst, client.protocol));
+    ended.then_some(Ended {
+        protocol: client.protocol,
+        backend: client.new_dst,
+        nat: client.new_src,
+    })
+}
+
+/// What a connection is remembered by while others come.
+fn mark(client: SocketAddr, listen: SocketAddr, protocol: u8) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (client, listen, protocol).hash(&mut hasher);
+    hasher.finish()
+}
+
 /// Time since the last packet of a connection, in either direction.
 fn age_ns<K: Key>(
     table: &Table<K>,
@@ -337,11 +453,12 @@ fn age_ns<K: Key>(
 
 /// Whether a walk is for a connection.
 fn is_wanted<K: Key>(which: Which, key: &K, client: &View, age_ns: u64) -> bool {
-    let Which::Active(refresh, number) = which else { return true };
-    if client.packets == 0 {
-        // It is another node's, and here only in case.
-        return false;
-    }
+    let (refresh, number) = match which {
+        Which::All { table_age_ns } => return client.packets > 0 || age_ns >= table_age_ns,
+        // Without a packet here it is another node's, and here only in case.
+        Which::Active(..) if client.packets == 0 => return false,
+        Which::Active(refresh, number) => (refresh, number),
+    };
     let rounds =
         if client.protocol == super::TCP && !client.is_steered() && !state::closing(client.state) {
             refresh.rounds
@@ -416,6 +533,12 @@ mod tests {
             assert_eq!(walks(port, &client(5, 6, state::STEERED), SECOND), 16);
         }
         let key = FlowKey4::ZERO;
-        assert!(is_wanted(Which::All, &key, &client(0, 6, 0), 7000 * SECOND));
+        let all = |age_ns, packets| {
+            let which = Which::All { table_age_ns: 100 * SECOND };
+            is_wanted(which, &key, &client(packets, 6, 0), age_ns)
+        };
+        assert!(all(7000 * SECOND, 0), "the other node has lost it");
+        assert!(!all(99 * SECOND, 0), "the other node knows better");
+        assert!(all(99 * SECOND, 1), "this node knows better");
     }
 }

@@ -28,6 +28,7 @@ fn address(node: usize) -> SocketAddr {
 struct Cluster {
     hubs: Vec<Hub>,
     tables: Vec<Vec<Change>>,
+    steps: Vec<Vec<Step>>,
     notes: Vec<Vec<Note>>,
     fenced: Vec<(String, Fence)>,
     now: Duration,
@@ -51,7 +52,8 @@ impl Cluster {
         let hubs: Vec<Hub> = hubs.collect();
         let empty = || (0..hubs.len()).map(|_| Vec::new()).collect();
         let (tables, notes) = (empty(), (0..hubs.len()).map(|_| Vec::new()).collect());
-        Self { hubs, tables, notes, fenced: Vec::new(), now, nonces }
+        let steps = (0..hubs.len()).map(|_| Vec::new()).collect();
+        Self { hubs, tables, steps, notes, fenced: Vec::new(), now, nonces }
     }
 
     /// Lets time pass. `all` is what each node's walks find, in one step.
@@ -69,15 +71,32 @@ impl Cluster {
         }
     }
 
+    /// Until two nodes know how old each other's tables are, and nothing has been sent of them.
+    fn meet(&mut self) {
+        let has_met = |hub: &Hub, now| hub.neighbours[0].session.table_age(now).is_some();
+        while !self.hubs.iter().all(|hub| has_met(hub, self.now)) {
+            self.now += 10 * MS;
+            for hub in &mut self.hubs {
+                hub.tick(self.now, Timestamp::UNIX_EPOCH);
+            }
+            while self.carry() {}
+        }
+    }
+
     fn carry(&mut self) -> bool {
         let mut carried = false;
         for node in 0..self.hubs.len() {
-            let Effects { datagrams, changes, notes, wishes, fenced, .. } = self.hubs[node].take();
-            self.tables[node].extend(changes);
+            let Effects { datagrams, steps, notes, wishes, fenced, .. } = self.hubs[node].take();
+            self.tables[node].extend(steps.iter().filter_map(|step| match step {
+                Step::Change(change) => Some(*change),
+                Step::All | Step::AllCame(_) => None,
+            }));
+            self.steps[node].extend(steps);
             self.notes[node].extend(notes);
             self.fenced.extend(fenced);
             for (from, fence) in wishes {
-                self.hubs[node].fenced(&from, fence, Timestamp::UNIX_EPOCH);
+                let time = (self.now, Timestamp::UNIX_EPOCH);
+                self.hubs[node].fenced(&from, fence, time);
             }
             for (to, datagram) in datagrams {
                 carried = true;
@@ -138,6 +157,27 @@ fn three_nodes_have_each_others_connections() {
     // And what is in use is said again.
     cluster.run(refresh().every, &[begun(7)]);
     assert!(cluster.tables[0][4..].contains(&begun(7)));
+}
+
+#[test]
+fn two_nodes_know_which_of_them_has_lost_its_connections() {
+    let mut cluster = Cluster::new(&[b"secret", b"secret"]);
+    let now = cluster.now;
+    cluster.hubs[0].set_created(now - 50 * MS);
+    cluster.meet();
+    let now = cluster.now;
+    let walk = cluster.hubs[1].walk(now).expect("a walk for the other node");
+    let shown = format!("{walk:?}");
+    assert!(shown.contains("All { table_age_ns: "), "{shown}");
+    cluster.run(500 * MS, &[begun(1)]);
+    for node in 0..2 {
+        let steps = &cluster.steps[node];
+        assert_eq!(steps[..2], [Step::All, Step::Change(begun(1))]);
+        let Step::AllCame(age) = steps[2] else { panic!("{steps:?}") };
+        // The first has an old table, and the second has just made one.
+        let second = Duration::from_secs(1);
+        assert_eq!(age < second, node == 1, "{age:?} at {node}");
+    }
 }
 
 #[test]
@@ -202,13 +242,7 @@ fn every_node_answers_a_wish_to_fence() {
 #[test]
 fn a_walk_that_fails_is_made_again() {
     let mut cluster = Cluster::new(&[b"secret", b"secret"]);
-    while !cluster.hubs[0].is_heard() {
-        cluster.now += 10 * MS;
-        for node in 0..2 {
-            cluster.hubs[node].tick(cluster.now, Timestamp::UNIX_EPOCH);
-        }
-        while cluster.carry() {}
-    }
+    cluster.meet();
     assert!(cluster.hubs[0].walk(cluster.now).is_some());
     cluster.hubs[0].give_up_walk();
     cluster.run(500 * MS, &[begun(1)]);

@@ -15,7 +15,7 @@ pub const MAX_PART: usize = MAX_BODY - 2 * HEAD - BEAT - ACK - HEAD - 8;
 /// Bytes of the longest name in a [`Frame::Fence`].
 pub const MAX_FENCE_NAME: usize = 256;
 
-const BEAT: usize = 8 + 8 + 4 + 4 + 16 + 16 + 1;
+const BEAT: usize = 8 + 8 + 4 + 4 + 8 + 16 + 16 + 1;
 const ACK: usize = 16;
 
 mod kind {
@@ -37,6 +37,8 @@ pub struct Beat {
     pub held_us: u32,
     /// Parts that the sender has not got rid of.
     pub backlog: u32,
+    /// Milliseconds since its flow tables were created: it has had all connections of its own since then.
+    pub table_age_ms: u64,
     /// What the sender tells of itself.
     pub about: About,
 }
@@ -118,6 +120,7 @@ impl Frame<'_> {
                 body.extend_from_slice(&beat.echo_us.to_be_bytes());
                 body.extend_from_slice(&beat.held_us.to_be_bytes());
                 body.extend_from_slice(&beat.backlog.to_be_bytes());
+                body.extend_from_slice(&beat.table_age_ms.to_be_bytes());
                 body.extend_from_slice(&beat.about.generation);
                 for Count { all, fit } in [beat.about.services, beat.about.backends] {
                     body.extend_from_slice(&all.to_be_bytes());
@@ -174,12 +177,13 @@ pub fn frames(body: &[u8]) -> impl Iterator<Item = Frame<'_>> {
 fn read_beat(reader: &mut Reader<'_>) -> Option<Beat> {
     let (clock_us, echo_us) = (reader.u64()?, reader.u64()?);
     let (held_us, backlog) = (reader.u32()?, reader.u32()?);
+    let table_age_ms = reader.u64()?;
     let generation = reader.array()?;
     let mut count = || Some(Count { all: reader.u32()?, fit: reader.u32()? });
     let (services, backends) = (count()?, count()?);
     let holds = reader.byte()? != 0;
     let about = About { generation, services, backends, holds };
-    Some(Beat { clock_us, echo_us, held_us, backlog, about })
+    Some(Beat { clock_us, echo_us, held_us, backlog, table_age_ms, about })
 }
 
 fn read_fence(reader: &mut Reader<'_>) -> Option<Fence> {

@@ -157,7 +157,7 @@ proptest! {
         let about = About { generation, services, backends, holds };
         let fence = Fence { name: name.into_iter().collect(), generation: next };
         let all = [
-            Frame::Beat(Beat { clock_us, echo_us, held_us, backlog, about }),
+            Frame::Beat(Beat { clock_us, echo_us, held_us, backlog, table_age_ms: later, about }),
             Frame::Ack(Ack { next, later }),
             Frame::Part(next, &part),
             Frame::Fence(fence.clone()),

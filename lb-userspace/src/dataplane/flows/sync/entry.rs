@@ -32,7 +32,7 @@ pub struct Parts {
 pub(in crate::dataplane) trait Synced: Flow {
     fn entry(parts: &Parts) -> Option<Self::Entry>;
     fn client_mac(entry: &Self::Entry) -> [u8; 6];
-    /// The same entry, with another last packet and more bits of state.
+    /// The same entry with another last packet, which was at another node, and more bits of state.
     fn refreshed(entry: Self::Entry, last_seen_ns: u64, bits: u32) -> Self::Entry;
 }
 
@@ -107,7 +107,8 @@ macro_rules! synced {
             }
 
             fn refreshed(entry: $entry, last_seen_ns: u64, bits: u32) -> $entry {
-                $entry { last_seen_ns, state: entry.state | bits, ..entry }
+                let state = entry.state | bits;
+                $entry { last_seen_ns, state, packets: 0, bytes: 0, ..entry }
             }
         }
     };
