@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::Stdio,
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -233,5 +234,51 @@ fn what_is_wrong_between_nodes_is_said() -> Result<()> {
     ensure!(number(&peer["backends"]["all"]) == 12, "{peer}");
     site.lab().daemon("lb-02").stop()?;
     until_peer(&site, HostName::Lb01, "the other node to be silent", |peer| peer["up"] == false)?;
+    site.finish()
+}
+
+/// Processor time that a daemon has had.
+fn cpu(site: &Site, host: HostName) -> Result<Duration> {
+    let pid = number(&status(site, host)?.0["pid"]);
+    let stat =
+        fs::read_to_string(format!("/proc/{pid}/stat")).context("read the daemon's times")?;
+    let (_, fields) = stat.rsplit_once(") ").context("find the name's end")?;
+    // utime and stime, in ticks (proc(5)).
+    let times: Vec<u64> =
+        fields.split(' ').skip(11).take(2).map(str::parse).collect::<Result<_, _>>()?;
+    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.unwrap_or(100) as u64;
+    Ok(Duration::from_secs(times.iter().sum()) / per_second as u32)
+}
+
+/// Prints what the daemons take of a CPU for short connections, without another node and with one. It is
+/// no measure while other things run on the machine, so nothing depends on it.
+#[test]
+fn what_it_costs_to_tell_each_other() -> Result<()> {
+    const CONNECTIONS: u64 = 10_000;
+    let key = Key::new("one key for all nodes of the lab\n")?;
+    let site = Site::with("costs", Options { config: Some(config(&key)), ..Options::default() })?;
+    site.settled()?;
+    let mut costs = Vec::new();
+    for hosts in [&[HostName::Lb01][..], &[HostName::Lb01, HostName::Lb02]] {
+        if hosts.len() == 2 {
+            site.lab().daemon("lb-02").start()?;
+            until_in_sync(&site)?;
+        }
+        let times = || hosts.iter().map(|host| cpu(&site, *host)).collect::<Result<Vec<_>>>();
+        let (before, began) = (times()?, Instant::now());
+        let load = Load::http(site.client(), 16, web());
+        load.more(CONNECTIONS)?;
+        load.stop().ensure_none_failed()?;
+        let took = began.elapsed();
+        let used: Vec<_> = times()?.iter().zip(before).map(|(now, then)| *now - then).collect();
+        costs.push(format!("{used:?} in {took:?}"));
+    }
+    let peer = until_peer(&site, HostName::Lb02, "all to have come", |peer| {
+        number(&peer["received"]) >= 2 * CONNECTIONS && peer["backlog"] == 0
+    })?;
+    println!(
+        "{CONNECTIONS} connections: processor time of the daemon alone {}, of two nodes {}; {peer}",
+        costs[0], costs[1]
+    );
     site.finish()
 }
