@@ -17,6 +17,7 @@ pub mod hash;
 pub mod limits;
 pub mod maglev;
 pub mod names;
+pub mod news;
 pub mod reason;
 pub mod service;
 pub mod source;

@@ -53,11 +53,15 @@ pub const TRACES: &str = "TRACES";
 pub const TRACE_FILTERS: &str = "TRACE_FILTERS";
 /// What became of each trace's packets, per CPU; not pinned.
 pub const TRACE_COUNTS: &str = "TRACE_COUNTS";
+/// What the program has to know of this node: one `Node`.
+pub const NODE: &str = "NODE";
+/// Ring buffer of connections that have begun and ended, see `news`.
+pub const NEWS: &str = "NEWS";
 /// `Meta` of the pinned maps.
 pub const META: &str = "META";
 
 /// Every map that is pinned, in no particular order.
-pub const PINNED: [&str; 20] = [
+pub const PINNED: [&str; 22] = [
     VIPS,
     STEERED,
     SERVICES,
@@ -77,6 +81,8 @@ pub const PINNED: [&str; 20] = [
     CURSORS,
     EVENTS,
     SAMPLES,
+    NODE,
+    NEWS,
     META,
 ];
 

@@ -184,8 +184,10 @@ fn owner<T>(nodes: &[T], node: impl Fn(&T) -> &Node) -> Option<&T> {
 pub struct Cluster {
     /// Name, in logs and alerts.
     pub name: String,
-    /// File with the key that the nodes authenticate each other with.
+    /// File with the key that the nodes authenticate each other with. Without it, they do not talk.
     pub secret_file: Option<PathBuf>,
+    /// UDP port that they talk to each other by.
+    pub peer_port: u16,
 }
 
 /// `[[node]]`.

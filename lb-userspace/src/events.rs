@@ -53,6 +53,8 @@ pub enum Kind {
     Attach,
     /// A floating address was taken or given up.
     Address,
+    /// Another node came or went, or its connections are here.
+    Peer,
     /// Connections to a backend are tried at others, or no longer.
     Replay,
     /// What is known of a database changed.

@@ -10,6 +10,7 @@ pub mod events;
 pub mod health;
 mod memory;
 pub mod net;
+pub mod peer;
 pub mod postgres;
 pub mod proxy;
 pub mod top;

@@ -153,7 +153,6 @@ fn the_contract_gives_warnings_only() {
     assert_eq!(
         ignored,
         [
-            "`secret_file`",
             "VRRP",
             "`interval`",
             "`version`",
@@ -317,7 +316,7 @@ fn carets_are_right_after_tabs_and_wide_letters() {
         1 | cluster = { name = \"é漢\", 'ü' = 1 }\n\
         \x20 |                           ^^^\n\
         \x20 |\n\
-        \x20 = help: known here: `name`, `secret_file`\n\
+        \x20 = help: known here: `name`, `secret_file`, `peer_port`\n\
         \n\
         error: `name` must be a name, but is a whole number\n\
         \x20--> test.toml:3:10\n\

@@ -12,6 +12,7 @@ use lb_common::{
         VIP_WORDS,
     },
     names,
+    news::{NEWS_BYTES, Node},
     reason::Reason,
     service::{Service, ServiceKey, Slot},
     source::{Bucket, RateKey, Source},
@@ -44,6 +45,7 @@ fn maps() -> Vec<Expected> {
         ..expected::<(), ()>(names::EVENTS, MapType::RingBuf, 1 << 18)
     };
     let samples = Expected { name: names::SAMPLES, entries: SAMPLES_BYTES, ..events };
+    let news = Expected { entries: NEWS_BYTES, name: names::NEWS, ..events };
     vec![
         expected::<u32, u64>(names::VIPS, Array, VIP_WORDS),
         expected::<u32, u64>(names::STEERED, Array, STEERED_WORDS),
@@ -64,6 +66,8 @@ fn maps() -> Vec<Expected> {
         expected::<u32, u64>(names::CURSORS, Array, DEFAULT_SERVICES),
         events,
         samples,
+        expected::<u32, Node>(names::NODE, Array, 1),
+        news,
         expected::<u32, Meta>(names::META, Array, 1),
     ]
 }
@@ -95,7 +99,7 @@ fn every_map_is_declared_with_types() -> anyhow::Result<()> {
     for name in names::PINNED {
         let map = object.maps.get(name).with_context(|| format!("find {name} in the object"))?;
         let Map::Btf(map) = map else { panic!("{name} is not in `.maps`: use #[btf_map]") };
-        if ![names::EVENTS, names::SAMPLES].contains(&name) {
+        if ![names::EVENTS, names::NEWS, names::SAMPLES].contains(&name) {
             assert_ne!(map.def.btf_key_type_id, 0, "{name} has no type for its key");
             assert_ne!(map.def.btf_value_type_id, 0, "{name} has no type for its value");
         }

@@ -10,6 +10,7 @@ mod labs;
 mod load;
 mod operator;
 mod passive;
+mod peers;
 mod ping;
 mod ports;
 mod postgres;

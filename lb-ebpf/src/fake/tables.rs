@@ -18,6 +18,7 @@ use lb_common::{
         DEFAULT_BACKENDS, DEFAULT_SERVICES, DEFAULT_SLOTS, REPLAY_BUDGET, REPLAY_COST,
         STEERED_WORDS, VIP_WORDS,
     },
+    news::{Begun4, Begun6, Node, TELL},
     reason::Reason,
     service::{STEERED, Service, ServiceKey, Slot},
     source::{Bucket, LIST_BITS, RateKey, Source},
@@ -64,6 +65,8 @@ pub struct FakeTables {
     samples: RefCell<Vec<Sample>>,
     stage: Cell<Stage>,
     answered_ns: Cell<u64>,
+    node: Cell<Node>,
+    news: RefCell<Vec<News>>,
     meanwhile: RefCell<Option<Meanwhile>>,
     /// The flow tables of IPv4.
     pub v4: FlowTables<V4>,
@@ -78,6 +81,19 @@ pub enum Step {
     Establish,
     /// A half-open connection is taken from its backend, or given to the next.
     Replay,
+}
+
+/// A record of `NEWS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// An IPv4 connection is established.
+    Begun4(Begun4),
+    /// An IPv6 connection is established.
+    Begun6(Begun6),
+    /// An IPv4 connection has ended.
+    Ended4(FlowKey4),
+    /// An IPv6 connection has ended.
+    Ended6(FlowKey6),
 }
 
 /// What happens elsewhere while a packet is in work.
@@ -117,6 +133,8 @@ impl FakeTables {
             samples: RefCell::default(),
             stage: Cell::new(Stage::Filter),
             answered_ns: Cell::new(0),
+            node: Cell::new(Node::ZERO),
+            news: RefCell::default(),
             meanwhile: RefCell::default(),
             v4: FlowTables::new(0, HalfOpen4::ZERO),
             v6: FlowTables::new([0; 2], HalfOpen6::ZERO),
@@ -268,6 +286,17 @@ impl FakeTables {
             .map(|stats| stats.forward_packets + stats.return_packets)
             .sum();
         forwarded + self.reasons.borrow().iter().sum::<u64>()
+    }
+
+    /// What this node is among the others, from now on.
+    pub fn set_node(&self, node: Node) {
+        self.node.set(node);
+    }
+
+    /// Takes what was told to the other nodes.
+    #[must_use]
+    pub fn take_news(&self) -> Vec<News> {
+        self.news.take()
     }
 
     /// Takes the reports to user space. (The kernel sends each reason once a second and CPU; here
@@ -483,6 +512,10 @@ impl Tables for FakeTables {
         true
     }
 
+    fn node(&self) -> Node {
+        self.node.get()
+    }
+
     fn report(&self, event: Event) {
         self.events.borrow_mut().push(event);
     }
@@ -496,7 +529,16 @@ impl Tables for FakeTables {
 }
 
 macro_rules! flows {
-    ($family:ty, $key:ty, $entry:ty, $half:ty, $tables:ident) => {
+    (
+        $family:ty,
+        $key:ty,
+        $entry:ty,
+        $half:ty,
+        $tables:ident,
+        $begun_type:ident,
+        $begun:ident,
+        $ended:ident
+    ) => {
         impl Flows<$family> for FakeTables {
             fn flow(&self, key: &$key) -> Option<&mut $entry> {
                 self.$tables.flows.get(key)
@@ -534,6 +576,21 @@ macro_rules! flows {
                 Some(unsafe { &mut *self.$tables.scratch() })
             }
 
+            fn tell_begun(&self) {
+                let scratch = Flows::<$family>::scratch(self).copied();
+                let Some(Scratch { client, server, entry, .. }) = scratch else { return };
+                if self.node.get().flags & TELL != 0 {
+                    let begun = $begun_type { client, server, entry };
+                    self.news.borrow_mut().push(News::$begun(begun));
+                }
+            }
+
+            fn tell_ended(&self, server: &$key) {
+                if self.node.get().flags & TELL != 0 {
+                    self.news.borrow_mut().push(News::$ended(*server));
+                }
+            }
+
             fn find_port(&self) -> bool {
                 connect::find_port::<$family, Self>(self)
             }
@@ -559,8 +616,8 @@ macro_rules! flows {
     };
 }
 
-flows!(V4, FlowKey4, FlowEntry4, HalfOpen4, v4);
-flows!(V6, FlowKey6, FlowEntry6, HalfOpen6, v6);
+flows!(V4, FlowKey4, FlowEntry4, HalfOpen4, v4, Begun4, Begun4, Ended4);
+flows!(V6, FlowKey6, FlowEntry6, HalfOpen6, v6, Begun6, Begun6, Ended6);
 
 /// The tuple of packets between two hosts of the family.
 ///

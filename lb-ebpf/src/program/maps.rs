@@ -14,6 +14,7 @@ use lb_common::{
         DEFAULT_BACKENDS, DEFAULT_FLOWS, DEFAULT_HALF_OPEN, DEFAULT_SERVICES, DEFAULT_SLOTS,
         EVENTS_BYTES, MAX_RATES, MAX_SOURCES, STEERED_WORDS, VIP_WORDS,
     },
+    news::{NEWS_BYTES, Node},
     reason::Reason,
     service::{Service, ServiceKey, Slot},
     source::{Bucket, RateKey, Source},
@@ -92,6 +93,13 @@ pub(crate) static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::n
 
 #[btf_map]
 pub(crate) static SAMPLES: RingBuf<Sample, { SAMPLES_BYTES as usize }> = RingBuf::new();
+
+#[btf_map]
+pub(crate) static NODE: Array<Node, 1> = Array::new();
+
+/// Of records of several kinds; this is one of them.
+#[btf_map]
+pub(crate) static NEWS: RingBuf<FlowKey4, { NEWS_BYTES as usize }> = RingBuf::new();
 
 /// Written by user space only; here so that it is created and pinned with the others.
 #[btf_map]

@@ -10,6 +10,7 @@ use crate::{
     },
     dataplane::AttachMode,
     health::Health,
+    peer::Fit,
     proxy,
 };
 
@@ -31,6 +32,10 @@ pub(super) fn render(status: &Status) -> String {
     }
     out.push_str("\nFLOATING ADDRESSES\n");
     out.push_str(&columns(&floating(status), 2));
+    if !status.peers.is_empty() {
+        out.push_str("\nOTHER NODES\n");
+        out.push_str(&columns(&peers(status), 2));
+    }
     out.push_str("\nDATA PLANE\n");
     out.push_str(&columns(&dataplane(status), 2));
     for service in &status.services {
@@ -82,6 +87,42 @@ fn floating(status: &Status) -> Vec<Vec<String>> {
             (None, false) => format!("held by {}", floating.holder),
         };
         vec![floating.address.clone(), format!("vrid {}", floating.vrid), state]
+    });
+    rows.collect()
+}
+
+fn peers(status: &Status) -> Vec<Vec<String>> {
+    let now = status.started.as_second() + status.uptime_seconds as i64;
+    let rows = status.peers.iter().map(|peer| {
+        let state = match (peer.up, &peer.problem) {
+            (true, _) => "up".to_owned(),
+            (false, Some(problem)) => format!("refused: {problem}"),
+            (false, None) => "not heard".to_owned(),
+        };
+        let mut row = vec![
+            peer.name.clone(),
+            peer.address.to_string(),
+            state,
+            age((now - peer.since.as_second()).max(0) as u64),
+        ];
+        if peer.up {
+            let config = match peer.same_config {
+                Some(false) => "OTHER CONFIGURATION",
+                Some(true) => "same configuration",
+                None => "configuration not known",
+            };
+            let sync = if peer.in_sync { "in sync" } else { "not in sync" };
+            let time = peer.round_trip_us.map_or(String::new(), |us| format!("{us} us"));
+            let fit = peer
+                .services
+                .map_or(String::new(), |Fit { fit, all }| format!("{fit} of {all} services serve"));
+            let flows = format!("{} changes sent, {} received", peer.sent, peer.received);
+            row.extend([time, config.to_owned(), sync.to_owned(), fit, flows]);
+            if peer.backlog > 0 {
+                row.push(format!("{} behind", peer.backlog));
+            }
+        }
+        row
     });
     rows.collect()
 }

@@ -86,11 +86,15 @@ impl<K: Ord> Seen<K> {
     }
 }
 
+/// UDP port of the channel between nodes.
+const DEFAULT_PEER_PORT: u16 = 9181;
+
 fn cluster(raw: &Field<raw::Cluster>) -> Cluster {
     let raw = raw.or(raw::Cluster::default());
     Cluster {
         name: raw.name.value().map_or_else(|| "ballast".to_owned(), |name| name.0.clone()),
         secret_file: raw.secret_file.value().map(|path| path.0.clone()),
+        peer_port: whole(&raw.peer_port, DEFAULT_PEER_PORT.into()) as u16,
     }
 }
 

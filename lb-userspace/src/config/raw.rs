@@ -44,7 +44,8 @@ section! {
     /// `[cluster]`.
     Cluster "[cluster]" {
         name: Name;
-        secret_file: AbsolutePath, later "the nodes do not talk to each other";
+        secret_file: AbsolutePath;
+        peer_port: Whole<1, 65_535>;
     }
 }
 

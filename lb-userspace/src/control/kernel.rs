@@ -9,13 +9,14 @@ use std::{
 
 use lb_common::{
     event::Event,
+    news::Node,
     stats::BackendSignals,
     trace::{Sample, TraceFilter},
 };
 
 use crate::dataplane::{
     Adopted, AttachMode, Connection, Counters, Cut, Dataplane, Flow, Info, Op, Reader, Signals,
-    Sweep, Sweeper, Timeouts, Traced, Tracer, replay::Replayer,
+    Sweep, Sweeper, Timeouts, Traced, Tracer, replay::Replayer, sync::FlowSync,
 };
 
 /// What the control plane asks of the kernel's side. The calls block; they are made from blocking
@@ -55,6 +56,10 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn set_trace(&self, index: u32, filter: Option<&TraceFilter>) -> anyhow::Result<()>;
     /// See [`Dataplane::take_traces`].
     fn take_traces(&self) -> anyhow::Result<Traced>;
+    /// See [`Dataplane::set_node`].
+    fn set_node(&self, node: Node) -> anyhow::Result<()>;
+    /// See [`Dataplane::flow_sync`]. `None`: there are no flow tables to keep alike.
+    fn flow_sync(&self) -> anyhow::Result<Option<FlowSync>>;
     /// See [`Dataplane::replayer`]. `None`: there is nothing that could be replayed.
     fn replayer(&self) -> anyhow::Result<Option<Replayer>>;
 }
@@ -159,6 +164,14 @@ impl Kernel for Shared {
 
     fn take_traces(&self) -> anyhow::Result<Traced> {
         self.lock().take_traces()
+    }
+
+    fn set_node(&self, node: Node) -> anyhow::Result<()> {
+        self.lock().set_node(node)
+    }
+
+    fn flow_sync(&self) -> anyhow::Result<Option<FlowSync>> {
+        self.lock().flow_sync().map(Some)
     }
 
     fn replayer(&self) -> anyhow::Result<Option<Replayer>> {

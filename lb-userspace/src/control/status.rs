@@ -11,6 +11,7 @@ use crate::{
     config::{Encapsulation, Forwarding, Protocol},
     dataplane::{Flow, Info},
     health::Health,
+    peer::Peer,
     postgres::status::Database,
     proxy,
 };
@@ -34,6 +35,9 @@ pub struct Status {
     pub config_loaded: Timestamp,
     /// Floating addresses.
     pub floating: Vec<Floating>,
+    /// The other nodes, if this one talks to them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<Peer>,
     /// The kernel's side.
     pub dataplane: Info,
     /// Connections in the flow tables, by the last sweep.

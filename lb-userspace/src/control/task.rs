@@ -43,6 +43,7 @@ mod flood;
 mod handle;
 mod names;
 mod passive;
+mod peers;
 mod probes;
 mod proxied;
 mod reconcile;
@@ -60,6 +61,7 @@ use faults::{Faults, KernelNews};
 use flood::Flood;
 pub use handle::{FlowsError, Handle, ResetError, TraceError};
 use passive::Readings;
+use peers::Peers;
 use probes::Probes;
 pub(crate) use reload::warnings;
 pub use reload::{Refused, Reloaded};
@@ -143,6 +145,7 @@ pub struct Task {
     readings: Readings,
     addresses: Addresses,
     attachments: Attachments,
+    peers: Peers,
     faults: Faults,
     kernel_news: KernelNews,
     flood: Flood,
@@ -212,6 +215,7 @@ impl Task {
             readings: Readings::default(),
             addresses: Addresses::default(),
             attachments: Attachments::default(),
+            peers: Peers::default(),
             faults: Faults::default(),
             kernel_news: KernelNews::default(),
             flood: Flood::default(),
@@ -228,6 +232,8 @@ impl Task {
         };
         task.attachments.adopt(&info.attachments);
         let interface = task.interface()?;
+        // Before it gives out a port.
+        task.share_ports().await?;
         task.attach_first(&interface).await?;
         task.configure().await;
         let handle = Handle::new(
@@ -282,6 +288,7 @@ impl Task {
                 () = self.addresses.changed() => {}
                 _ = tick.tick() => {
                     self.start_sweep();
+                    self.tell_peers();
                     self.attachments.retry();
                     self.retry_listening();
                     self.detach_where_idle(clock::monotonic()).await;

@@ -13,6 +13,7 @@ use lb_common::{
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
     limits, names,
+    news::{NEWS_BYTES, Node},
     reason::Reason,
     service::{Service, ServiceKey, Slot},
     source::{Bucket, RateKey, Source},
@@ -85,6 +86,12 @@ pub(super) fn layouts(options: &Options) -> Vec<Layout> {
             key_size: 0,
             value_size: 0,
             ..map::<(), Sample>(names::SAMPLES, MapType::RingBuf, SAMPLES_BYTES)
+        },
+        map::<u32, Node>(names::NODE, MapType::Array, 1),
+        Layout {
+            key_size: 0,
+            value_size: 0,
+            ..map::<(), ()>(names::NEWS, MapType::RingBuf, NEWS_BYTES)
         },
         map::<u32, Meta>(names::META, MapType::Array, 1),
     ]

@@ -108,6 +108,7 @@ fn observation(second: u64) -> Observation {
         floating: Vec::new(),
         dataplane: Info::default(),
         flows: 1234,
+        peers: Vec::new(),
         postgres: Vec::new(),
         services: vec![
             service("web", vec![backend("app-01", second), out.clone()]),

@@ -42,10 +42,8 @@ pub(super) fn run(all: &mut Command, alone: impl Fn(&str) -> Command) -> Result<
 /// Runs a command, prints what it prints, and gives that too.
 fn printed(command: &mut Command) -> Result<(bool, String)> {
     let shown = shell::display(command);
-    let mut child = command
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("start `{shown}`"))?;
+    let mut child =
+        command.stdout(Stdio::piped()).spawn().with_context(|| format!("start `{shown}`"))?;
     let mut text = String::new();
     if let Some(stdout) = child.stdout.take() {
         for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {

@@ -170,7 +170,7 @@ const DEPENDENCIES: [Dependency; 4] = [
 ];
 
 /// Machines that are given inputs and the time, and give actions.
-const PURE: [&str; 24] = [
+const PURE: [&str; 28] = [
     "lb-userspace/src/control/plan.rs",
     "lb-userspace/src/control/state.rs",
     "lb-userspace/src/control/table.rs",
@@ -183,6 +183,10 @@ const PURE: [&str; 24] = [
     "lb-userspace/src/health/passive/trial.rs",
     "lb-userspace/src/health/passive/window.rs",
     "lb-userspace/src/health/threshold.rs",
+    "lb-userspace/src/peer/hub.rs",
+    "lb-userspace/src/peer/session.rs",
+    "lb-userspace/src/peer/stream.rs",
+    "lb-userspace/src/peer/window.rs",
     "lb-userspace/src/postgres/choose.rs",
     "lb-userspace/src/postgres/failover.rs",
     "lb-userspace/src/postgres/failover/follow.rs",

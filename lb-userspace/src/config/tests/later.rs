@@ -12,12 +12,6 @@ fn what_is_not_in_this_version() {
         "`path = \"kernel\"`",
     );
     warning(
-        &good_and("[cluster]\n▶secret_file = \"/etc/ballast/cluster.key\"\n"),
-        "`secret_file` is not in this version yet: the nodes do not talk to each other; the key is \
-         ignored",
-        "keep the key",
-    );
-    warning(
         &changed("vrid = 51", "vrid = 51\n▶preempt = false"),
         "`preempt` is not in this version yet: addresses do not move between nodes; the key is \
          ignored",

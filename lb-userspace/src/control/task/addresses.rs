@@ -65,6 +65,11 @@ impl Addresses {
         notes
     }
 
+    /// Whether any address is held.
+    pub(super) fn holds(&self) -> bool {
+        self.known.iter().any(|known| known.held)
+    }
+
     /// What is known of an address, if this node should hold it.
     pub(super) fn get(&self, address: IpAddr) -> Option<&HeldAddress> {
         self.known.iter().find(|known| known.address == address)

@@ -63,6 +63,7 @@ impl Task {
 
     /// Takes the floating addresses, now that their services are ready.
     async fn settle(&mut self) {
+        self.follow_peers().await;
         self.follow_addresses().await;
         self.settled.send_replace(true);
     }

@@ -93,6 +93,7 @@ impl Task {
         self.forget_wishes().await;
         self.configure().await;
         if *self.settled.borrow() {
+            self.follow_peers().await;
             self.follow_addresses().await;
         }
         Ok(Reloaded {

@@ -78,6 +78,7 @@ impl Task {
             uptime_seconds: wall.duration_since(self.started).as_secs().max(0) as u64,
             config_loaded: self.config_loaded,
             floating: self.floating(),
+            peers: self.peers.board().peers,
             dataplane: Info::default(),
             flows: self.flows,
             services: shown.iter().map(|service| self.service(service, listed)).collect(),

@@ -10,6 +10,7 @@ use std::{
 use lb_common::{
     backend::{self, Backend},
     event::Event,
+    news::Node,
     reason::Reason,
     service::{Service, ServiceKey},
     source::Source,
@@ -21,7 +22,7 @@ use crate::{
     control::{kernel::Kernel, plan::service_key},
     dataplane::{
         Adopted, AttachMode, Attachment, Connection, Counters, Cut, Flow, Info, Op, Sizes, Sweep,
-        Timeouts, Traced, replay::Replayer,
+        Timeouts, Traced, replay::Replayer, sync::FlowSync,
     },
 };
 
@@ -45,6 +46,7 @@ pub(super) struct Maps {
     pub(super) sizes: Sizes,
     pub(super) connections: Vec<Connection>,
     pub(super) signals: BTreeMap<u32, BackendSignals>,
+    pub(super) node: Option<Node>,
 }
 
 impl FakeKernel {
@@ -203,6 +205,15 @@ impl Kernel for FakeKernel {
         let mut maps = self.maps();
         let lost = maps.traced.lost;
         Ok(std::mem::replace(&mut maps.traced, Traced { records: Vec::new(), lost }))
+    }
+
+    fn set_node(&self, node: Node) -> anyhow::Result<()> {
+        self.maps().node = Some(node);
+        Ok(())
+    }
+
+    fn flow_sync(&self) -> anyhow::Result<Option<FlowSync>> {
+        Ok(None)
     }
 
     fn replayer(&self) -> anyhow::Result<Option<Replayer>> {
