@@ -1,5 +1,6 @@
-//! Who owns the floating addresses. With one node: this one does.
+//! Who owns the floating addresses. With one node: this one does; with several, VRRP decides.
 //!
+//! - `machine` decides who is Active, and `packet` is what the nodes tell each other; both pure.
 //! - `address` puts floating addresses on an interface and takes them off.
 //! - `announce` tells the neighbours on the link whose MAC address they have.
 //! - `hold` is the task that does both for as long as this node owns the addresses.
@@ -12,6 +13,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub mod address;
 pub mod announce;
 mod hold;
+pub mod machine;
+pub mod packet;
 
 use hold::Command;
 

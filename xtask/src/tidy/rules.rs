@@ -170,7 +170,7 @@ const DEPENDENCIES: [Dependency; 4] = [
 ];
 
 /// Machines that are given inputs and the time, and give actions.
-const PURE: [&str; 14] = [
+const PURE: [&str; 15] = [
     "lb-userspace/src/control/plan.rs",
     "lb-userspace/src/control/state.rs",
     "lb-userspace/src/control/table.rs",
@@ -185,6 +185,7 @@ const PURE: [&str; 14] = [
     "lb-userspace/src/health/threshold.rs",
     "lb-userspace/src/postgres/failover.rs",
     "lb-userspace/src/vrrp/machine.rs",
+    "lb-userspace/src/vrrp/packet.rs",
 ];
 
 /// What a pure machine must not name.
