@@ -1,26 +1,27 @@
 //! Who is the Active router of one virtual router: the state machine of VRRP.
 //!
 //! ```text
-//!                 Start                       Start, lease still runs, or owner
-//!  Initialize ────────────▶ Backup            ──────────────▶ Active
-//!       ▲                     │ ▲
-//!       │        Active_Down_ │ │ advert of a higher priority,
-//!       │        Timer        │ │ or later than the lease
-//!       │                     ▼ │                          Release, Stop
-//!       │  Fault            Active ──────────────────────▶ Leaving
-//!       └──── (from any) ─────┴────────────────────────────── │ another's advert, or nobody's
-//!                                                             ▼ Backup, Initialize, or Active again
+//!              Start             Active_Down_Timer                nobody objects
+//!  Initialize ───────▶ Backup ─────────────────────▶ Claiming ───────────────────▶ Active
+//!       ▲                ▲ ▲                            │                          │  │
+//!       │ Fault          │ └──── a higher priority ─────┴──────────────────────────┘  │
+//!       │ (from any)     │                                               Release, Stop │
+//!       └────────────────┴──────────── another takes over ─────────────── Leaving ◀────┘
 //! ```
 //!
 //! RFC 9568 §6.4 (version 3) and RFC 3768 §6.4 (version 2), with what they leave open:
 //!
-//! - **Leaving.** Who hands over says so (priority 0) and goes on to serve until it hears the next
-//!   Active: no packet falls between the two. Nobody may answer; then it has not left.
+//! - **Claiming.** A new Active sends its advert, as they ask, and takes the addresses a moment later: as
+//!   soon as the one that had them says that it has let go, or after [`Settings::claim`]. Of two that
+//!   begin at the same time one yields before it has taken anything.
+//! - **Letting go.** Who yields says so, by an advert of priority 0.
+//! - **Leaving.** Who hands over says so (priority 0) and serves until it hears the next Active: nobody may
+//!   answer, and then it has not left.
 //! - **The lease.** With every advert the machine says until when this node may answer for the
 //!   addresses: a little less than the time after which a Backup takes them. Whoever is later than
 //!   that (a process that was stopped) behaves as Backup first.
-//! - **A late Backup.** Adverts carry the time at which the kernel received them. A Backup that finds
-//!   itself later than one interval listens once more before it takes over.
+//! - **A late Backup.** Adverts carry the time at which the kernel received them, so that a process that
+//!   was stopped misses none. A Backup that is later than an interval listens once more all the same.
 //!
 //! Pure: a state, an event and `now` in, a state and actions out. The same code runs in the daemon and
 //! in the simulator.
@@ -45,6 +46,9 @@ const GUARD: u32 = 8;
 /// An advert of a lower priority is answered at once (RFC 9568 §6.4.3), but not more often than so many
 /// times in an interval: a flood must not become another one.
 const ANSWERS: u32 = 4;
+
+/// A claim waits for objections no longer than this: a local network is faster.
+const MOST_CLAIM: Duration = Duration::from_millis(10);
 
 /// How long the addresses of a stopped node stay answered for if nobody has taken them: time for an
 /// upgrade.
@@ -75,6 +79,8 @@ pub enum State {
     Initialize,
     /// It listens, and does not answer for the addresses.
     Backup(Backup),
+    /// It has said that it is Active, and is about to be.
+    Claiming(Claiming),
     /// It answers for the addresses.
     #[doc(alias = "master")]
     Active(Active),
@@ -89,6 +95,8 @@ pub struct Backup {
     pub interval: Duration,
     /// When `Active_Down_Timer` fires.
     pub down_at: Duration,
+    /// Who is Active: whose advert was heard last.
+    pub active: Option<IpAddr>,
     /// Since when the Active has had a lower priority than this node.
     pub lower_since: Option<Duration>,
     /// It was asked to hand over: it takes the addresses back only when nobody has them.
@@ -113,6 +121,19 @@ pub enum Heard {
     Leaves,
 }
 
+/// [`State::Claiming`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claiming {
+    /// When it takes the addresses.
+    pub until: Duration,
+    /// When it sent its advert.
+    pub sent_at: Duration,
+    /// Who has to let go of them.
+    pub active: Option<IpAddr>,
+    /// Why it does.
+    pub cause: Cause,
+}
+
 /// [`State::Active`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Active {
@@ -120,6 +141,8 @@ pub struct Active {
     pub advert_at: Duration,
     /// When the last one was sent.
     pub sent_at: Duration,
+    /// When another node's advert was last answered.
+    pub answered_at: Option<Duration>,
     /// Until when this node may answer for the addresses.
     pub lease: Duration,
 }
@@ -252,11 +275,12 @@ pub enum Cause {
 }
 
 impl State {
-    /// Its name in RFC 9568; `Leaving` is ours.
+    /// Its name in RFC 9568; `claiming` and `leaving` are ours.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Initialize => "initialize",
             Self::Backup(_) => "backup",
+            Self::Claiming(_) => "claiming",
             Self::Active(_) => "active",
             Self::Leaving(_) => "leaving",
         }
@@ -272,6 +296,7 @@ impl State {
         match self {
             Self::Initialize => None,
             Self::Backup(backup) => Some(backup.down_at),
+            Self::Claiming(claiming) => Some(claiming.until),
             Self::Active(active) => Some(active.advert_at),
             Self::Leaving(leaving) => Some(leaving.until),
         }
@@ -297,6 +322,11 @@ impl Settings {
     /// in three intervals.
     pub fn lease(&self) -> Duration {
         (self.interval * 3).saturating_sub(self.interval / GUARD)
+    }
+
+    /// How long a new Active waits for objections.
+    pub fn claim(&self) -> Duration {
+        (self.interval / GUARD).min(MOST_CLAIM)
     }
 
     /// The longest time in which a Backup notices that its Active has left, or is silent.
@@ -330,6 +360,14 @@ pub fn step(
         (State::Initialize, Event::Start { lease }) => step.start(lease),
         (State::Backup(backup), Event::Heard(advert)) => step.backup_heard(backup, &advert),
         (State::Backup(backup), Event::Tick) => step.backup_tick(backup),
+        (State::Backup(_), Event::Stop) => State::Initialize,
+        (State::Claiming(claim), Event::Heard(advert)) => step.claiming_heard(claim, &advert),
+        (State::Claiming(claim), Event::Tick) if now >= claim.until => step.take(claim),
+        (State::Claiming(_), Event::Release) => step.withdraw(),
+        (State::Claiming(_), Event::Stop) => {
+            step.withdraw();
+            State::Initialize
+        }
         (State::Active(active), Event::Heard(advert)) => step.active_heard(active, &advert),
         (State::Active(active), Event::Tick) if now >= active.advert_at => step.advertise(active),
         (State::Active(active), Event::Changed) => step.advertise(active),
@@ -340,7 +378,6 @@ pub fn step(
         (State::Leaving(leaving), Event::Stop) => {
             State::Leaving(Leaving { stops: true, ..leaving })
         }
-        (State::Backup(_), Event::Stop) => State::Initialize,
         (state, _) => state,
     };
     (state, step.actions)
@@ -359,12 +396,22 @@ impl Step<'_> {
 
     /// An Active that has slept longer than its lease is none any more, whatever wakes it.
     fn wake(&mut self, state: State) -> State {
-        let State::Active(Active { sent_at, lease, .. }) = state else { return state };
+        let (sent_at, lease) = match state {
+            State::Active(active) => (active.sent_at, active.lease),
+            State::Claiming(claim) => (claim.sent_at, claim.sent_at + self.settings.lease()),
+            State::Leaving(Leaving { until, stops: false }) => {
+                (until, until + self.settings.interval)
+            }
+            _ => return state,
+        };
         if self.now <= lease {
             return state;
         }
+        if state.serves() {
+            self.act(&[Action::Lease(None), Action::Drop]);
+        }
         let by = self.now.saturating_sub(sent_at);
-        self.act(&[Action::Lease(None), Action::Drop, Action::Tell(Cause::Stalled { by })]);
+        self.act(&[Action::Tell(Cause::Stalled { by })]);
         State::Backup(self.listen(self.settings.interval, self.now))
     }
 
@@ -373,6 +420,7 @@ impl Step<'_> {
         Backup {
             interval,
             down_at: since + self.settings.down(interval),
+            active: None,
             lower_since: None,
             released: false,
             listened: false,
@@ -382,38 +430,60 @@ impl Step<'_> {
 
     fn start(&mut self, lease: Option<Duration>) -> State {
         if lease.is_some_and(|until| self.now < until) {
-            return self.take(Cause::Resumes);
+            let state = self.send(self.now + self.settings.interval);
+            self.act(&[Action::Take, Action::Tell(Cause::Resumes)]);
+            return State::Active(state);
         }
         if self.settings.priority == OWNER {
-            return self.take(Cause::Owns);
+            return self.claim(None, Cause::Owns);
         }
         self.act(&[Action::Tell(Cause::Starts)]);
         State::Backup(self.listen(self.settings.interval, self.now))
     }
 
     /// RFC 9568 §6.4.2 (105): the advert goes first.
-    fn take(&mut self, cause: Cause) -> State {
-        let state = self.send(self.now + self.settings.interval);
-        self.act(&[Action::Take, Action::Tell(cause)]);
-        state
+    fn claim(&mut self, active: Option<IpAddr>, cause: Cause) -> State {
+        self.act(&[Action::Send(self.settings.priority)]);
+        let until = self.now + self.settings.claim();
+        State::Claiming(Claiming { until, sent_at: self.now, active, cause })
     }
 
-    fn send(&mut self, advert_at: Duration) -> State {
+    fn take(&mut self, claim: Claiming) -> State {
+        let Claiming { sent_at, cause, .. } = claim;
+        let lease = sent_at + self.settings.lease();
+        self.act(&[Action::Lease(Some(lease)), Action::Take, Action::Tell(cause)]);
+        let advert_at = (sent_at + self.settings.interval).max(self.now);
+        State::Active(Active { advert_at, sent_at, answered_at: None, lease })
+    }
+
+    /// Gives a claim up.
+    fn withdraw(&mut self) -> State {
+        self.act(&[Action::Send(LEAVES)]);
+        let backup = self.listen(self.settings.interval, self.now);
+        State::Backup(Backup { released: true, ..backup })
+    }
+
+    fn send(&mut self, advert_at: Duration) -> Active {
         let lease = self.now + self.settings.lease();
         self.act(&[Action::Send(self.settings.priority), Action::Lease(Some(lease))]);
-        State::Active(Active { advert_at, sent_at: self.now, lease })
+        Active { advert_at, sent_at: self.now, answered_at: None, lease }
     }
 
     fn advertise(&mut self, active: Active) -> State {
         // By the clock, so that lateness does not add up; but never two at once.
         let due = active.advert_at + self.settings.interval;
         let on_time = self.now >= active.advert_at && due > self.now;
-        self.send(if on_time { due } else { self.now + self.settings.interval })
+        let next = self.send(if on_time { due } else { self.now + self.settings.interval });
+        State::Active(Active { answered_at: active.answered_at, ..next })
     }
 
     fn backup_heard(&mut self, backup: Backup, advert: &Advert) -> State {
         let settings = self.settings;
         if advert.priority == LEAVES {
+            // Of one that has yielded to the Active, it may come after the Active's own advert.
+            if backup.active.is_some_and(|active| active != advert.source) {
+                return State::Backup(backup);
+            }
             let down_at = advert.at + settings.skew(backup.interval);
             return State::Backup(Backup { down_at, heard: Heard::Leaves, ..backup });
         }
@@ -427,12 +497,14 @@ impl Step<'_> {
         let waits = lower_since.is_some_and(|since| advert.at < since + settings.preempt_delay);
         if lower && may_preempt && !backup.released && !waits {
             // The timer runs on: RFC 9568 §6.4.2 (155).
-            return State::Backup(Backup { lower_since, heard: Heard::Lower, ..backup });
+            let active = Some(advert.source);
+            return State::Backup(Backup { active, lower_since, heard: Heard::Lower, ..backup });
         }
         let interval = settings.interval_of(advert);
         State::Backup(Backup {
             interval,
             down_at: advert.at + settings.down(interval),
+            active: Some(advert.source),
             lower_since,
             listened: false,
             heard: Heard::Active,
@@ -448,34 +520,61 @@ impl Step<'_> {
             let down_at = self.now + backup.interval + self.settings.skew(backup.interval);
             return State::Backup(Backup { down_at, listened: true, ..backup });
         }
-        self.take(match backup.heard {
+        let cause = match backup.heard {
             Heard::Nothing => Cause::NobodyHeard,
             Heard::Active => Cause::ActiveSilent,
             Heard::Lower => Cause::Preempts,
             Heard::Leaves => Cause::ActiveLeft,
-        })
+        };
+        self.claim(backup.active, cause)
+    }
+
+    /// Whether the sender of an advert is preferred to this node as Active (RFC 9568 §6.4.3).
+    fn is_preferred(&self, advert: &Advert) -> bool {
+        (advert.priority, advert.source) > (self.settings.priority, self.settings.address)
+    }
+
+    fn follow(&mut self, advert: &Advert) -> Backup {
+        let cause = Cause::Yields { to: advert.source, priority: advert.priority };
+        self.act(&[Action::Tell(cause)]);
+        let backup = self.listen(self.settings.interval_of(advert), advert.at);
+        Backup { active: Some(advert.source), heard: Heard::Active, ..backup }
+    }
+
+    fn claiming_heard(&mut self, claim: Claiming, advert: &Advert) -> State {
+        if advert.priority == LEAVES {
+            if claim.active != Some(advert.source) {
+                return State::Claiming(claim);
+            }
+            // Who had the addresses has let go.
+            let state = self.take(claim);
+            self.act(&[Action::Send(self.settings.priority)]);
+            return state;
+        }
+        if self.is_preferred(advert) {
+            return State::Backup(self.follow(advert));
+        }
+        State::Claiming(Claiming { active: Some(advert.source), ..claim })
     }
 
     fn active_heard(&mut self, active: Active, advert: &Advert) -> State {
-        let settings = self.settings;
         if advert.priority == LEAVES {
             return self.advertise(active);
         }
-        let (by, priority) = (advert.source, advert.priority);
-        if (priority, by) > (settings.priority, settings.address) {
-            let cause = Cause::Yields { to: by, priority };
-            self.act(&[Action::Lease(None), Action::Drop, Action::Tell(cause)]);
-            let backup = self.listen(settings.interval_of(advert), advert.at);
-            return State::Backup(Backup { heard: Heard::Active, ..backup });
+        if self.is_preferred(advert) {
+            self.act(&[Action::Lease(None), Action::Drop, Action::Send(LEAVES)]);
+            return State::Backup(self.follow(advert));
         }
+        let (by, priority) = (advert.source, advert.priority);
         self.act(&[Action::Tell(Cause::Contested { by, priority })]);
-        if self.now.saturating_sub(active.sent_at) < settings.interval / ANSWERS {
+        let pause = self.settings.interval / ANSWERS;
+        if active.answered_at.is_some_and(|at| self.now < at + pause) {
             return State::Active(active);
         }
         // RFC 9568 §6.4.3 (765), so that the other hears at once who is preferred.
-        let state = self.send(self.now + settings.interval);
+        let next = self.send(self.now + self.settings.interval);
         self.act(&[Action::Announce]);
-        state
+        State::Active(Active { answered_at: Some(self.now), ..next })
     }
 
     fn leave(&mut self, stops: bool) -> State {
@@ -489,12 +588,14 @@ impl Step<'_> {
             return State::Leaving(leaving);
         }
         let cause = Cause::HandedOver { to: advert.source };
-        self.act(&[Action::Lease(None), Action::Drop, Action::Tell(cause)]);
+        let leaves = Action::Send(LEAVES);
+        self.act(&[Action::Lease(None), Action::Drop, leaves, Action::Tell(cause)]);
         if leaving.stops {
             return State::Initialize;
         }
         let backup = self.listen(self.settings.interval_of(advert), advert.at);
-        State::Backup(Backup { released: true, heard: Heard::Active, ..backup })
+        let active = Some(advert.source);
+        State::Backup(Backup { active, released: true, heard: Heard::Active, ..backup })
     }
 
     fn not_taken(&mut self, leaving: Leaving) -> State {
@@ -505,7 +606,7 @@ impl Step<'_> {
         }
         let state = self.send(self.now + self.settings.interval);
         self.act(&[Action::Tell(Cause::NobodyTakes)]);
-        state
+        State::Active(state)
     }
 
     fn fault(&mut self, state: State) -> State {

@@ -40,13 +40,16 @@ const fn ago(millis: u64) -> Duration {
 }
 
 /// The states that the table has, all of them at [`NOW`].
-const STATES: [&str; 7] = [
+const STATES: [&str; 10] = [
     "initialize",
     "backup",          // armed
     "backup released", // armed, will not preempt
-    "active",          // next advert not due
-    "active asleep",   // its lease is over
+    "claiming",
+    "claiming asleep",
+    "active",        // next advert not due
+    "active asleep", // its lease is over
     "leaving",
+    "leaving asleep",
     "stopping",
 ];
 
@@ -54,6 +57,7 @@ fn state(name: &str) -> State {
     let backup = Backup {
         interval: ms(100),
         down_at: NOW + ms(200),
+        active: Some(ip(12)),
         lower_since: None,
         released: name == "backup released",
         listened: false,
@@ -61,13 +65,19 @@ fn state(name: &str) -> State {
     };
     let active = |sent_at: Duration| {
         let lease = sent_at + settings().lease();
-        State::Active(Active { advert_at: sent_at + ms(100), sent_at, lease })
+        State::Active(Active { advert_at: sent_at + ms(100), sent_at, answered_at: None, lease })
     };
     match name {
         "initialize" => State::Initialize,
         "backup" | "backup released" => State::Backup(backup),
+        "claiming" | "claiming asleep" => {
+            let awake = (NOW + ms(6), ago(4));
+            let (until, sent_at) = if name == "claiming" { awake } else { (ago(290), ago(300)) };
+            State::Claiming(Claiming { until, sent_at, active: Some(ip(12)), cause: ActiveSilent })
+        }
         "active" => active(ago(60)),
         "active asleep" => active(ago(300)),
+        "leaving asleep" => State::Leaving(Leaving { until: ago(300), stops: false }),
         _ => State::Leaving(Leaving { until: NOW + ms(90), stops: name == "stopping" }),
     }
 }
@@ -126,7 +136,8 @@ fn row(state: &str, event: &str) -> (&'static str, Vec<Action>) {
     let lease_at = |at: Duration| Lease(Some(at + Duration::from_micros(287_500)));
     let lease = lease_at(NOW);
     let closed = Lease(None);
-    let yields = |last, priority| vec![closed, Drop, Tell(Yields { to: ip(last), priority })];
+    let yields = |last, priority| Tell(Yields { to: ip(last), priority });
+    let lets_go = |more| vec![closed, Drop, Send(0), more];
     let contested = |last, priority| {
         vec![Tell(Contested { by: ip(last), priority }), Send(100), lease, Announce]
     };
@@ -135,16 +146,20 @@ fn row(state: &str, event: &str) -> (&'static str, Vec<Action>) {
         all.append(&mut more);
         all
     };
-    let handed = |last| vec![closed, Drop, Tell(HandedOver { to: ip(last) })];
+    let handed = |last| lets_go(Tell(HandedOver { to: ip(last) }));
+    let stalled = Tell(Stalled { by: ms(300) });
     let fault = || vec![Tell(Cause::Fault)];
     match (state, event) {
         ("initialize", "start" | "stale lease") => ("backup", vec![Tell(Starts)]),
         ("initialize", "resume") => ("active", vec![Send(100), lease, Take, Tell(Resumes)]),
         ("initialize", _) => ("=", vec![]),
 
-        (_, "start" | "resume" | "stale lease") if state == "active asleep" => {
-            ("backup", asleep(vec![]))
-        }
+        ("claiming asleep", "stop") => ("initialize", vec![stalled]),
+        ("claiming asleep", "fault") => ("initialize", vec![stalled, Tell(Cause::Fault)]),
+        ("claiming asleep", _) => ("backup", vec![stalled]),
+        ("active asleep" | "leaving asleep", "stop") => ("initialize", asleep(vec![])),
+        ("active asleep" | "leaving asleep", "fault") => ("initialize", asleep(fault())),
+        ("active asleep" | "leaving asleep", _) => ("backup", asleep(vec![])),
         (_, "start" | "resume" | "stale lease") => ("=", vec![]),
 
         ("backup" | "backup released", "zero") => ("+", vec![]),
@@ -154,29 +169,37 @@ fn row(state: &str, event: &str) -> (&'static str, Vec<Action>) {
             ("+", vec![])
         }
         ("backup released", "lower" | "gives way") => ("+", vec![]),
-        ("backup" | "backup released", "tick when due") => {
-            let at = NOW + ms(200);
-            ("active", vec![Send(100), lease_at(at), Take, Tell(ActiveSilent)])
-        }
+        ("backup" | "backup released", "tick when due") => ("claiming", vec![Send(100)]),
         ("backup" | "backup released", "tick" | "changed" | "release") => ("=", vec![]),
         ("backup" | "backup released", "stop") => ("initialize", vec![]),
         ("backup" | "backup released", "fault") => ("initialize", fault()),
+
+        ("claiming", "zero") => {
+            ("active", vec![lease_at(ago(4)), Take, Tell(ActiveSilent), Send(100)])
+        }
+        ("claiming", "equal, higher address") => ("backup", vec![yields(12, 100)]),
+        ("claiming", "higher") => ("backup", vec![yields(10, 101)]),
+        ("claiming", "lower" | "gives way" | "stranger") => ("=", vec![]),
+        ("claiming", "equal, lower address") => ("+", vec![]), // now this one has to let go
+        ("claiming", "tick" | "changed") => ("=", vec![]),
+        ("claiming", "tick when due") => {
+            ("active", vec![lease_at(ago(4)), Take, Tell(ActiveSilent)])
+        }
+        ("claiming", "release") => ("backup", vec![Send(0)]),
+        ("claiming", "stop") => ("initialize", vec![Send(0)]),
+        ("claiming", "fault") => ("initialize", fault()),
 
         ("active", "zero" | "changed") => ("+", vec![Send(100), lease]),
         ("active", "lower") => ("+", contested(12, 99)),
         ("active", "equal, lower address") => ("+", contested(10, 100)),
         ("active", "gives way" | "stranger") => ("+", contested(12, 90)),
-        ("active", "equal, higher address") => ("backup", yields(12, 100)),
-        ("active", "higher") => ("backup", yields(10, 101)),
+        ("active", "equal, higher address") => ("backup", lets_go(yields(12, 100))),
+        ("active", "higher") => ("backup", lets_go(yields(10, 101))),
         ("active", "tick") => ("=", vec![]),
         ("active", "tick when due") => ("+", vec![Send(100), lease_at(NOW + ms(40))]),
         ("active", "release") => ("leaving", vec![Send(0), Lease(Some(NOW + ms(400)))]),
         ("active", "stop") => ("leaving", vec![Send(0), Lease(Some(NOW + ms(400)))]),
         ("active", "fault") => ("initialize", vec![closed, Drop, Tell(Cause::Fault)]),
-
-        ("active asleep", "stop") => ("initialize", asleep(vec![])),
-        ("active asleep", "fault") => ("initialize", asleep(fault())),
-        ("active asleep", _) => ("backup", asleep(vec![])),
 
         ("leaving" | "stopping", "zero" | "tick" | "changed" | "release") => ("=", vec![]),
         ("leaving", "lower") => ("backup", handed(12)),
@@ -221,13 +244,13 @@ fn every_event_in_every_state() {
             if after != before {
                 assert!(after.deadline().is_none_or(|due| due > at), "{row}");
             }
-            // An advert is sent before the addresses are taken, and the lease runs before that.
-            let place = |it: &dyn Fn(&Action) -> bool| actions.iter().position(it);
-            if let Some(take) = place(&|it| *it == Action::Take) {
-                assert!(place(&|it| matches!(it, Action::Send(_))).is_some_and(|at| at < take));
-                assert!(
-                    place(&|it| matches!(it, Action::Lease(Some(_)))).is_some_and(|at| at < take)
-                );
+            // The lease runs before the addresses are taken, and ends before they are given up.
+            let place = |wanted: Action| actions.iter().position(|it| *it == wanted);
+            if let Some(take) = place(Action::Take) {
+                assert!(actions[..take].iter().any(|it| matches!(it, Action::Lease(Some(_)))));
+            }
+            if let Some(drop) = place(Action::Drop) {
+                assert!(place(Action::Lease(None)).is_some_and(|at| at < drop), "{row}");
             }
             // Nobody comes to serve, or ceases to, without an action that does it.
             if !before.serves() && after.serves() {
@@ -244,6 +267,14 @@ fn every_event_in_every_state() {
 fn heard(settings: &Settings, before: &str, advert: Advert) -> Backup {
     match step(settings, state(before), Event::Heard(advert), NOW).0 {
         State::Backup(backup) => backup,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Why a Backup claims the addresses when its timer fires.
+fn claims(state: State, at: Duration) -> Cause {
+    match step(&settings(), state, Event::Tick, at).0 {
+        State::Claiming(claim) => claim.cause,
         other => panic!("{other:?}"),
     }
 }
@@ -283,9 +314,10 @@ fn a_backup_arms_its_timer_by_the_time_of_arrival() {
     // Priority 0: only the skew is waited for.
     let backup = heard(&settings(), "backup", Advert { at, ..advert(0, 12) });
     assert_eq!(backup.down_at, at + settings().skew(ms(100)));
-    let (after, actions) = step(&settings(), State::Backup(backup), Event::Tick, backup.down_at);
-    assert_eq!(after.name(), "active");
-    assert!(actions.contains(&Action::Tell(ActiveLeft)));
+    assert_eq!(claims(State::Backup(backup), backup.down_at), ActiveLeft);
+    // Of one that is not Active any more, it says nothing.
+    let backup = heard(&settings(), "backup", advert(0, 13));
+    assert_eq!(State::Backup(backup), state("backup"));
 }
 
 #[test]
@@ -309,8 +341,7 @@ fn a_lower_priority_is_preempted_only_by_who_may() {
     );
 
     let backup = heard(&settings(), "backup", lower);
-    let (_, actions) = step(&settings(), State::Backup(backup), Event::Tick, armed);
-    assert!(actions.contains(&Action::Tell(Preempts)));
+    assert_eq!(claims(State::Backup(backup), armed), Preempts);
 
     // With a delay: only after it, and a higher one cancels it.
     let delayed = Settings { preempt_delay: ms(250), ..settings() };
@@ -330,16 +361,18 @@ fn a_lower_priority_is_preempted_only_by_who_may() {
 fn a_late_backup_listens_once_more() {
     let State::Backup(backup) = state("backup") else { panic!() };
     let due = backup.down_at;
-    let on_time = step(&settings(), State::Backup(backup), Event::Tick, due + ms(100)).0;
-    assert_eq!(on_time.name(), "active", "an interval is not late");
+    assert_eq!(
+        claims(State::Backup(backup), due + ms(100)),
+        ActiveSilent,
+        "an interval is not late"
+    );
     let woken = due + ms(1000);
     let (late, actions) = step(&settings(), State::Backup(backup), Event::Tick, woken);
     assert_eq!((late.name(), actions.len()), ("backup", 0));
     let again = late.deadline().unwrap();
     assert_eq!(again, woken + ms(100) + settings().skew(ms(100)));
     // Once, so that a node that is always late takes over too.
-    let (after, _) = step(&settings(), late, Event::Tick, again + ms(1000));
-    assert_eq!(after.name(), "active");
+    assert_eq!(claims(late, again + ms(1000)), ActiveSilent);
     // An advert in between is followed as any other.
     let advert = Event::Heard(Advert { at: woken, ..advert(101, 12) });
     let (after, _) = step(&settings(), late, advert, woken);
@@ -384,8 +417,8 @@ fn adverts_keep_their_pace() {
 fn the_owner_is_active_at_once() {
     let owner = Settings { priority: OWNER, ..settings() };
     let (state, actions) = step(&owner, State::Initialize, Event::Start { lease: None }, NOW);
-    assert_eq!(state.name(), "active");
-    assert_eq!(actions[0], Action::Send(OWNER));
+    assert_eq!((state.name(), actions), ("claiming", vec![Action::Send(OWNER)]));
+    let (state, actions) = step(&owner, state, Event::Tick, NOW + owner.claim());
     assert_eq!(actions.last(), Some(&Action::Tell(Owns)));
     // Of two owners the one with the lower address yields (RFC 9568 §6.4.3).
     for (last, name) in [(10, "active"), (12, "backup")] {
@@ -399,9 +432,13 @@ fn who_starts_alone_takes_the_addresses_after_the_down_interval() {
     let (state, _) = step(&settings(), State::Initialize, Event::Start { lease: None }, NOW);
     let due = NOW + settings().down(ms(100));
     assert_eq!(state.deadline(), Some(due));
-    let (state, actions) = step(&settings(), state, Event::Tick, due);
-    assert_eq!(state.name(), "active");
-    assert!(actions.contains(&Action::Tell(NobodyHeard)));
+    assert_eq!(claims(state, due), NobodyHeard);
+    let (state, _) = step(&settings(), state, Event::Tick, due);
+    let takes = due + ms(10);
+    assert_eq!(state.deadline(), Some(takes), "nobody may object for longer");
+    let (state, actions) = step(&settings(), state, Event::Tick, takes);
+    assert!(actions.contains(&Action::Take));
+    assert_eq!(state.deadline(), Some(due + ms(100)), "adverts keep their pace");
     // A change of the interval is no sleep.
     let fast = Settings { interval: ms(10), ..settings() };
     let (state, actions) = step(&fast, state, Event::Changed, due + ms(90));
