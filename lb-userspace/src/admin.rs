@@ -9,7 +9,7 @@
 //! | `POST /backends/NAME/{drain,enable,disable}?service=` | an array of [`Wished`](crate::control::task::Wished) |
 //! | `POST /backends/NAME/weight/N?service=` | the same; `default` for the configured weight |
 //! | `POST /backends/NAME/reset?service=&flows=&rate=` | [`Resets`](crate::control::reset::Resets), when all are ended |
-//! | `POST /release` | 409: it needs a second node |
+//! | `POST /release` | an array of [`Released`](crate::vrrp::router::Released), when it is done; 409 without a second node |
 //!
 //! Any error has a [`Problem`] as its body. Only root may open the socket.
 
@@ -134,11 +134,15 @@ async fn answer(request: Request<Incoming>, handle: &Handle) -> Response<Body> {
             }
             Err(error) => failed(&error),
         },
-        (&Method::POST, ["release"]) => problem(
-            StatusCode::CONFLICT,
-            "this node does not share its floating addresses with another, so there is nobody to \
-             release them to; `ballast detach` takes them away",
-        ),
+        (&Method::POST, ["release"]) => match handle.release().await {
+            Ok(Some(released)) => json(StatusCode::OK, &released),
+            Ok(None) => problem(
+                StatusCode::CONFLICT,
+                "this node does not share its floating addresses with another, so there is nobody \
+                 to release them to; `ballast detach` takes them away",
+            ),
+            Err(error) => failed(&error),
+        },
         (&Method::POST, ["backends", name, "reset"]) => reset(name, &target, handle).await,
         (&Method::POST, ["backends", name, what @ ..]) => match change(what) {
             Some(Ok(change)) => wish(name, &target, change, handle).await,

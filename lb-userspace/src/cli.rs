@@ -181,8 +181,16 @@ enum Command {
     /// counted; pieces (fragments) and outer options go to the host's own stack.
     #[command(after_help = DECAP_HELP)]
     Decap(DecapArgs),
-    /// Hand the floating addresses to the other node at once
-    Release,
+    /// Hand the floating addresses to another node at once
+    ///
+    /// This node serves until another one has taken them, and takes them back only when nobody has them.
+    /// If no other node is there, it goes on.
+    #[command(after_help = "Example:\n  ballast release && systemctl restart ballast")]
+    Release {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Print a shell's completions
     #[command(after_help = "Example:\n  ballast completions bash > /etc/bash_completion.d/ballast")]
     Completions {
@@ -359,7 +367,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
             ask::flows(&socket, service.as_deref(), limit, json)?;
         }
         Command::Events { follow, json } => ask::events(&socket, follow, json)?,
-        Command::Release => ask::release(&socket)?,
+        Command::Release { json } => return ask::release(&socket, json),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "ballast", &mut script);

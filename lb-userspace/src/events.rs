@@ -53,6 +53,8 @@ pub enum Kind {
     Attach,
     /// A floating address was taken or given up.
     Address,
+    /// This node became, or ceased to be, the one that has floating addresses.
+    Role,
     /// Connections to a backend are tried at others, or no longer.
     Replay,
     /// The kernel program reports something.

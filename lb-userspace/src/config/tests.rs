@@ -18,6 +18,7 @@ mod later;
 mod network;
 mod service;
 mod value;
+mod vrrp;
 
 const EXAMPLE: &str = include_str!("../../../ballast.example.toml");
 

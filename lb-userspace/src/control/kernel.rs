@@ -9,9 +9,12 @@ use std::{
 
 use lb_common::{event::Event, stats::BackendSignals};
 
-use crate::dataplane::{
-    Adopted, AttachMode, Connection, Counters, Cut, Dataplane, Flow, Info, Op, Reader, Signals,
-    Sweep, Sweeper, Timeouts, replay::Replayer,
+use crate::{
+    dataplane::{
+        Adopted, AttachMode, Connection, Counters, Cut, Dataplane, Flow, Info, Op, Reader, Signals,
+        Sweep, Sweeper, Timeouts, replay::Replayer,
+    },
+    vrrp::router::{Leases, NoLeases},
 };
 
 /// What the control plane asks of the kernel's side. The calls block; they are made from blocking
@@ -47,6 +50,8 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn take_events(&self) -> Vec<Event>;
     /// See [`Dataplane::replayer`]. `None`: there is nothing that could be replayed.
     fn replayer(&self) -> anyhow::Result<Option<Replayer>>;
+    /// Where the leases of floating addresses are.
+    fn leases(&self) -> Arc<dyn Leases>;
 }
 
 /// The data plane, shared by the reconcile task, the sweeps and the readers of `status`.
@@ -132,5 +137,9 @@ impl Kernel for Shared {
 
     fn replayer(&self) -> anyhow::Result<Option<Replayer>> {
         self.lock().replayer().map(Some)
+    }
+
+    fn leases(&self) -> Arc<dyn Leases> {
+        Arc::new(NoLeases)
     }
 }

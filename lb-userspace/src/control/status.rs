@@ -11,6 +11,7 @@ use crate::{
     config::{Encapsulation, Forwarding, Protocol},
     dataplane::{Flow, Info},
     health::Health,
+    vrrp::router::InstanceStatus,
 };
 
 /// The state of a node.
@@ -32,6 +33,9 @@ pub struct Status {
     pub config_loaded: Timestamp,
     /// Floating addresses.
     pub floating: Vec<Floating>,
+    /// How VRRP stands, for each `[[floating]]`; empty if this node is alone.
+    #[serde(default)]
+    pub vrrp: Vec<InstanceStatus>,
     /// The kernel's side.
     pub dataplane: Info,
     /// Connections in the flow tables, by the last sweep.
@@ -66,8 +70,11 @@ pub struct Floating {
     pub vrid: u8,
     /// Address with prefix length.
     pub address: String,
-    /// Name of the node that should hold it.
+    /// Name, or else address, of the node that has it; empty while nobody is known to.
     pub holder: String,
+    /// What this node is for it, by VRRP; none if it is alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
     /// Whether this node has it on its interface.
     pub held: bool,
     /// What is wrong with it.

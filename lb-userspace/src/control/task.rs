@@ -30,6 +30,7 @@ use crate::{
     events::{Kind, Note, Timeline},
     health::{Report, passive::TICK as WATCH},
     net::NextHops,
+    vrrp::router::Released,
 };
 
 mod addresses;
@@ -100,6 +101,7 @@ enum Command {
     BackendIds(String, Option<String>, oneshot::Sender<Result<BTreeSet<u32>, String>>),
     Reload(oneshot::Sender<Result<Reloaded, Refused>>),
     Wish(wish::Request, oneshot::Sender<Result<Vec<Wished>, WishError>>),
+    Release(oneshot::Sender<Option<anyhow::Result<Vec<Released>>>>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -206,6 +208,9 @@ impl Task {
         task.attachments.adopt(&info.attachments);
         let interface = task.interface()?;
         task.attach_first(&interface).await?;
+        let leases = task.kernel.leases();
+        let prepared = task.addresses.prepare(&task.config, &task.node, leases).await;
+        task.fault("floating addresses", prepared.err().map(|error| format!("{error:#}")));
         task.configure().await;
         let handle = Handle::new(
             command_sender,
@@ -235,6 +240,9 @@ impl Task {
             tokio::select! {
                 Some(command) = inputs.commands.recv() => {
                     if let Command::Stop(done) = command {
+                        self.addresses.stop().await;
+                        let notes = self.addresses.news();
+                        self.tell(notes);
                         let _ = done.send(());
                         return;
                     }
@@ -274,7 +282,8 @@ impl Task {
         // Who asked may have gone away meanwhile; then nobody wants the answer.
         match command {
             Command::Snapshot(view, answer) => {
-                let _ = answer.send(self.snapshot(&view));
+                let vrrp = self.addresses.overview().await;
+                let _ = answer.send(self.snapshot(&view, vrrp));
             }
             Command::FlowNames(service, answer) => {
                 let _ = answer.send(self.flow_names(service.as_deref()));
@@ -292,6 +301,13 @@ impl Task {
                 self.reconcile().await;
                 let _ = answer.send(result);
             }
+            Command::Release(answer) => match self.addresses.release() {
+                None => drop(answer.send(None)),
+                Some(release) => {
+                    let work = async move { answer.send(Some(release.await)) };
+                    tokio::spawn(work);
+                }
+            },
             Command::Stop(answer) => {
                 let _ = answer.send(());
             }

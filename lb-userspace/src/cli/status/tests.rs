@@ -58,8 +58,10 @@ fn status() -> Status {
             address: "192.0.2.100/24".into(),
             holder: "lb-01".into(),
             held: true,
+            role: None,
             problem: None,
         }],
+        vrrp: Vec::new(),
         dataplane: Info {
             program_id: 7,
             adopted: true,

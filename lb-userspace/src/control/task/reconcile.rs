@@ -68,7 +68,8 @@ impl Task {
 
     /// Holds the floating addresses that this node should hold.
     pub(super) async fn follow_addresses(&mut self) {
-        let result = self.addresses.follow(&self.config, &self.node).await;
+        let leases = self.kernel.leases();
+        let result = self.addresses.follow(&self.config, &self.node, leases).await;
         self.fault("floating addresses", result.err().map(|error| format!("{error:#}")));
     }
 
