@@ -39,13 +39,15 @@ pub const ACTIVE: &str = "ACTIVE";
 pub const CURSORS: &str = "CURSORS";
 /// By service index, on each CPU: what is spent of its budget of replays. It is not pinned.
 pub const SPENT: &str = "SPENT";
+/// Floating address to `Lease`, on nodes that share it.
+pub const LEASES: &str = "LEASES";
 /// Ring buffer of `Event`.
 pub const EVENTS: &str = "EVENTS";
 /// `Meta` of the pinned maps.
 pub const META: &str = "META";
 
 /// Every map that is pinned, in no particular order.
-pub const PINNED: [&str; 19] = [
+pub const PINNED: [&str; 20] = [
     VIPS,
     STEERED,
     SERVICES,
@@ -63,6 +65,7 @@ pub const PINNED: [&str; 19] = [
     RATES,
     ACTIVE,
     CURSORS,
+    LEASES,
     EVENTS,
     META,
 ];

@@ -28,6 +28,7 @@ use lb_common::{
 use self::active::Active;
 pub use self::{
     flows::{Connection, Cut, Reader, Sweeper},
+    leases::KernelLeases,
     signals::Signals,
 };
 
@@ -38,6 +39,7 @@ pub mod decap;
 mod flows;
 mod grow;
 pub mod kernel;
+mod leases;
 mod link;
 pub mod load;
 mod pins;
@@ -449,6 +451,11 @@ impl Dataplane {
     /// A reader of what connections show of each backend.
     pub fn signals(&self) -> anyhow::Result<Signals> {
         Signals::new(pinned(&self.pins, names::BACKEND_SIGNALS)?)
+    }
+
+    /// The leases of floating addresses.
+    pub fn leases(&self) -> anyhow::Result<KernelLeases> {
+        KernelLeases::open(&self.pins)
     }
 
     /// The first `limit` connections; half-open ones too.

@@ -22,3 +22,4 @@ mod site;
 mod start;
 mod steer;
 mod takeover;
+mod vrrp;

@@ -238,10 +238,10 @@ impl Watch {
         let allowed = match self.kind {
             Kind::Strict => None,
             Kind::Planned if awake => None,
-            Kind::Planned => Some(self.interval * 4),
             // As long as adverts are lost, nobody can know of the other.
             Kind::Chaos if now < self.calm => return Ok(()),
-            Kind::Chaos => Some(self.interval * 4),
+            // The lease of one that hands over, and was stopped meanwhile.
+            Kind::Planned | Kind::Chaos => Some(self.interval * 4),
         };
         if allowed.is_none_or(|allowed| lasts > allowed) {
             return Err(format!("at {now:?} nodes {serving:?} have served together for {lasts:?}"));

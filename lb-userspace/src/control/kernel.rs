@@ -11,10 +11,10 @@ use lb_common::{event::Event, stats::BackendSignals};
 
 use crate::{
     dataplane::{
-        Adopted, AttachMode, Connection, Counters, Cut, Dataplane, Flow, Info, Op, Reader, Signals,
-        Sweep, Sweeper, Timeouts, replay::Replayer,
+        Adopted, AttachMode, Connection, Counters, Cut, Dataplane, Flow, Info, KernelLeases, Op,
+        Reader, Signals, Sweep, Sweeper, Timeouts, replay::Replayer,
     },
-    vrrp::router::{Leases, NoLeases},
+    vrrp::router::Leases,
 };
 
 /// What the control plane asks of the kernel's side. The calls block; they are made from blocking
@@ -65,6 +65,7 @@ pub struct Shared {
     reader: Arc<Reader>,
     /// Outside the lock, which a long list of writes holds for long.
     signals: Signals,
+    leases: Arc<KernelLeases>,
 }
 
 impl Shared {
@@ -72,7 +73,8 @@ impl Shared {
     pub fn new(dataplane: Dataplane) -> anyhow::Result<Self> {
         let (sweeper, reader) = (dataplane.sweeper(), dataplane.reader());
         let signals = dataplane.signals()?;
-        Ok(Self { dataplane: Mutex::new(dataplane), sweeper, reader, signals })
+        let leases = Arc::new(dataplane.leases()?);
+        Ok(Self { dataplane: Mutex::new(dataplane), sweeper, reader, signals, leases })
     }
 
     fn lock(&self) -> MutexGuard<'_, Dataplane> {
@@ -140,6 +142,6 @@ impl Kernel for Shared {
     }
 
     fn leases(&self) -> Arc<dyn Leases> {
-        Arc::new(NoLeases)
+        Arc::<KernelLeases>::clone(&self.leases)
     }
 }

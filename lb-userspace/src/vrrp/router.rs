@@ -30,8 +30,11 @@ const QUEUED_NOTES: usize = 256;
 /// Where the leases are that the kernel program asks before it lets this host answer for an address.
 pub trait Leases: Send + Sync + std::fmt::Debug {
     /// Sets until when this node may answer for `addresses`, on the monotonic clock; `None`: it may
-    /// not. It must not block.
+    /// not any more. It must not block.
     fn set(&self, addresses: &[IpAddr], until: Option<Duration>) -> anyhow::Result<()>;
+
+    /// Forgets the leases of all addresses but these. Who has no lease needs none: it is alone.
+    fn keep(&self, addresses: &[IpAddr]) -> anyhow::Result<()>;
 
     /// The earliest end of the leases of `addresses`; none if one of them has no lease.
     fn get(&self, addresses: &[IpAddr]) -> Option<Duration>;
@@ -43,6 +46,10 @@ pub struct NoLeases;
 
 impl Leases for NoLeases {
     fn set(&self, _: &[IpAddr], _: Option<Duration>) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn keep(&self, _: &[IpAddr]) -> anyhow::Result<()> {
         Ok(())
     }
 

@@ -77,7 +77,7 @@ impl Addresses {
             self.known.clear();
         }
         if shared && self.who.is_none() {
-            self.prepare(config, node, leases).await?;
+            self.prepare(config, node, Arc::clone(&leases)).await?;
         }
         match &self.who {
             Some(Who::Shared(router, _)) => {
@@ -88,6 +88,7 @@ impl Addresses {
             }
             Some(Who::Alone(holder)) => holder.set_addresses(all(config)).await,
             None if !shared && !config.floating.is_empty() => {
+                leases.keep(&[])?;
                 let interface = config.node(node).map(|node| node.interface.clone());
                 let holder = Holder::start(interface.unwrap_or_default(), all(config))?;
                 self.state = Some(holder.state());

@@ -158,6 +158,7 @@ impl Run {
         let address = run.setup.address;
         let instances = floating.into_iter().map(|it| Instance::new(it, &run.setup, address));
         run.instances = instances.collect();
+        run.keep_leases();
         run.open().await;
         run.forget_stale().await;
         Ok((run, state))
@@ -426,6 +427,7 @@ impl Run {
                 self.instances.push(Instance::new(new.clone(), &setup, setup.address));
             }
         }
+        self.keep_leases();
         self.want(0);
         self.open().await;
         let now = clock::monotonic();
@@ -433,6 +435,13 @@ impl Run {
             self.instances[at].adapt(self.priority, self.may_preempt);
             self.step(at, Event::Changed, now);
         }
+    }
+
+    /// Leases are for the addresses that this node shares, and for no others.
+    fn keep_leases(&mut self) {
+        let addresses: Vec<IpAddr> = self.instances.iter().flat_map(Instance::addresses).collect();
+        let result = self.leases.keep(&addresses);
+        self.unleased = result.err().map(|error| format!("the leases: {error:#}"));
     }
 
     fn remove(&mut self, at: usize) {
