@@ -1,6 +1,7 @@
 //! Who owns the floating addresses. With one node: this one does; with several, VRRP decides.
 //!
 //! - `machine` decides who is Active, and `packet` is what the nodes tell each other; both pure.
+//! - `priority` is what a node is worth, given what it can serve; pure too.
 //! - `router` is the thread that runs the machines of all virtual routers, by `socket`.
 //! - `address` puts floating addresses on an interface and takes them off.
 //! - `announce` tells the neighbours on the link whose MAC address they have.
@@ -16,6 +17,7 @@ pub mod announce;
 mod hold;
 pub mod machine;
 pub mod packet;
+pub mod priority;
 mod realtime;
 pub mod router;
 mod socket;

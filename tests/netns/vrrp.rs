@@ -28,11 +28,10 @@ const LONGEST: Duration = Duration::from_secs(8);
 #[test]
 fn the_addresses_move_when_the_active_is_cut_off_and_stay_there() -> Result<()> {
     let pair = Pair::up("cut", &[])?;
-    pair.until_active(Lb01)?;
-    pair.until_role(Lb02, "backup")?;
     ensure!(pair.has_address(Lb01)? && !pair.has_address(Lb02)?);
     let probe = Probe::start(pair.host(Client));
     probe.more(200)?;
+    println!("nothing happens: longest gap {:?}", probe.longest());
     pair.lab().cut("lb-01")?;
     pair.until_active(Lb02)?;
     probe.more(200)?;
@@ -60,8 +59,6 @@ fn the_addresses_move_when_the_active_is_cut_off_and_stay_there() -> Result<()> 
 #[test]
 fn a_hand_over_loses_nothing() -> Result<()> {
     let pair = Pair::up("hand-over", &[])?;
-    pair.until_active(Lb01)?;
-    pair.until_role(Lb02, "backup")?;
     let probe = Probe::start(pair.host(Client));
     probe.more(200)?;
     let said = pair.obeys(Lb01, "release")?;
@@ -105,7 +102,6 @@ fn a_hand_over_loses_nothing() -> Result<()> {
 fn a_node_of_a_higher_priority_takes_the_addresses_back_if_it_may() -> Result<()> {
     let edit = ("interval = \"100ms\"", "interval = \"100ms\"\npreempt = true");
     let pair = Pair::up("preempt", &[edit])?;
-    pair.until_active(Lb01)?;
     pair.lab().daemon("lb-01").stop()?;
     pair.until_active(Lb02)?;
     let probe = Probe::start(pair.host(Client));
@@ -125,8 +121,6 @@ fn a_node_of_a_higher_priority_takes_the_addresses_back_if_it_may() -> Result<()
 fn a_daemon_that_is_back_at_once_has_lost_nothing() -> Result<()> {
     // Adverts of a second, so that it is back in time on any machine.
     let pair = Pair::up("back", &[("interval = \"100ms\"", "interval = \"2s\"")])?;
-    pair.until_active(Lb01)?;
-    pair.until_role(Lb02, "backup")?;
     let load = Load::http(pair.host(Client), 4, web());
     load.more(100)?;
     pair.lab().daemon("lb-01").kill()?;
@@ -144,8 +138,6 @@ fn a_daemon_that_is_back_at_once_has_lost_nothing() -> Result<()> {
 #[test]
 fn a_dead_daemon_answers_for_nothing_when_another_has_taken_over() -> Result<()> {
     let pair = Pair::up("dead", &[])?;
-    pair.until_active(Lb01)?;
-    pair.until_role(Lb02, "backup")?;
     pair.lab().daemon("lb-01").kill()?;
     pair.until_active(Lb02)?;
     // The dead one's kernel still has the addresses, and the program in front of it knows better.
@@ -175,8 +167,6 @@ fn a_dead_daemon_answers_for_nothing_when_another_has_taken_over() -> Result<()>
 #[test]
 fn a_process_that_was_stopped_takes_nothing_over() -> Result<()> {
     let pair = Pair::up("stopped", &[])?;
-    pair.until_active(Lb01)?;
-    pair.until_role(Lb02, "backup")?;
     let pid = |host: &str| pair.lab().daemon(host).pid().expect("the daemon runs");
     // The Backup, for more than a second: all adverts wait for it.
     let sent = || Ok::<_, anyhow::Error>(number(&pair.vrrp(Lb01)?["sent"]));
@@ -206,8 +196,6 @@ fn a_process_that_was_stopped_takes_nothing_over() -> Result<()> {
 #[test]
 fn a_second_is_nothing_to_adverts_of_a_second() -> Result<()> {
     let pair = Pair::up("second", &[("interval = \"100ms\"", "interval = \"1s\"")])?;
-    pair.until_active(Lb01)?;
-    pair.until_role(Lb02, "backup")?;
     pair.until("an advert", Lb02, |vrrp| vrrp["peers"][0]["address"] == "192.0.2.11")?;
     let pid = pair.lab().daemon("lb-01").pid().expect("the daemon runs");
     kill(pid, Signal::SIGSTOP)?;
@@ -227,8 +215,6 @@ fn a_second_is_nothing_to_adverts_of_a_second() -> Result<()> {
 #[test]
 fn two_actives_are_noticed_and_repaired() -> Result<()> {
     let pair = Pair::up("split", &[])?;
-    pair.until_active(Lb01)?;
-    pair.until_role(Lb02, "backup")?;
     // Neither hears the other.
     for host in [Lb01, Lb02] {
         pair.deafen(host)?;
@@ -264,7 +250,6 @@ fn addresses_of_ipv6_alone_move_too() -> Result<()> {
         ("\"192.0.2.23:", "\"[2001:db8::23]:"),
     ];
     let pair = Pair::up("v6", &edits)?;
-    pair.until_active(Lb01)?;
     let vrrp = pair.until("lb-02 to follow", Lb02, |vrrp| {
         vrrp["role"] == "backup" && vrrp["active"].is_string()
     })?;
@@ -280,8 +265,6 @@ fn addresses_of_ipv6_alone_move_too() -> Result<()> {
 #[test]
 fn a_reload_changes_what_vrrp_does() -> Result<()> {
     let pair = Pair::up("vrrp-reload", &[])?;
-    pair.until_active(Lb01)?;
-    pair.until_role(Lb02, "backup")?;
     pair.edit_config(&[
         ("interval = \"100ms\"", "interval = \"50ms\"\npreempt = true"),
         ("priority = 100", "priority = 80"),

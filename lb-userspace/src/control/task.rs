@@ -36,6 +36,7 @@ use crate::{
 mod addresses;
 mod attach;
 mod faults;
+mod fitness;
 mod flood;
 mod handle;
 mod passive;
@@ -50,6 +51,7 @@ mod wish;
 use addresses::Addresses;
 use attach::Attachments;
 use faults::{Faults, KernelNews};
+use fitness::Weight;
 use flood::Flood;
 pub use handle::{FlowsError, Handle, ResetError};
 use passive::Readings;
@@ -130,6 +132,7 @@ pub struct Task {
     readings: Readings,
     addresses: Addresses,
     attachments: Attachments,
+    weight: Weight,
     faults: Faults,
     kernel_news: KernelNews,
     flood: Flood,
@@ -194,6 +197,7 @@ impl Task {
             readings: Readings::default(),
             addresses: Addresses::default(),
             attachments: Attachments::default(),
+            weight: Weight::default(),
             faults: Faults::default(),
             kernel_news: KernelNews::default(),
             flood: Flood::default(),

@@ -29,9 +29,16 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    /// Both run ballast, with the lab's own configuration after these replacements.
+    /// Both run ballast, with the lab's own configuration after these replacements. lb-01 is Active, and
+    /// lb-02 follows it.
     pub(super) fn up(name: &str, edits: &[(&str, &str)]) -> Result<Self> {
-        Self::with(name, edits, Balancers::Both)
+        let pair = Self::with(name, edits, Balancers::First)?;
+        pair.until_active(HostName::Lb01)?;
+        pair.lab().daemon("lb-02").start()?;
+        pair.until("lb-02 to follow", HostName::Lb02, |vrrp| {
+            vrrp["role"] == "backup" && vrrp["active"].is_string()
+        })?;
+        Ok(pair)
     }
 
     /// The same, with other balancers.

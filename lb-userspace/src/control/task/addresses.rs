@@ -139,6 +139,13 @@ impl Addresses {
         self.known.iter().find(|known| known.address == address)
     }
 
+    /// Advertises another priority from now on.
+    pub(super) async fn set_priority(&self, priority: u8) {
+        if let Some(Who::Shared(router, _)) = &self.who {
+            router.set_priority(priority).await;
+        }
+    }
+
     /// How VRRP stands; none if this node is alone.
     pub(super) async fn overview(&self) -> Option<Overview> {
         let Some(Who::Shared(router, _)) = &self.who else { return None };

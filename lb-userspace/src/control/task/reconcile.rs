@@ -46,6 +46,7 @@ impl Task {
         if !*self.settled.borrow() && self.is_settled(now) {
             self.settle().await;
         }
+        self.weigh(now).await;
         let deadlines = [
             self.state.next_deadline(now),
             self.planner.next_deadline(),
