@@ -44,7 +44,10 @@ impl Pair {
     /// The same, with other balancers.
     pub(super) fn with(name: &str, edits: &[(&str, &str)], balancers: Balancers) -> Result<Self> {
         let config = Some(edited(&default_config(), edits)?);
-        let options = Options { name: unique(name), config, balancers, ..Options::default() };
+        // Named, so that a daemon can be started later.
+        let ballast = Some(xtask::build::ballast()?);
+        let name = unique(name);
+        let options = Options { name, config, balancers, ballast, ..Options::default() };
         Ok(Self { lab: Some(Lab::up(options)?) })
     }
 
