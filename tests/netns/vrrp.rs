@@ -35,12 +35,7 @@ fn the_addresses_move_when_the_active_is_cut_off_and_stay_there() -> Result<()> 
     let probe = Probe::start(pair.host(Client));
     probe.more(200)?;
     println!("nothing happens: longest gap {:?}", probe.longest());
-    // A switch that no longer knows where lb-01 is sends what is for it to all, lb-02 too, and there the
-    // program takes it. So that the gap is that of the addresses, this one does not.
-    pair.lab().within_switch(|| {
-        let mut command = std::process::Command::new("bridge");
-        shell::output(command.args(["link", "set", "dev", "p-lb-02", "flood", "off"]))
-    })??;
+    no_flood_to_lb_02(&pair)?;
     pair.lab().cut("lb-01")?;
     pair.until_active(Lb02)?;
     probe.more(200)?;
@@ -62,6 +57,58 @@ fn the_addresses_move_when_the_active_is_cut_off_and_stay_there() -> Result<()> 
     let events = pair.events(Lb02)?;
     ensure!(events.contains("no advert of the Active came in time"), "{events}");
     drop(probe);
+    pair.finish()
+}
+
+#[test]
+fn adverts_of_ten_milliseconds_move_the_addresses_sooner() -> Result<()> {
+    let pair = Pair::up("fast", &[("interval = \"100ms\"", "interval = \"10ms\"")])?;
+    let probe = Probe::start(pair.host(Client));
+    probe.more(200)?;
+    println!("nothing happens: longest gap {:?}", probe.longest());
+    no_flood_to_lb_02(&pair)?;
+    pair.lab().cut("lb-01")?;
+    pair.until_active(Lb02)?;
+    probe.more(200)?;
+    let gap = probe.longest();
+    println!("Active cut off, 10 ms adverts: longest gap {gap:?}");
+    ensure!(gap < LONGEST, "nobody answered for {gap:?}");
+    drop(probe);
+    pair.finish()
+}
+
+/// A switch that no longer knows where lb-01 is sends what is for it to all, lb-02 too, and there the
+/// program takes it. So that a gap is that of the addresses, this switch does not.
+fn no_flood_to_lb_02(pair: &Pair) -> Result<()> {
+    pair.lab().within_switch(|| {
+        let mut command = std::process::Command::new("bridge");
+        shell::output(command.args(["link", "set", "dev", "p-lb-02", "flood", "off"])).map(drop)
+    })?
+}
+
+#[test]
+fn a_node_that_reaches_fewer_backends_gives_way() -> Result<()> {
+    let pair = Pair::up("fewer", &[])?;
+    let load = Load::http(pair.host(Client), 2, web());
+    load.more(50)?;
+    // Only lb-01 cannot reach it.
+    let rules = "table inet block {\n chain output {\n type filter hook output priority 0;\n \
+                 ip daddr 192.0.2.23 drop\n }\n}\n";
+    let mut command = pair.host(Lb01).command("nft");
+    shell::output_of(command.args(["-f", "-"]), rules)?;
+    pair.until_active(Lb02)?;
+    let vrrp = pair.until_role(Lb01, "backup")?;
+    ensure!(number(&vrrp["priority"]) < 90 && vrrp["configured_priority"] == 100, "{vrrp}");
+    let events = pair.events(Lb01)?;
+    ensure!(events.contains("2 of 12 backends cannot be reached from here"), "{events}");
+    ensure!(pair.obeys(Lb01, "status")?.contains("(configured: 100)"));
+    // It recovers, and the addresses stay where they are.
+    let mut command = pair.host(Lb01).command("nft");
+    shell::output(command.args(["delete", "table", "inet", "block"]))?;
+    pair.until("lb-01 to be itself again", Lb01, |vrrp| vrrp["priority"] == 100)?;
+    let vrrp = pair.vrrp(Lb02)?;
+    ensure!(vrrp["role"] == "active" && vrrp["takeovers"] == 1, "{vrrp}");
+    load.stop().ensure_none_failed()?;
     pair.finish()
 }
 

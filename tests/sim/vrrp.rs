@@ -47,8 +47,10 @@ fn what_is_broken_is_found() {
         (Kind::Strict, Sabotage::NoClaim),
         (Kind::Chaos, Sabotage::Deaf),
     ] {
-        let found = (0..3_000).find(|seed| play(kind, *seed, false, Some(sabotage)).is_err());
-        assert!(found.is_some(), "{sabotage:?} breaks nothing");
+        let breaks = |seed: &u64| play(kind, *seed, false, Some(sabotage)).is_err();
+        let found = (0..1_000).filter(breaks).count();
+        println!("{sabotage:?} breaks {found} of 1000 runs");
+        assert!(found > 0, "{sabotage:?} breaks nothing");
     }
 }
 

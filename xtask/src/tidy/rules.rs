@@ -170,7 +170,7 @@ const DEPENDENCIES: [Dependency; 4] = [
 ];
 
 /// Machines that are given inputs and the time, and give actions.
-const PURE: [&str; 16] = [
+const PURE: [&str; 17] = [
     "lb-userspace/src/control/plan.rs",
     "lb-userspace/src/control/state.rs",
     "lb-userspace/src/control/table.rs",
@@ -185,6 +185,7 @@ const PURE: [&str; 16] = [
     "lb-userspace/src/health/threshold.rs",
     "lb-userspace/src/postgres/failover.rs",
     "lb-userspace/src/vrrp/machine.rs",
+    "lb-userspace/src/vrrp/machine/state.rs",
     "lb-userspace/src/vrrp/packet.rs",
     "lb-userspace/src/vrrp/priority.rs",
 ];

@@ -6,6 +6,7 @@ use Cause::{
 };
 
 use super::*;
+use crate::vrrp::packet::Version;
 
 const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
