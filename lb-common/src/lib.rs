@@ -14,6 +14,7 @@ pub mod decap;
 pub mod event;
 pub mod flow;
 pub mod hash;
+pub mod lease;
 pub mod limits;
 pub mod maglev;
 pub mod names;

@@ -43,6 +43,8 @@ pub const ACTIVE: &str = "ACTIVE";
 pub const CURSORS: &str = "CURSORS";
 /// By service index, on each CPU: what is spent of its budget of replays. It is not pinned.
 pub const SPENT: &str = "SPENT";
+/// Floating address to `Lease`, on nodes that share it.
+pub const LEASES: &str = "LEASES";
 /// Ring buffer of `Event`.
 pub const EVENTS: &str = "EVENTS";
 /// Ring buffer of `Sample`.
@@ -61,7 +63,7 @@ pub const NEWS: &str = "NEWS";
 pub const META: &str = "META";
 
 /// Every map that is pinned, in no particular order.
-pub const PINNED: [&str; 22] = [
+pub const PINNED: [&str; 23] = [
     VIPS,
     STEERED,
     SERVICES,
@@ -79,6 +81,7 @@ pub const PINNED: [&str; 22] = [
     RATES,
     ACTIVE,
     CURSORS,
+    LEASES,
     EVENTS,
     SAMPLES,
     NODE,

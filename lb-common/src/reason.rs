@@ -95,6 +95,8 @@ reasons! {
     PortsExhausted, "ports_exhausted", Drop;
     /// The flow tables took no further entry.
     TableFull, "table_full", Drop;
+    /// It asks for the MAC address of a floating address whose lease is over: another node answers.
+    NoLease, "no_lease", Drop;
     /// A map entry that user space should have written is missing: a defect of ballast.
     Inconsistent, "inconsistent", Drop;
 }

@@ -15,7 +15,7 @@
 //! | `GET /postgres/rejoin/SERVER?db=` | [`Done`](crate::admin::Done): the commands for its host |
 //! | `POST /postgres/{promote,switchover}?db=&server=&may_lose=&absent=&force=` | [`Done`](crate::admin::Done), when it is done; 409 if it is refused |
 //! | `POST /postgres/{fence,unfence}/SERVER?db=&force=` | the same |
-//! | `POST /release` | 409: it needs a second node |
+//! | `POST /release` | an array of [`Released`](crate::vrrp::router::Released), when it is done; 409 without a second node |
 //!
 //! Any error has a [`Problem`] as its body. Only root may open the socket.
 
@@ -158,11 +158,15 @@ async fn answer(
             }
             Err(error) => failed(&error),
         },
-        (&Method::POST, ["release"]) => problem(
-            StatusCode::CONFLICT,
-            "this node does not share its floating addresses with another, so there is nobody to \
-             release them to; `ballast detach` takes them away",
-        ),
+        (&Method::POST, ["release"]) => match handle.release().await {
+            Ok(Some(released)) => json(StatusCode::OK, &released),
+            Ok(None) => problem(
+                StatusCode::CONFLICT,
+                "this node does not share its floating addresses with another, so there is nobody \
+                 to release them to; `ballast detach` takes them away",
+            ),
+            Err(error) => failed(&error),
+        },
         (&Method::POST, ["backends", name, "reset"]) => reset(name, &target, handle).await,
         (&Method::POST, ["backends", name, what @ ..]) => match change(what) {
             Some(Ok(change)) => wish(name, &target, change, handle).await,

@@ -193,8 +193,16 @@ enum Command {
     /// The databases: show them, change their primary
     #[command(subcommand)]
     Pg(pg::PgCommand),
-    /// Hand the floating addresses to the other node at once
-    Release,
+    /// Hand the floating addresses to another node at once
+    ///
+    /// This node serves until another one has taken them, and takes them back only when nobody has them.
+    /// If no other node is there, it goes on.
+    #[command(after_help = "Example:\n  ballast release && systemctl restart ballast")]
+    Release {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Print a shell's completions
     #[command(after_help = "Example:\n  ballast completions bash > /etc/bash_completion.d/ballast")]
     Completions {
@@ -374,7 +382,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Top(args) => top::top(&socket, &args)?,
         Command::Trace(args) => trace::trace(&socket, &args)?,
         Command::Pg(command) => return pg::run(&socket, command),
-        Command::Release => ask::release(&socket)?,
+        Command::Release { json } => return ask::release(&socket, json),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "ballast", &mut script);

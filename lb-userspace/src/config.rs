@@ -18,7 +18,11 @@ use toml::de::DeTable;
 
 use report::{Diagnostic, Findings};
 
-use crate::{memory, proxy::decide};
+use crate::{
+    memory,
+    proxy::decide,
+    vrrp::packet::{ChecksumForm, Password, Version},
+};
 
 mod advice;
 mod check;
@@ -166,17 +170,11 @@ impl Config {
         self.nodes.iter().find(|node| node.name == name)
     }
 
-    /// The node that takes the floating addresses while there is no VRRP: the one with the highest
-    /// priority, the first of equals.
+    /// Whether several nodes share the floating addresses, so that VRRP decides who has them.
     #[must_use]
-    pub fn owner(&self) -> Option<&Node> {
-        owner(&self.nodes, |node| node)
+    pub fn is_shared(&self) -> bool {
+        self.nodes.len() > 1
     }
-}
-
-fn owner<T>(nodes: &[T], node: impl Fn(&T) -> &Node) -> Option<&T> {
-    // Of equals, `max_by_key` takes the last.
-    nodes.iter().rev().max_by_key(|entry| node(entry).priority)
 }
 
 /// `[cluster]`.
@@ -210,6 +208,30 @@ pub struct Floating {
     pub vrid: u8,
     /// Addresses with prefix length.
     pub addresses: Vec<(IpAddr, u8)>,
+    /// Version of VRRP.
+    pub version: Version,
+    /// Time between two adverts.
+    pub interval: Duration,
+    /// The password of version 2.
+    pub password: Option<Password>,
+    /// Whether a node of a higher priority takes the addresses from one of a lower.
+    pub preempt: bool,
+    /// How long it waits before that.
+    pub preempt_delay: Duration,
+    /// Adverts go to each node, not to the group.
+    pub unicast: bool,
+    /// The checksum of IPv4 adverts of version 3.
+    pub checksum: ChecksumForm,
+}
+
+impl Floating {
+    /// The family that its adverts go over: that of IPv4 addresses if it has any, and those of IPv6
+    /// move with them. None without addresses.
+    #[must_use]
+    pub fn is_v4(&self) -> Option<bool> {
+        let any_v4 = self.addresses.iter().any(|(address, _)| address.is_ipv4());
+        (!self.addresses.is_empty()).then_some(any_v4)
+    }
 }
 
 /// IP protocol of a service.

@@ -30,6 +30,7 @@ use lb_common::{
 use self::{active::Active, load::Variant};
 pub use self::{
     flows::{Connection, Cut, Reader, Sweeper, sync},
+    leases::KernelLeases,
     signals::Signals,
     trace::{Traced, Tracer},
 };
@@ -42,6 +43,7 @@ pub mod decap;
 mod flows;
 mod grow;
 pub mod kernel;
+mod leases;
 mod link;
 pub mod load;
 mod pins;
@@ -471,6 +473,11 @@ impl Dataplane {
     /// A reader of what connections show of each backend.
     pub fn signals(&self) -> anyhow::Result<Signals> {
         Signals::new(pinned(&self.options.pins, names::BACKEND_SIGNALS)?)
+    }
+
+    /// The leases of floating addresses.
+    pub fn leases(&self) -> anyhow::Result<KernelLeases> {
+        KernelLeases::open(&self.options.pins)
     }
 
     /// The first `limit` connections; half-open ones too.

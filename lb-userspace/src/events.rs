@@ -55,6 +55,8 @@ pub enum Kind {
     Address,
     /// Another node came or went, or its connections are here.
     Peer,
+    /// This node became, or ceased to be, the one that has floating addresses.
+    Role,
     /// Connections to a backend are tried at others, or no longer.
     Replay,
     /// What is known of a database changed.

@@ -7,9 +7,10 @@ use ballast::dataplane::load::OBJECT;
 use lb_common::{
     backend::Backend,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
+    lease::{Lease, LeaseKey},
     limits::{
-        DEFAULT_BACKENDS, DEFAULT_SERVICES, DEFAULT_SLOTS, MAX_RATES, MAX_SOURCES, STEERED_WORDS,
-        VIP_WORDS,
+        DEFAULT_BACKENDS, DEFAULT_SERVICES, DEFAULT_SLOTS, MAX_LEASES, MAX_RATES, MAX_SOURCES,
+        STEERED_WORDS, VIP_WORDS,
     },
     names,
     news::{NEWS_BYTES, Node},
@@ -61,6 +62,7 @@ fn maps() -> Vec<Expected> {
         expected::<u32, BackendStats>(names::BACKEND_STATS, PerCpuArray, DEFAULT_BACKENDS),
         expected::<u32, BackendSignals>(names::BACKEND_SIGNALS, PerCpuArray, DEFAULT_BACKENDS),
         expected::<Prefixed<Source>, u32>(names::SOURCES, LpmTrie, MAX_SOURCES),
+        expected::<LeaseKey, Lease>(names::LEASES, Hash, MAX_LEASES),
         expected::<RateKey, Bucket>(names::RATES, LruHash, MAX_RATES),
         expected::<u32, u64>(names::ACTIVE, Array, DEFAULT_BACKENDS),
         expected::<u32, u64>(names::CURSORS, Array, DEFAULT_SERVICES),

@@ -9,6 +9,7 @@ mod cut;
 mod decap;
 mod differential;
 mod layout;
+mod lease;
 mod nodes;
 mod pins;
 mod ports;

@@ -27,3 +27,4 @@ mod steer;
 mod takeover;
 mod trace;
 mod vagrant;
+mod vrrp;

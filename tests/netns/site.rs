@@ -33,6 +33,8 @@ impl Site {
     pub(crate) fn up(name: &str, config: String) -> Result<Self> {
         let site = Self::with(name, Options { config: Some(config), ..Options::default() })?;
         site.settled()?;
+        // With another node in the configuration, it listens for that one first.
+        site.holding()?;
         Ok(site)
     }
 
@@ -151,6 +153,13 @@ impl Site {
                         || backend["backup"] == true
                         || backend["health"] == "down"
                 })
+        })
+    }
+
+    /// Waits until the balancer has the floating addresses.
+    pub(crate) fn holding(&self) -> Result<Status> {
+        self.until("the floating addresses to be held", |status| {
+            list(&status.0["floating"]).all(|floating| floating["held"] == true)
         })
     }
 

@@ -18,6 +18,7 @@ use crate::{
         verdict::Admin,
     },
     events::Event,
+    vrrp::router::Released,
 };
 
 /// `ballast status`.
@@ -114,9 +115,23 @@ pub(super) fn reset(socket: &Path, call: Call, backend: &str, json: bool) -> any
     Ok(print(&out)?)
 }
 
-/// `ballast release`.
-pub(super) fn release(socket: &Path) -> anyhow::Result<()> {
-    Ok(print(&block_on(Call::post(&["release"]).text(socket))?)?)
+/// `ballast release`: fails if this node still has addresses.
+pub(super) fn release(socket: &Path, json: bool) -> anyhow::Result<ExitCode> {
+    let text = block_on(Call::post(&["release"]).text(socket))?;
+    let released: Vec<Released> =
+        serde_json::from_str(&text).context("understand the daemon's answer")?;
+    let mut out = String::new();
+    if json {
+        out = format!("{text}\n");
+    } else {
+        for Released { vrid, outcome, .. } in &released {
+            // Writing to a `String` cannot fail.
+            let _ = writeln!(out, "vrid {vrid}: {outcome}");
+        }
+    }
+    print(&out)?;
+    let kept = released.iter().any(|released| released.kept);
+    Ok(if kept { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// `ballast flows`.

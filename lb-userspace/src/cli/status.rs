@@ -3,6 +3,9 @@
 use std::fmt::Write as _;
 
 use super::output::{age, bytes, columns};
+
+mod vrrp;
+
 use crate::{
     control::{
         status::{Backend, PassiveState, Service, Slots, Status},
@@ -35,6 +38,10 @@ pub(super) fn render(status: &Status) -> String {
     if !status.peers.is_empty() {
         out.push_str("\nOTHER NODES\n");
         out.push_str(&columns(&peers(status), 2));
+    }
+    if !status.vrrp.is_empty() {
+        out.push_str("\nVRRP\n");
+        out.push_str(&columns(&vrrp::rows(&status.vrrp), 2));
     }
     out.push_str("\nDATA PLANE\n");
     out.push_str(&columns(&dataplane(status), 2));
@@ -84,6 +91,7 @@ fn floating(status: &Status) -> Vec<Vec<String>> {
             (Some(problem), _) => problem.clone(),
             (None, true) => "held".to_owned(),
             (None, false) if floating.holder == status.node => "not held yet".to_owned(),
+            (None, false) if floating.holder.is_empty() => "held by nobody known".to_owned(),
             (None, false) => format!("held by {}", floating.holder),
         };
         vec![floating.address.clone(), format!("vrid {}", floating.vrid), state]

@@ -25,12 +25,13 @@ mod proxy;
 mod room;
 pub(super) mod secret;
 mod service;
+mod vrrp;
 
 /// Checks everything that does not need the file system. If `findings` has errors afterwards, the
 /// result is incomplete and of no use.
 pub(super) fn check(file: &File, findings: &mut Findings) -> Config {
     let nodes = network::nodes(file, findings);
-    let (floating, held) = network::floating(file, findings);
+    let (floating, held) = network::floating(file, &nodes, findings);
     let mut listeners = Listeners::default();
     let mut services = service::services(file, &held, &mut listeners, findings);
     let databases = postgres::databases(file, &held, &mut listeners, &mut services, findings);

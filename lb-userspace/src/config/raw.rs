@@ -64,13 +64,13 @@ section! {
     Floating "[[floating]]" {
         vrid: Whole<1, 255>, required "vrid = 51";
         addresses: List<Prefix>, required r#"addresses = ["192.0.2.100/24"]"#;
-        interval: Duration, later "no VRRP adverts are sent";
-        version: Whole<2, 3>, later "no VRRP adverts are sent";
-        password: Secret, later "no VRRP adverts are sent or heard";
-        preempt: bool, later "addresses do not move between nodes";
-        preempt_delay: Duration, later "addresses do not move between nodes";
-        unicast: bool, later "no VRRP adverts are sent";
-        checksum: Checksum, later "no VRRP adverts are sent";
+        interval: Duration;
+        version: Whole<2, 3>;
+        password: Secret;
+        preempt: bool;
+        preempt_delay: Duration;
+        unicast: bool;
+        checksum: Checksum;
     }
 }
 

@@ -19,6 +19,7 @@ mod network;
 mod proxy;
 mod service;
 mod value;
+mod vrrp;
 
 const EXAMPLE: &str = include_str!("../../../ballast.example.toml");
 

@@ -1,9 +1,8 @@
 //! The life of the daemon: from the checked configuration to the orderly end.
 //!
-//! At its end the data plane and the floating addresses stay. The kernel program goes on forwarding
-//! with the last tables, so that a restart or an upgrade loses nothing; connections of proxied services
-//! too, if they are new, while the proxy ends those that it has. `ballast detach` takes them
-//! away.
+//! At its end the data plane stays: the kernel program goes on forwarding with the last tables, so that
+//! a restart or an upgrade loses nothing. `ballast detach` takes it away. The floating addresses are
+//! handed over to another node; if there is none, they stay too.
 
 use std::{
     collections::BTreeSet,
@@ -202,9 +201,9 @@ async fn open_kernel(
 
 /// Takes floating addresses off that an earlier daemon, with another configuration, left behind.
 async fn forget_stale_addresses(config: &Config, node: &Node, timeline: &Timeline) {
-    let holds = config.owner().is_some_and(|owner| owner.name == node.name);
+    // Those that it shares with other nodes, VRRP takes off if they are not this one's.
     let floating = config.floating.iter().flat_map(|block| block.addresses.iter().copied());
-    let keep: Vec<_> = floating.filter(|_| holds).collect();
+    let keep: Vec<_> = floating.collect();
     match vrrp::address::remove_stale(&node.interface, &keep).await {
         Ok(removed) => {
             for (address, prefix) in removed {

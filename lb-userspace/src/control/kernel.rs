@@ -14,9 +14,13 @@ use lb_common::{
     trace::{Sample, TraceFilter},
 };
 
-use crate::dataplane::{
-    Adopted, AttachMode, Connection, Counters, Cut, Dataplane, Flow, Info, Op, Reader, Signals,
-    Sweep, Sweeper, Timeouts, Traced, Tracer, replay::Replayer, sync::FlowSync,
+use crate::{
+    dataplane::{
+        Adopted, AttachMode, Connection, Counters, Cut, Dataplane, Flow, Info, KernelLeases, Op,
+        Reader, Signals, Sweep, Sweeper, Timeouts, Traced, Tracer, replay::Replayer,
+        sync::FlowSync,
+    },
+    vrrp::router::Leases,
 };
 
 /// What the control plane asks of the kernel's side. The calls block; they are made from blocking
@@ -62,6 +66,8 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn flow_sync(&self) -> anyhow::Result<Option<FlowSync>>;
     /// See [`Dataplane::replayer`]. `None`: there is nothing that could be replayed.
     fn replayer(&self) -> anyhow::Result<Option<Replayer>>;
+    /// Where the leases of floating addresses are.
+    fn leases(&self) -> Arc<dyn Leases>;
 }
 
 /// The data plane, shared by the reconcile task, the sweeps and the readers of `status`.
@@ -75,6 +81,7 @@ pub struct Shared {
     reader: Arc<Reader>,
     /// Outside the lock, which a long list of writes holds for long.
     signals: Signals,
+    leases: Arc<KernelLeases>,
 }
 
 impl Shared {
@@ -82,7 +89,8 @@ impl Shared {
     pub fn new(dataplane: Dataplane) -> anyhow::Result<Self> {
         let (sweeper, reader) = (dataplane.sweeper(), dataplane.reader());
         let signals = dataplane.signals()?;
-        Ok(Self { dataplane: Mutex::new(dataplane), sweeper, reader, signals })
+        let leases = Arc::new(dataplane.leases()?);
+        Ok(Self { dataplane: Mutex::new(dataplane), sweeper, reader, signals, leases })
     }
 
     fn lock(&self) -> MutexGuard<'_, Dataplane> {
@@ -176,5 +184,9 @@ impl Kernel for Shared {
 
     fn replayer(&self) -> anyhow::Result<Option<Replayer>> {
         self.lock().replayer().map(Some)
+    }
+
+    fn leases(&self) -> Arc<dyn Leases> {
+        Arc::<KernelLeases>::clone(&self.leases)
     }
 }

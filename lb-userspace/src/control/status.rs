@@ -14,6 +14,7 @@ use crate::{
     peer::Peer,
     postgres::status::Database,
     proxy,
+    vrrp::router::InstanceStatus,
 };
 
 /// The state of a node.
@@ -38,6 +39,9 @@ pub struct Status {
     /// The other nodes, if this one talks to them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub peers: Vec<Peer>,
+    /// How VRRP stands, for each `[[floating]]`; empty if this node is alone.
+    #[serde(default)]
+    pub vrrp: Vec<InstanceStatus>,
     /// The kernel's side.
     pub dataplane: Info,
     /// Connections in the flow tables, by the last sweep.
@@ -75,8 +79,11 @@ pub struct Floating {
     pub vrid: u8,
     /// Address with prefix length.
     pub address: String,
-    /// Name of the node that should hold it.
+    /// Name, or else address, of the node that has it; empty while nobody is known to.
     pub holder: String,
+    /// What this node is for it, by VRRP; none if it is alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
     /// Whether this node has it on its interface.
     pub held: bool,
     /// What is wrong with it.

@@ -33,12 +33,14 @@ use crate::{
     net::NextHops,
     proxy::Proxy,
     trace::show::Names,
+    vrrp::router::Released,
 };
 
 mod addresses;
 mod appoint;
 mod attach;
 mod faults;
+mod fitness;
 mod flood;
 mod handle;
 mod names;
@@ -58,6 +60,7 @@ use addresses::Addresses;
 pub use appoint::Appointment;
 use attach::Attachments;
 use faults::{Faults, KernelNews};
+use fitness::Weight;
 use flood::Flood;
 pub use handle::{FlowsError, Handle, ResetError, TraceError};
 use passive::Readings;
@@ -116,6 +119,7 @@ enum Command {
     Reload(oneshot::Sender<Result<Reloaded, Refused>>),
     Wish(wish::Request, oneshot::Sender<Result<Vec<Wished>, WishError>>),
     Appoint(Vec<Appointment>, oneshot::Sender<Result<(), String>>),
+    Release(oneshot::Sender<Option<anyhow::Result<Vec<Released>>>>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -146,6 +150,7 @@ pub struct Task {
     addresses: Addresses,
     attachments: Attachments,
     peers: Peers,
+    weight: Weight,
     faults: Faults,
     kernel_news: KernelNews,
     flood: Flood,
@@ -216,6 +221,7 @@ impl Task {
             addresses: Addresses::default(),
             attachments: Attachments::default(),
             peers: Peers::default(),
+            weight: Weight::default(),
             faults: Faults::default(),
             kernel_news: KernelNews::default(),
             flood: Flood::default(),
@@ -235,6 +241,9 @@ impl Task {
         // Before it gives out a port.
         task.share_ports().await?;
         task.attach_first(&interface).await?;
+        let leases = task.kernel.leases();
+        let prepared = task.addresses.prepare(&task.config, &task.node, leases).await;
+        task.fault("floating addresses", prepared.err().map(|error| format!("{error:#}")));
         task.configure().await;
         let handle = Handle::new(
             command_sender,
@@ -265,6 +274,9 @@ impl Task {
                 Some(command) = inputs.commands.recv() => {
                     if let Command::Stop(done) = command {
                         self.hand_to_kernel().await;
+                        self.addresses.stop().await;
+                        let notes = self.addresses.news();
+                        self.tell(notes);
                         let _ = done.send(());
                         return;
                     }
@@ -306,7 +318,8 @@ impl Task {
         // Who asked may have gone away meanwhile; then nobody wants the answer.
         match command {
             Command::Snapshot(view, answer) => {
-                let _ = answer.send(self.snapshot(&view));
+                let vrrp = self.addresses.overview().await;
+                let _ = answer.send(self.snapshot(&view, vrrp));
             }
             Command::FlowNames(service, answer) => {
                 let _ = answer.send(self.flow_names(service.as_deref()));
@@ -330,6 +343,13 @@ impl Task {
             Command::Appoint(appointments, answer) => {
                 let _ = answer.send(self.appoint(appointments).await);
             }
+            Command::Release(answer) => match self.addresses.release() {
+                None => drop(answer.send(None)),
+                Some(release) => {
+                    let work = async move { answer.send(Some(release.await)) };
+                    tokio::spawn(work);
+                }
+            },
             Command::Stop(answer) => {
                 let _ = answer.send(());
             }

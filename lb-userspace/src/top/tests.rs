@@ -109,6 +109,7 @@ fn observation(second: u64) -> Observation {
         dataplane: Info::default(),
         flows: 1234,
         peers: Vec::new(),
+        vrrp: Vec::new(),
         postgres: Vec::new(),
         services: vec![
             service("web", vec![backend("app-01", second), out.clone()]),

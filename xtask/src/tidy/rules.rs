@@ -170,7 +170,7 @@ const DEPENDENCIES: [Dependency; 4] = [
 ];
 
 /// Machines that are given inputs and the time, and give actions.
-const PURE: [&str; 28] = [
+const PURE: [&str; 31] = [
     "lb-userspace/src/control/plan.rs",
     "lb-userspace/src/control/state.rs",
     "lb-userspace/src/control/table.rs",
@@ -199,6 +199,9 @@ const PURE: [&str; 28] = [
     "lb-userspace/src/postgres/sync.rs",
     "lb-userspace/src/proxy/decide.rs",
     "lb-userspace/src/vrrp/machine.rs",
+    "lb-userspace/src/vrrp/machine/state.rs",
+    "lb-userspace/src/vrrp/packet.rs",
+    "lb-userspace/src/vrrp/priority.rs",
 ];
 
 /// What a pure machine must not name.

@@ -60,6 +60,7 @@ fn status() -> Status {
             address: "192.0.2.100/24".into(),
             holder: "lb-01".into(),
             held: true,
+            role: None,
             problem: None,
         }],
         peers: vec![Peer {
@@ -79,6 +80,7 @@ fn status() -> Status {
             repeated: 0,
             problem: None,
         }],
+        vrrp: Vec::new(),
         dataplane: Info {
             program_id: 7,
             traces: 0,

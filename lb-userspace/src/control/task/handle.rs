@@ -18,6 +18,7 @@ use crate::{
         hub::{BeginError, Hub, Trace},
         show::{Names, Unknown},
     },
+    vrrp::router::Released,
 };
 
 /// Connections that are handed over together.
@@ -202,6 +203,19 @@ impl Handle {
         note.service = service.map(str::to_owned);
         self.timeline.add(note);
         Ok(resets)
+    }
+
+    /// Hands the floating addresses to another node. Answers when one has them, or when it is clear that
+    /// none takes them. `None`: this node shares them with nobody.
+    pub async fn release(&self) -> anyhow::Result<Option<Vec<Released>>> {
+        let released = self.ask(Command::Release).await?.transpose()?;
+        if let Some(released) = &released {
+            for Released { vrid, outcome, .. } in released {
+                let message = format!("hand-over of vrid {vrid}: {outcome}");
+                self.timeline.add(Note::new(Kind::Wish, message));
+            }
+        }
+        Ok(released)
     }
 
     /// Ends the task. Forwarding goes on with the tables as they are.

@@ -47,6 +47,7 @@ impl Task {
         if !*self.settled.borrow() && self.is_settled(now) {
             self.settle().await;
         }
+        self.weigh(now).await;
         let deadlines = [
             self.state.next_deadline(now),
             self.planner.next_deadline(),
@@ -70,7 +71,8 @@ impl Task {
 
     /// Holds the floating addresses that this node should hold.
     pub(super) async fn follow_addresses(&mut self) {
-        let result = self.addresses.follow(&self.config, &self.node).await;
+        let leases = self.kernel.leases();
+        let result = self.addresses.follow(&self.config, &self.node, leases).await;
         self.fault("floating addresses", result.err().map(|error| format!("{error:#}")));
     }
 

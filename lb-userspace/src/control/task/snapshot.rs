@@ -26,6 +26,7 @@ use crate::{
     dataplane::{AttachMode, Counters, Info},
     health::passive::Stand,
     net::Mac,
+    vrrp::router::{InstanceStatus, Overview},
 };
 
 /// Bytes of the longest IP packets that most clients send.
@@ -55,7 +56,7 @@ impl Task {
         (index, records.map(|record| id(record.config.address)).collect())
     }
 
-    pub(super) fn snapshot(&self, view: &View) -> Snapshot {
+    pub(super) fn snapshot(&self, view: &View, vrrp: Option<Overview>) -> Snapshot {
         let shown = |service: &&ServiceState| {
             view.service.as_ref().is_none_or(|name| *name == service.config.name)
         };
@@ -64,6 +65,7 @@ impl Task {
         let listed = view.all || view.service.is_some() || backends <= MANY_BACKENDS;
         let now = clock::monotonic();
         let wall = clock::wall();
+        let Overview { instances: vrrp, problems } = vrrp.unwrap_or_default();
         let retiring = self.planner.retiring().map(|retiring| Retiring {
             id: retiring.id,
             address: retiring.address,
@@ -77,7 +79,8 @@ impl Task {
             started: self.started,
             uptime_seconds: wall.duration_since(self.started).as_secs().max(0) as u64,
             config_loaded: self.config_loaded,
-            floating: self.floating(),
+            floating: self.floating(&vrrp),
+            vrrp,
             peers: self.peers.board().peers,
             dataplane: Info::default(),
             flows: self.flows,
@@ -85,7 +88,7 @@ impl Task {
             retiring: retiring.take(if listed { usize::MAX } else { MANY_BACKENDS }).collect(),
             postgres: Vec::new(),
             reasons: BTreeMap::new(),
-            warnings: self.current_warnings(),
+            warnings: problems.into_iter().chain(self.current_warnings()).collect(),
         };
         let numbers = shown.iter().map(|service| self.numbers(service, listed)).collect();
         Snapshot { status, numbers, rates: Arc::clone(&self.rates) }
@@ -129,16 +132,19 @@ impl Task {
         })
     }
 
-    fn floating(&self) -> Vec<Floating> {
-        let holder = self.config.owner().map_or_else(String::new, |owner| owner.name.clone());
+    fn floating(&self, vrrp: &[InstanceStatus]) -> Vec<Floating> {
         let entry = |vrid: u8, address: IpAddr, prefix: u8| {
+            let instance = vrrp.iter().find(|instance| instance.vrid == vrid);
+            let alone = || (!self.config.is_shared()).then(|| self.node.clone());
+            let holder = instance.and_then(|instance| instance.active.clone()).or_else(alone);
             let known = self.addresses.get(address);
             let conflict = known.and_then(|known| known.conflict.as_ref());
             let conflict = conflict.map(|mac| format!("claimed by another host, {mac}"));
             Floating {
                 vrid,
                 address: format!("{address}/{prefix}"),
-                holder: holder.clone(),
+                holder: holder.unwrap_or_default(),
+                role: instance.map(|instance| instance.role.clone()),
                 held: known.is_some_and(|known| known.held),
                 problem: conflict.or_else(|| known.and_then(|known| known.problem.clone())),
             }

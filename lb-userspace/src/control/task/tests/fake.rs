@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     ops::ControlFlow,
-    sync::Mutex,
+    sync::{Arc, Mutex},
 };
 
 use lb_common::{
@@ -24,6 +24,7 @@ use crate::{
         Adopted, AttachMode, Attachment, Connection, Counters, Cut, Flow, Info, Op, Sizes, Sweep,
         Timeouts, Traced, replay::Replayer, sync::FlowSync,
     },
+    vrrp::router::{Leases, NoLeases},
 };
 
 /// A model of the maps.
@@ -218,6 +219,10 @@ impl Kernel for FakeKernel {
 
     fn replayer(&self) -> anyhow::Result<Option<Replayer>> {
         Ok(None)
+    }
+
+    fn leases(&self) -> Arc<dyn Leases> {
+        Arc::new(NoLeases)
     }
 }
 
