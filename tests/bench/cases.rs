@@ -264,7 +264,7 @@ impl Walk {
         };
         Case {
             floor: Some(floor_name(version, carried)),
-            bound: self.bound_of_known(),
+            bound: Some(Bound::Floor(KNOWN_BOUND)),
             outcome: Outcome::Translated(macs),
             counter,
             ..self.case(
@@ -275,12 +275,6 @@ impl Walk {
                 PORT,
             )
         }
-    }
-
-    /// Bound of packets of known flows. Of many flows that come back to back there is none: there the
-    /// processor looks up one packet's flow while it waits for another's, if the program is short enough.
-    fn bound_of_known(self) -> Option<Bound> {
-        (self.flows == 1 || self.one_by_one).then_some(Bound::Floor(KNOWN_BOUND))
     }
 
     fn connect(name: &str, version: Version, port: u16) -> Case {
