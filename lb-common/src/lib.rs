@@ -21,3 +21,4 @@ pub mod reason;
 pub mod service;
 pub mod source;
 pub mod stats;
+pub mod trace;

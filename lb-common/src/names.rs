@@ -2,6 +2,10 @@
 
 /// The XDP program, and its function's name in the object.
 pub const PROGRAM: &str = "ballast";
+/// Its second variant, which is in force while a trace runs.
+pub const TRACE_PROGRAM: &str = "ballast_trace";
+/// The global that is 1 in the second variant.
+pub const TRACE: &str = "TRACE";
 
 /// Filter of floating addresses: a byte for each hash of an address. It is data of the program, see
 /// [`in_object`].
@@ -43,11 +47,19 @@ pub const CURSORS: &str = "CURSORS";
 pub const SPENT: &str = "SPENT";
 /// Ring buffer of `Event`.
 pub const EVENTS: &str = "EVENTS";
+/// Ring buffer of `Sample`.
+pub const SAMPLES: &str = "SAMPLES";
+/// Ring buffer of `TraceRecord`; not pinned.
+pub const TRACES: &str = "TRACES";
+/// What each trace wants; not pinned.
+pub const TRACE_FILTERS: &str = "TRACE_FILTERS";
+/// What became of each trace's packets, per CPU; not pinned.
+pub const TRACE_COUNTS: &str = "TRACE_COUNTS";
 /// `Meta` of the pinned maps.
 pub const META: &str = "META";
 
 /// Every map that is pinned, in no particular order.
-pub const PINNED: [&str; 19] = [
+pub const PINNED: [&str; 20] = [
     VIPS,
     STEERED,
     SERVICES,
@@ -66,6 +78,7 @@ pub const PINNED: [&str; 19] = [
     ACTIVE,
     CURSORS,
     EVENTS,
+    SAMPLES,
     META,
 ];
 
@@ -86,13 +99,14 @@ pub fn in_object(name: &str) -> &str {
 mod tests {
     use std::collections::HashSet;
 
-    use super::{PINNED, PROGRAM, in_object};
+    use super::{PINNED, PROGRAM, TRACE_COUNTS, TRACE_FILTERS, TRACE_PROGRAM, TRACES, in_object};
 
     #[test]
     fn names_are_unique_and_fit_the_kernel() {
         let names: HashSet<_> = PINNED.iter().collect();
         assert_eq!(names.len(), PINNED.len());
         // BPF_OBJ_NAME_LEN is 16, with the zero at the end.
-        assert!(PINNED.iter().chain([&PROGRAM]).all(|name| in_object(name).len() < 16));
+        let others = [PROGRAM, TRACE_PROGRAM, TRACES, TRACE_FILTERS, TRACE_COUNTS];
+        assert!(PINNED.iter().chain(&others).all(|name| in_object(name).len() < 16));
     }
 }

@@ -8,6 +8,7 @@ use lb_common::{
     reason::Reason,
     service::{FILTERED, STEERED, Service},
     source::{self, ALLOW, Bucket, FLOATING, RateKey},
+    trace::Stage,
 };
 
 use crate::{
@@ -59,6 +60,21 @@ impl Verdict {
 /// rate and burst of each source, if the rate is not 0.
 #[inline(always)]
 pub fn judge<F: Family, T: Tables + Flows<F>>(
+    tables: &T,
+    index: u32,
+    flags: u32,
+    rate: u32,
+    burst: u32,
+) -> u32 {
+    let verdict = verdict::<F, T>(tables, index, flags, rate, burst);
+    if verdict != Verdict::ADMITTED {
+        tables.stage(Stage::Admit);
+    }
+    verdict
+}
+
+#[inline(always)]
+fn verdict<F: Family, T: Tables + Flows<F>>(
     tables: &T,
     index: u32,
     flags: u32,

@@ -9,6 +9,7 @@ use lb_common::{
     maglev,
     reason::Reason,
     service::Service,
+    trace::Stage,
 };
 
 use crate::{
@@ -80,6 +81,7 @@ pub fn connect<F: Family, T: Tables + Flows<F>>(
     tables: &T,
     segment: &Segment<F::Address>,
 ) -> Result<Action, Reason> {
+    tables.stage(Stage::Connect);
     let key = ServiceWords::new(&segment.tuple, segment.protocol);
     let service = tables.service(key.key()).ok_or(Reason::NoService)?;
     if !segment.starts() {

@@ -17,6 +17,7 @@ use lb_common::{
     backend::{Backend, FORWARD, RESOLVED},
     flow::{state, syn},
     reason::Reason,
+    trace::Stage,
 };
 
 use crate::{
@@ -44,6 +45,7 @@ pub fn in_flow<F: Family, T: Tables + Flows<F>>(
         tables.remove_flow(&key);
         return None;
     }
+    tables.stage(Stage::Follow);
     let Some(backend) = tables.backend(entry.backend()) else {
         return Some(Err(Reason::Inconsistent));
     };
@@ -118,6 +120,7 @@ pub fn in_half_open<F: Family, T: Tables + Flows<F>>(
 ) -> Option<Result<Action, Reason>> {
     let key = F::key(segment.tuple, segment.protocol);
     let half = tables.half_open(&key)?;
+    tables.stage(Stage::HalfOpen);
     let state = half.flow().state();
     let forward = state & state::RETURN == 0;
     if state::given_up(state) {

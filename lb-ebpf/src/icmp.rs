@@ -10,6 +10,7 @@ use lb_common::{
     backend::{FORWARD, RESOLVED},
     flow::state,
     reason::Reason,
+    trace::Stage,
 };
 use network_types::icmp::Icmpv4Hdr;
 
@@ -103,6 +104,7 @@ pub fn translate<F: Family, T: Tables + Flows<F>>(
     outer: &Datagram<F::Address>,
     may_replay: bool,
 ) -> Result<Action, Reason> {
+    tables.stage(Stage::Icmp);
     let About { icmp, quoted_l3, inner, quoted, tuple } = about::<F>(&packet, outer)?;
     let key = F::key(tuple.reversed(), inner.protocol);
     let entry = if let Some(entry) = tables.flow(&key) {

@@ -10,6 +10,7 @@ use lb_common::{
     flow::state,
     hash::VIP,
     reason::Reason,
+    trace::Stage,
 };
 
 use network_types::ip::Ipv4Hdr;
@@ -195,6 +196,7 @@ fn relay<F: Family, T: Tables + Flows<F>, E: Exit, const FORTH: bool>(
     {
         return None;
     }
+    tables.stage(Stage::Known);
     let bytes = packet.len() as u64;
     entry.seen(tables.noted_ns(), bytes);
     if let Some(ack) = ack {

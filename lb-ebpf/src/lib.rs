@@ -26,10 +26,12 @@ pub mod parse;
 pub mod replay;
 pub mod reset;
 pub mod rewrite;
+pub mod sample;
 pub mod select;
 pub mod steer;
 pub mod tables;
 pub mod too_big;
+pub mod trace;
 pub mod tunnel;
 pub mod window;
 

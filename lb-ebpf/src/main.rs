@@ -32,29 +32,66 @@ use lb_ebpf::{
     tables::{Flows, Tables as _},
     tunnel::{Tunnel, is_v4, plain_overhead},
 };
-use program::{maps, tables::Maps};
+use program::{maps, tables::Maps, trace};
 
 /// Entry point: the hot path, and a call for everything else.
 #[xdp]
 fn ballast(ctx: XdpContext) -> u32 {
-    if let Some(action) = known::forward_by(packet(ctx.ctx), &Maps, &HotExit(ctx.ctx)) {
-        return action;
+    let exit = HotExit::<false>(ctx.ctx);
+    match known::forward_by(packet(ctx.ctx), &Maps::<false>, &exit) {
+        Some(action) => action,
+        None => examine::<false>(ctx.ctx),
     }
+}
+
+/// Entry point of the second variant, which shows what it does (`program/trace.rs`). Its hot path is a
+/// subprogram, so that what it shares with the first has as much stack here as there.
+#[xdp]
+fn ballast_trace(ctx: XdpContext) -> u32 {
+    trace::trace_begin(ctx.ctx);
+    let mut action = trace_known(ctx.ctx);
+    if action == UNDECIDED {
+        action = examine::<true>(ctx.ctx);
+    }
+    trace::trace_end(ctx.ctx, action);
+    action
+}
+
+/// The hot path of the second variant.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn trace_known(ctx: *mut xdp_md) -> u32 {
+    known::forward_by(packet(ctx), &Maps::<true>, &HotExit::<true>(ctx)).unwrap_or(UNDECIDED)
+}
+
+/// What the hot path leaves.
+#[inline(always)]
+fn examine<const TRACEABLE: bool>(ctx: *mut xdp_md) -> u32 {
     // A packet of its own, so that the hot path keeps nothing in registers for this one.
-    match Link::parse(&packet(ctx.ctx)).map(|link| link.ether_type) {
-        Ok(parse::IPV4) => decide4(ctx.ctx),
-        Ok(parse::IPV6) => decide6(ctx.ctx),
+    match Link::parse(&packet(ctx)).map(|link| link.ether_type) {
+        Ok(parse::IPV4) => decide4(ctx),
+        Ok(parse::IPV6) => decide6(ctx),
         other => {
-            maps::count_reason(other.map_or_else(Reason::from, |_| Reason::NotIp));
+            count_reason::<TRACEABLE>(other.map_or_else(Reason::from, |_| Reason::NotIp));
             xdp_action::XDP_PASS
         }
     }
 }
 
-/// The end of the hot path.
-struct HotExit(*mut xdp_md);
+/// Counts a packet that is not forwarded.
+#[inline(always)]
+fn count_reason<const TRACEABLE: bool>(reason: Reason) {
+    if TRACEABLE {
+        maps::count_reason(reason);
+    } else {
+        maps::count_reason_untraced(reason);
+    }
+}
 
-impl known::Exit for HotExit {
+/// The end of the hot path.
+struct HotExit<const TRACEABLE: bool>(*mut xdp_md);
+
+impl<const TRACEABLE: bool> known::Exit for HotExit<TRACEABLE> {
     type Out = u32;
 
     #[inline(always)]
@@ -70,7 +107,7 @@ impl known::Exit for HotExit {
 
     #[inline(always)]
     fn pass(&self, reason: Reason) -> u32 {
-        maps::count_reason(reason);
+        count_reason::<TRACEABLE>(reason);
         xdp_action::XDP_PASS
     }
 
@@ -78,11 +115,11 @@ impl known::Exit for HotExit {
     fn encapsulate(&self, tunnel: Tunnel, backend: &Backend) -> u32 {
         // Copies for the usual tunnels, each with constants for what the other asks.
         if !tunnel.is_plain(backend) {
-            encapsulate_to(self.0, tunnel, backend)
+            encapsulate_to::<TRACEABLE>(self.0, tunnel, backend)
         } else if is_v4(backend) {
-            encapsulate_plain::<true>(self.0, tunnel, backend)
+            encapsulate_plain::<TRACEABLE, true>(self.0, tunnel, backend)
         } else {
-            encapsulate_plain::<false>(self.0, tunnel, backend)
+            encapsulate_plain::<TRACEABLE, false>(self.0, tunnel, backend)
         }
     }
 }
@@ -161,7 +198,8 @@ macro_rules! subprograms {
         #[inline(never)]
         extern "C" fn $steer(ctx: *mut xdp_md) -> u32 {
             match lb_ebpf::steer::steer::<$family, Maps>(packet(ctx), &Maps) {
-                Some(outcome) => finish(ctx, outcome),
+                Some(Ok(Action::Encapsulate(tunnel))) => encapsulate(ctx, tunnel),
+                Some(outcome) => finish(outcome),
                 None => UNDECIDED,
             }
         }
@@ -171,7 +209,7 @@ macro_rules! subprograms {
         #[inline(never)]
         extern "C" fn $follow(ctx: *mut xdp_md) -> u32 {
             match lb_ebpf::follow::<$family, Maps>(packet(ctx), &Maps) {
-                Some(outcome) => finish(ctx, outcome),
+                Some(outcome) => finish(outcome),
                 None => UNDECIDED,
             }
         }
@@ -181,7 +219,7 @@ macro_rules! subprograms {
         #[inline(never)]
         extern "C" fn $half_open(ctx: *mut xdp_md, may_replay: u32) -> u32 {
             match lb_ebpf::half_open::<$family, Maps>(packet(ctx), &Maps, may_replay != 0) {
-                Some(outcome) => finish(ctx, outcome),
+                Some(outcome) => finish(outcome),
                 None => UNDECIDED,
             }
         }
@@ -191,7 +229,7 @@ macro_rules! subprograms {
         #[inline(never)]
         extern "C" fn $error(ctx: *mut xdp_md, may_replay: u32) -> u32 {
             match lb_ebpf::error::<$family, Maps>(packet(ctx), &Maps, may_replay != 0) {
-                Some(outcome) => finish(ctx, outcome),
+                Some(outcome) => finish(outcome),
                 None => UNDECIDED,
             }
         }
@@ -208,9 +246,9 @@ macro_rules! subprograms {
         #[inline(never)]
         extern "C" fn $replay(ctx: *mut xdp_md) -> u32 {
             match lb_ebpf::replay::give::<$family, Maps>(packet(ctx), &Maps) {
-                Some(Ok(Step::Send(action))) => finish(ctx, Ok(action)),
+                Some(Ok(Step::Send(action))) => finish(Ok(action)),
                 Some(Ok(Step::Compose { len })) => COMPOSE + len as u32,
-                Some(Err(reason)) => finish(ctx, Err(reason)),
+                Some(Err(reason)) => finish(Err(reason)),
                 None => UNDECIDED,
             }
         }
@@ -221,7 +259,7 @@ macro_rules! subprograms {
         extern "C" fn $compose(ctx: *mut xdp_md, len: u32) -> u32 {
             let has_len = reshape(ctx, len);
             let composed = lb_ebpf::replay::compose::<$family, Maps>(packet(ctx), &Maps, has_len);
-            finish(ctx, composed)
+            finish(composed)
         }
 
         /// New connections.
@@ -229,7 +267,7 @@ macro_rules! subprograms {
         #[inline(never)]
         extern "C" fn $begin(ctx: *mut xdp_md) -> u32 {
             $note(ctx);
-            finish(ctx, lb_ebpf::begin::<$family, Maps>(packet(ctx), &Maps))
+            finish(lb_ebpf::begin::<$family, Maps>(packet(ctx), &Maps))
         }
 
         /// Answers with a TCP reset where the packet allows it.
@@ -287,17 +325,19 @@ fn packet(ctx: *mut xdp_md) -> Packet {
             read_volatile(&raw const (*ctx).data_end) as usize,
             (*ctx).ingress_ifindex,
         )
+        .within(ctx as usize)
     }
 }
 
 /// Turns an outcome into an XDP action, or into what has to be done for one.
 #[inline(always)]
-fn finish(ctx: *mut xdp_md, outcome: Result<Action, Reason>) -> u32 {
+fn finish(outcome: Result<Action, Reason>) -> u32 {
     match outcome {
         Ok(Action::Transmit) => xdp_action::XDP_TX,
         // SAFETY: the helper takes plain numbers.
         Ok(Action::Redirect { ifindex }) => unsafe { bpf_redirect(ifindex, 0) as u32 },
-        Ok(Action::Encapsulate(tunnel)) => encapsulate(ctx, tunnel),
+        // Only steered services have tunnels: their subprogram knows what to do.
+        Ok(Action::Encapsulate(_)) => xdp_action::XDP_ABORTED,
         Ok(Action::Replay) => REPLAY,
         Err(reason) => {
             maps::count_reason(reason);
@@ -315,8 +355,8 @@ fn finish(ctx: *mut xdp_md, outcome: Result<Action, Reason>) -> u32 {
 /// Sends a packet through its tunnel.
 #[inline(always)]
 fn encapsulate(ctx: *mut xdp_md, tunnel: Tunnel) -> u32 {
-    match Maps.backend(tunnel.backend) {
-        Some(backend) => encapsulate_to(ctx, tunnel, backend),
+    match Maps::<true>.backend(tunnel.backend) {
+        Some(backend) => encapsulate_to::<true>(ctx, tunnel, backend),
         None => {
             maps::count_reason(Reason::Inconsistent);
             xdp_action::XDP_DROP
@@ -326,40 +366,50 @@ fn encapsulate(ctx: *mut xdp_md, tunnel: Tunnel) -> u32 {
 
 /// [`encapsulate_to`] by IP in IP, for a frame without tags.
 #[inline(always)]
-fn encapsulate_plain<const IPV4: bool>(ctx: *mut xdp_md, tunnel: Tunnel, backend: &Backend) -> u32 {
+fn encapsulate_plain<const TRACEABLE: bool, const IPV4: bool>(
+    ctx: *mut xdp_md,
+    tunnel: Tunnel,
+    backend: &Backend,
+) -> u32 {
     // SAFETY: as in `encapsulate_to`.
     let grown = unsafe { bpf_xdp_adjust_head(ctx, -(plain_overhead::<IPV4>() as i32)) } == 0;
     let outcome = if grown {
-        tunnel.write_plain::<Maps, IPV4>(&packet(ctx), &Maps, backend)
+        tunnel.write_plain::<Maps<TRACEABLE>, IPV4>(&packet(ctx), &Maps::<TRACEABLE>, backend)
     } else {
         Err(Reason::Inconsistent)
     };
-    encapsulated(outcome)
+    encapsulated::<TRACEABLE>(outcome)
 }
 
 /// Grows the frame at its front, and sends it with what belongs there.
 #[inline(always)]
-fn encapsulate_to(ctx: *mut xdp_md, tunnel: Tunnel, backend: &Backend) -> u32 {
+fn encapsulate_to<const TRACEABLE: bool>(
+    ctx: *mut xdp_md,
+    tunnel: Tunnel,
+    backend: &Backend,
+) -> u32 {
     // SAFETY: the context is the kernel's; after the call, no header of the packet is used.
     let grown = unsafe { bpf_xdp_adjust_head(ctx, -(tunnel.grows as i32)) } == 0;
     // Every driver leaves room enough (`XDP_PACKET_HEADROOM` is 256).
     let outcome = if grown {
-        tunnel.advance(&packet(ctx)).and_then(|()| tunnel.write(&packet(ctx), &Maps, backend))
+        tunnel
+            .advance(&packet(ctx))
+            .and_then(|()| tunnel.write(&packet(ctx), &Maps::<TRACEABLE>, backend))
     } else {
         Err(Reason::Inconsistent)
     };
-    encapsulated(outcome)
+    encapsulated::<TRACEABLE>(outcome)
 }
 
 /// Sends a packet that has got its outer header.
 #[inline(always)]
-fn encapsulated(outcome: Result<Action, Reason>) -> u32 {
+fn encapsulated<const TRACEABLE: bool>(outcome: Result<Action, Reason>) -> u32 {
     match outcome {
         // SAFETY: the helper takes plain numbers.
         Ok(Action::Redirect { ifindex }) => unsafe { bpf_redirect(ifindex, 0) as u32 },
         Ok(_) => xdp_action::XDP_TX,
         Err(reason) => {
-            maps::count_reason(reason);
+            count_reason::<TRACEABLE>(reason);
             xdp_action::XDP_DROP
         }
     }

@@ -197,6 +197,8 @@ pub struct Packet {
     end: usize,
     /// Interface that it came in by.
     pub ingress_ifindex: u32,
+    /// The kernel's context for it, as a number; 0 on the host.
+    pub context: usize,
 }
 
 impl Packet {
@@ -208,7 +210,14 @@ impl Packet {
     /// or any header taken from it is used.
     #[inline(always)]
     pub const unsafe fn new(start: usize, end: usize, ingress_ifindex: u32) -> Self {
-        Self { start, end, ingress_ifindex }
+        Self { start, end, ingress_ifindex, context: 0 }
+    }
+
+    /// The same with the kernel's context.
+    #[inline(always)]
+    #[must_use]
+    pub const fn within(self, context: usize) -> Self {
+        Self { context, ..self }
     }
 
     /// Length in bytes.

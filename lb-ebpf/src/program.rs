@@ -4,3 +4,4 @@ pub(crate) mod atomic;
 pub(crate) mod clock;
 pub(crate) mod maps;
 pub(crate) mod tables;
+pub(crate) mod trace;

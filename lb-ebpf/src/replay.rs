@@ -23,6 +23,7 @@ use lb_common::{
     hash,
     limits::DEFAULT_PATIENCE_MS,
     reason::Reason,
+    trace::Stage,
 };
 
 use crate::{
@@ -262,6 +263,7 @@ pub fn give<F: Family, T: Tables + Flows<F>>(
     packet: Packet,
     tables: &T,
 ) -> Option<Result<Step, Reason>> {
+    tables.stage(Stage::Replay);
     let scratch = tables.scratch()?;
     let given = match in_hand::<F, T>(&packet, tables) {
         Some(InHand { replies, syn }) => hand_over::<F, T>(packet, tables, replies, syn.as_ref()),

@@ -26,6 +26,7 @@ use lb_common::{
     maglev,
     reason::Reason,
     service::{FILTERED, LOOK_UP, NOBODY, STEERED, Service, Slot},
+    trace::Stage,
 };
 
 use crate::{
@@ -37,6 +38,7 @@ use crate::{
     packet::{EthernetHdr, Frame, Packet, TcpHdr, load16, load32, tcp_flags},
     parse::{ETHERNET_LEN, Link, Segment},
     rewrite::Egress,
+    sample,
     tables::{Entry as _, Flows, Tables},
     tunnel::Tunnel,
 };
@@ -78,6 +80,7 @@ pub fn forward<F: Family, T: Tables, E: Exit>(
     if service.flags & mask != STEERED {
         return None;
     }
+    tables.stage(Stage::Steer);
     let hash = tuple.hash();
     let slot = slot(tables, &service, hash)?;
     if slot.base != slot.backend {
@@ -91,7 +94,7 @@ pub fn forward<F: Family, T: Tables, E: Exit>(
         let tunnel = Tunnel::to::<F>(packet, ETHERNET_LEN, ip, hash, slot.backend, backend).ok()?;
         return Some(exit.encapsulate(tunnel, backend));
     }
-    tables.count_forward(slot.backend, packet.len() as u64);
+    sample::count(tables, packet, ETHERNET_LEN, slot.backend, packet.len() as u64);
     Some(leave(packet, ethernet, Egress::to_backend(backend), exit))
 }
 
@@ -113,6 +116,7 @@ pub fn steer<F: Family, T: Tables + Flows<F>>(
     }
     let segment = Segment::parse::<F>(&packet, l3, &datagram).ok()?;
     let service = service(tables, &segment.tuple, segment.protocol)?;
+    tables.stage(Stage::Steer);
     if (begins(&segment) || segment.protocol == protocol::UDP && service.flags & FILTERED != 0)
         && let Err(reason) = admit::<F, T>(tables, &service, &segment.tuple, segment.protocol)
     {
@@ -262,7 +266,7 @@ fn send<F: Family, T: Tables + Flows<F>>(
         return Err(Reason::NoNeighbour);
     }
     if backend.flags & TUNNEL == 0 {
-        tables.count_forward(id, packet.len() as u64);
+        sample::count(tables, packet, l3, id, packet.len() as u64);
         return Ok(Egress::to_backend(backend).leave(packet, packet.header::<EthernetHdr>(0)?));
     }
     let ip = packet.header::<F::Hdr>(l3)?;
@@ -285,6 +289,7 @@ fn error<F: Family, T: Tables + Flows<F>>(
     let about = icmp::about::<F>(packet, outer).ok()?;
     let (tuple, carried) = (about.tuple.reversed(), about.inner.protocol);
     let service = service(tables, &tuple, carried)?;
+    tables.stage(Stage::Steer);
     let hash = tuple.hash();
     let Some(slot) = slot(tables, &service, hash) else {
         return Some(Err(Reason::IcmpUnrelated));

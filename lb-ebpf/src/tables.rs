@@ -6,11 +6,12 @@ use lb_common::{
     flow::Syn,
     service::{Service, ServiceKey, Slot},
     source::{Bucket, RateKey},
+    trace::Stage,
 };
 
 use crate::{
     family::{ClientSide, Family, Ports, Tuple, V4, V6},
-    packet::Macs,
+    packet::{Macs, Packet},
     replay::Tags,
 };
 
@@ -64,6 +65,12 @@ pub trait Tables {
     fn set_bits(&self, word: *mut u64, bits: u64) -> u64;
     /// Counts a packet to a backend.
     fn count_forward(&self, backend: u32, bytes: u64);
+    /// Counts a packet to a backend as [`Tables::count_forward`] does, and says whether it is one to
+    /// sample.
+    fn count_steered(&self, backend: u32, bytes: u64) -> bool;
+    /// Shows user space a packet of a steered service, whose IP header is at `l3`
+    /// ([`crate::sample::sample`]).
+    fn sample(&self, packet: &Packet, l3: usize, backend: u32, bytes: u64);
     /// Counts a packet from a backend.
     fn count_return(&self, backend: u32, bytes: u64);
     /// Counts a new connection.
@@ -72,6 +79,9 @@ pub trait Tables {
     fn count_answered(&self, backend: u32);
     /// Counts a new connection that was refused.
     fn count_refused(&self, service: u32);
+    /// This step decides about the packet, unless a later one says so too. For traces; costs nothing
+    /// where none is made.
+    fn stage(&self, stage: Stage);
     /// Counts what a connection shows of a backend.
     fn signal(&self, backend: u32, signal: Signal);
     /// Counts a connection that is tried at another backend, which is this one.

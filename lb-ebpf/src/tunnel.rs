@@ -29,6 +29,7 @@ use crate::{
     },
     parse::{self, ETHERNET_LEN, Link},
     rewrite::Egress,
+    sample,
     tables::Tables,
 };
 
@@ -175,7 +176,8 @@ impl Tunnel {
             self.write_v6(outer, backend, self.inside, self.len);
             ethernet
         };
-        tables.count_forward(self.backend, self.frame_len.into());
+        let inner = ETHERNET_LEN + plain_overhead::<IPV4>();
+        sample::count(tables, packet, inner, self.backend, self.frame_len.into());
         Ok(Egress::to_backend(backend).leave(packet, ethernet))
     }
 
@@ -216,7 +218,8 @@ impl Tunnel {
         if gue {
             self.write_udp(packet.header(l4)?, len);
         }
-        tables.count_forward(self.backend, self.frame_len.into());
+        let inner = l3 + self.grows as usize;
+        sample::count(tables, packet, inner, self.backend, self.frame_len.into());
         Ok(Egress::to_backend(backend).leave(packet, packet.header::<EthernetHdr>(0)?))
     }
 

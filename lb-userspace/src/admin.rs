@@ -5,6 +5,7 @@
 //! | `GET /status?service=&all=true` | [`crate::control::status::Status`]; of very many backends, only with `all` or `service` |
 //! | `GET /flows?service=&limit=` | an array of [`crate::control::status::NamedFlow`] |
 //! | `GET /events?follow=true` | an [`crate::events::Event`] a line; with `follow`, without end |
+//! | `GET /trace?from=&to=&host=&service=&backend=&reason=&one_in=&count=&seconds=&bytes=` | a [`crate::trace::Line`] a line, until the count or the time is reached |
 //! | `POST /reload` | [`Reloaded`](crate::control::task::Reloaded); 422 with [`Problem`] if refused |
 //! | `POST /backends/NAME/{drain,enable,disable}?service=` | an array of [`Wished`](crate::control::task::Wished) |
 //! | `POST /backends/NAME/weight/N?service=` | the same; `default` for the configured weight |
@@ -45,6 +46,7 @@ use crate::{
 
 pub mod client;
 mod target;
+mod trace;
 
 use target::Target;
 
@@ -124,6 +126,7 @@ async fn answer(request: Request<Incoming>, handle: &Handle) -> Response<Body> {
             None | Some("" | "false") => lines(&handle.timeline().recent()),
             Some(_) => followed(handle.timeline()),
         },
+        (&Method::GET, ["trace"]) => trace::trace(&target, handle).await,
         (&Method::POST, ["reload"]) => match handle.reload().await {
             Ok(Ok(reloaded)) => json(StatusCode::OK, &reloaded),
             Ok(Err(refused)) => {
@@ -145,7 +148,7 @@ async fn answer(request: Request<Incoming>, handle: &Handle) -> Response<Body> {
             Some(Err(wrong)) => problem(StatusCode::BAD_REQUEST, &wrong),
             None => unknown(&target),
         },
-        (_, ["status" | "flows" | "events" | "reload" | "release" | "backends", ..]) => {
+        (_, ["status" | "flows" | "events" | "trace" | "reload" | "release" | "backends", ..]) => {
             problem(StatusCode::METHOD_NOT_ALLOWED, &format!("{method} is not for this"))
         }
         _ => unknown(&target),

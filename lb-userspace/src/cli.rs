@@ -25,6 +25,8 @@ mod decap;
 mod output;
 mod run;
 mod status;
+mod top;
+mod trace;
 
 use output::print;
 
@@ -156,6 +158,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show what happens now: rates, backends, busiest flows, drops, events
+    #[command(after_help = top::HELP)]
+    Top(top::TopArgs),
+    /// Show packets as they come: before and after, which step decided, and why
+    #[command(after_help = trace::HELP)]
+    Trace(trace::TraceArgs),
     /// Take everything away that a stopped daemon left: floating addresses, program, maps
     ///
     /// A daemon that ends leaves forwarding in place, so that a restart loses nothing. This ends
@@ -359,6 +367,8 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
             ask::flows(&socket, service.as_deref(), limit, json)?;
         }
         Command::Events { follow, json } => ask::events(&socket, follow, json)?,
+        Command::Top(args) => top::top(&socket, &args)?,
+        Command::Trace(args) => trace::trace(&socket, &args)?,
         Command::Release => ask::release(&socket)?,
         Command::Completions { shell } => {
             let mut script = Vec::new();

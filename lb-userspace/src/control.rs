@@ -12,6 +12,7 @@ pub mod kernel;
 pub mod plan;
 pub mod ranges;
 pub mod reset;
+pub mod sampled;
 pub mod state;
 pub mod status;
 pub mod table;

@@ -25,10 +25,11 @@ use lb_common::{
     stats::{BackendStats, Meta, ServiceStats},
 };
 
-use self::active::Active;
+use self::{active::Active, load::Variant};
 pub use self::{
     flows::{Connection, Cut, Reader, Sweeper},
     signals::Signals,
+    trace::{Traced, Tracer},
 };
 
 mod active;
@@ -43,6 +44,7 @@ pub mod load;
 mod pins;
 pub mod replay;
 mod signals;
+mod trace;
 mod write;
 
 /// Room in the maps that hold the configuration.
@@ -184,8 +186,8 @@ pub struct Flow {
     pub backend: SocketAddr,
     /// Identifier of the backend in `BACKENDS`.
     pub backend_id: u32,
-    /// `half_open`, `established`, `closing`, `closed`, `udp`, or `steered`: recorded, because the
-    /// present table would send its packets elsewhere.
+    /// `half_open`, `established`, `closing`, `closed`, `udp`, `sampled`, or `steered`: recorded,
+    /// because the present table would send its packets elsewhere.
     pub phase: String,
     /// Milliseconds since the last packet.
     pub idle_ms: u64,
@@ -249,6 +251,9 @@ pub struct Counters {
 pub struct Info {
     /// Identifier of the loaded program, as in `bpftool prog`.
     pub program_id: u32,
+    /// Traces that run: while there are any, the program is the variant that makes them.
+    #[serde(default)]
+    pub traces: usize,
     /// Whether this daemon found pinned maps and went on with them.
     pub adopted: bool,
     /// Interfaces with the program: name, index, mode.
@@ -287,7 +292,9 @@ pub struct MapSize {
 /// nothing but who keeps the tables true.
 pub struct Dataplane {
     ebpf: Ebpf,
-    pins: PathBuf,
+    options: Options,
+    /// The variant for traces, while it is in force.
+    tracer: Option<Tracer>,
     services: HashMap<MapData, ServiceKey, Service>,
     /// The same map as `services`, for batches.
     service_map: MapData,
@@ -301,6 +308,7 @@ pub struct Dataplane {
     backend_stats: MapData,
     backend_signals: MapData,
     events: RingBuf<MapData>,
+    samples: RingBuf<MapData>,
     log: Option<EbpfLogger<&'static dyn log::Log>>,
     active: Arc<Active>,
     sweeper: Arc<Mutex<Sweeper>>,
@@ -314,7 +322,7 @@ pub struct Dataplane {
 
 impl fmt::Debug for Dataplane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Dataplane").field("pins", &self.pins).finish_non_exhaustive()
+        f.debug_struct("Dataplane").field("pins", &self.options.pins).finish_non_exhaustive()
     }
 }
 
@@ -323,7 +331,7 @@ impl Dataplane {
     pub fn open(options: &Options) -> anyhow::Result<Self> {
         kernel::check()?;
         let mut found = pins::prepare(options)?;
-        let mut ebpf = load::load(options, &found)?;
+        let mut ebpf = load::load(options, Variant::Plain, &found.outgrown)?;
         let mut meta: Array<_, Meta> = take(&mut ebpf, names::META)?;
         meta.set(0, Meta { abi_version: limits::ABI_VERSION, reserved: 0 }, 0)
             .context("write META")?;
@@ -335,12 +343,13 @@ impl Dataplane {
             .ok();
         let active = Arc::new(Active::map(&pinned(pins, names::ACTIVE)?)?);
         // Every interface at once: the program of a previous daemon knows the old maps only.
-        let program = load::program(&mut ebpf)?;
+        let program = load::program(&mut ebpf, Variant::Plain)?;
         let attachments = load::take_over_all(program, pins, &mut found.notes)?;
         let cpus =
             aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
         Ok(Self {
-            pins: pins.to_owned(),
+            options: options.clone(),
+            tracer: None,
             services: take(&mut ebpf, names::SERVICES)?,
             service_map: pinned(pins, names::SERVICES)?,
             backends: pinned(pins, names::BACKENDS)?,
@@ -353,6 +362,7 @@ impl Dataplane {
             backend_stats: pinned(pins, names::BACKEND_STATS)?,
             backend_signals: pinned(pins, names::BACKEND_SIGNALS)?,
             events: take(&mut ebpf, names::EVENTS)?,
+            samples: take(&mut ebpf, names::SAMPLES)?,
             log,
             sweeper: Arc::new(Mutex::new(Sweeper::open(pins, Arc::clone(&active))?)),
             reader: Arc::new(Reader::open(pins)?),
@@ -398,8 +408,8 @@ impl Dataplane {
         if let Some(attachment) = self.attachments.iter().find(|a| a.ifindex == ifindex) {
             return Ok(attachment.mode);
         }
-        let program = load::program(&mut self.ebpf)?;
-        let mode = load::attach(program, &self.pins, interface, ifindex)?;
+        let pins = self.options.pins.clone();
+        let mode = load::attach(self.program()?, &pins, interface, ifindex)?;
         self.attachments.push(Attachment { interface: interface.to_owned(), ifindex, mode });
         Ok(mode)
     }
@@ -407,7 +417,7 @@ impl Dataplane {
     /// Takes the program off an interface.
     pub fn detach(&mut self, ifindex: u32) -> anyhow::Result<()> {
         for mode in [AttachMode::Driver, AttachMode::Generic] {
-            let path = pins::link(&self.pins, ifindex, mode);
+            let path = pins::link(&self.options.pins, ifindex, mode);
             if path.exists() {
                 pins::remove_link(&path)?;
             }
@@ -418,17 +428,18 @@ impl Dataplane {
 
     /// Program, maps and interfaces.
     pub fn info(&self) -> anyhow::Result<Info> {
-        let program = self.ebpf.program(names::PROGRAM).context("find the program")?;
+        let program_id = self.program_id()?;
         let mut maps = Vec::new();
         for name in names::PINNED {
             // By its pin: to open a map by its number takes CAP_SYS_ADMIN.
-            let map = pinned(&self.pins, name)?;
+            let map = pinned(&self.options.pins, name)?;
             let info = map.info().with_context(|| format!("look at the pinned map {name}"))?;
             let (max_entries, bytes) = (info.max_entries(), memory(&map, &info));
             maps.push(MapSize { name: name.to_owned(), max_entries, bytes });
         }
         Ok(Info {
-            program_id: program.info().context("look at the program")?.id(),
+            program_id,
+            traces: self.tracer.as_ref().map_or(0, Tracer::running),
             adopted: self.adopted,
             attachments: self.attachments.clone(),
             maps,
@@ -448,7 +459,7 @@ impl Dataplane {
 
     /// A reader of what connections show of each backend.
     pub fn signals(&self) -> anyhow::Result<Signals> {
-        Signals::new(pinned(&self.pins, names::BACKEND_SIGNALS)?)
+        Signals::new(pinned(&self.options.pins, names::BACKEND_SIGNALS)?)
     }
 
     /// The first `limit` connections; half-open ones too.
@@ -483,7 +494,7 @@ impl Dataplane {
             .try_into()
             .context("find the program")?;
         let program = program.fd().context("hold the program")?.as_fd().try_clone_to_owned();
-        replay::Replayer::open(program.context("hold the program")?, &self.pins)
+        replay::Replayer::open(program.context("hold the program")?, &self.options.pins)
     }
 
     /// Takes the records that the kernel program left in `EVENTS` since the last call.

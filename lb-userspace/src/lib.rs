@@ -10,6 +10,8 @@ pub mod events;
 pub mod health;
 mod memory;
 pub mod net;
+pub mod top;
+pub mod trace;
 pub mod vrrp;
 
 #[cfg(test)]

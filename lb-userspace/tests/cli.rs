@@ -130,7 +130,7 @@ fn run_names_the_nodes_there_are() {
 #[test]
 fn without_a_daemon_the_commands_say_where_they_looked() {
     let socket = "/nonexistent/ballast.sock";
-    let commands: [&[&str]; 10] = [
+    let commands: [&[&str]; 12] = [
         &["status"],
         &["status", "--json"],
         &["reload"],
@@ -141,6 +141,8 @@ fn without_a_daemon_the_commands_say_where_they_looked() {
         &["flows"],
         &["events", "--follow"],
         &["release"],
+        &["trace", "--host", "192.0.2.9"],
+        &["top", "--once"],
     ];
     for command in commands {
         let output = ballast(&[command, &["--socket", socket]].concat());
@@ -154,13 +156,15 @@ fn without_a_daemon_the_commands_say_where_they_looked() {
 
 #[test]
 fn wrong_usage_is_exit_code_2() {
-    let wrong: [&[&str]; 6] = [
+    let wrong: [&[&str]; 8] = [
         &[],
         &["dance"],
         &["drain"],
         &["flows", "--limit", "0"],
         &["run", "--log-format", "xml"],
         &["completions", "tcsh"],
+        &["trace", "--count", "0"],
+        &["trace", "--json", "--pcapng", "file"],
     ];
     for args in wrong {
         let output = ballast(args);
@@ -177,7 +181,9 @@ fn help_shows_commands_and_examples() {
     for told in ["Examples:", "Exit codes:", "check", "status", "drain", "detach", "completions"] {
         assert!(help.contains(told), "{told} is not in {help}");
     }
-    for command in ["check", "run", "status", "drain", "weight", "flows", "events", "detach"] {
+    for command in
+        ["check", "run", "status", "drain", "weight", "flows", "events", "trace", "top", "detach"]
+    {
         let output = ballast(&[command, "--help"]);
         assert_eq!(output.status.code(), Some(0));
         assert!(stdout(&output).lines().count() > 8, "{}", stdout(&output));

@@ -8,13 +8,14 @@ use std::{
 };
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
-use ballast::dataplane::{Dataplane, Op, Options, Sizes, Sweep, Timeouts, remove_pins};
+use ballast::dataplane::{Dataplane, Op, Options, Sizes, Sweep, Timeouts, Tracer, remove_pins};
 use lb_common::{
     backend::{Backend, FORWARD, IN_USE},
     flow::{FlowEntry4, FlowKey4, HalfOpen4, state},
     service::{STEERED, Service, ServiceKey, Slot},
     source::{LIST_BITS, Source},
     stats::BackendSignals,
+    trace::{TraceFilter, filter},
 };
 
 /// A directory of pins of one test's own, removed at its end.
@@ -164,6 +165,34 @@ fn a_larger_configuration_gets_larger_maps_that_hold_the_same() {
     assert_eq!(again.sizes(), LARGE);
     assert_eq!(again.adopted().expect("adopted").backends.len(), 2);
     assert!(again.info().expect("info").notes.is_empty());
+}
+
+#[test]
+fn a_trace_has_the_maps_that_there_are() {
+    let pins = Pins::new();
+    let backends = || {
+        let map = MapData::from_pin(pins.0.join("BACKENDS")).expect("BACKENDS");
+        let info = map.info().expect("info");
+        (info.id(), info.max_entries())
+    };
+    drop(pins.open(SMALL));
+    for (sizes, room) in [(LARGE, LARGE), (SMALL, LARGE)] {
+        let mut dataplane = pins.open(sizes);
+        let before = backends();
+        assert_eq!(before.1, room.backends);
+        let plain = dataplane.info().expect("info").program_id;
+        let tracer = Tracer::load(dataplane.options()).expect("load");
+        dataplane.begin_tracing(tracer).expect("begin");
+        let filter = TraceFilter { flags: filter::ACTIVE, ..TraceFilter::ZERO };
+        dataplane.set_trace(0, Some(&filter)).expect("a trace");
+        let info = dataplane.info().expect("info");
+        assert_eq!(info.traces, 1);
+        assert_ne!(info.program_id, plain);
+        dataplane.set_trace(0, None).expect("its end");
+        let info = dataplane.info().expect("info");
+        assert_eq!((info.traces, info.program_id), (0, plain));
+        assert_eq!(backends(), before);
+    }
 }
 
 #[test]

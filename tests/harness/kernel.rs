@@ -24,6 +24,7 @@ use lb_common::{
     service::{STEERED, Service, ServiceKey, Slot},
     source::{Bucket, RateKey, Source},
     stats::{BackendSignals, BackendStats, ServiceStats},
+    trace::{TRACES_BYTES, TraceCounts, TraceFilter, TraceRecord},
 };
 use lb_ebpf::fake::{Outcome, Setup, Xdp as Action, setup::steered_bits};
 
@@ -33,6 +34,8 @@ const PACKET_BYTES: usize = 4096;
 /// The loaded program and its maps.
 pub struct Kernel {
     ebpf: Ebpf,
+    /// Name of the loaded program.
+    program: &'static str,
     /// What [`Kernel::reset`] has to undo.
     setup: Setup,
     cpus: usize,
@@ -70,6 +73,22 @@ impl Counters {
 impl Kernel {
     /// Loads the program, with flow tables of this many entries.
     pub fn load(flows: u32) -> Result<Self> {
+        Self::load_program(names::PROGRAM, flows, |_| {})
+    }
+
+    /// Loads the variant that makes traces.
+    pub fn load_traced(flows: u32) -> Result<Self> {
+        Self::load_program(names::TRACE_PROGRAM, flows, |loader| {
+            loader.override_global(names::TRACE, &1_u32, true);
+            loader.map_max_entries(names::TRACES, TRACES_BYTES);
+        })
+    }
+
+    fn load_program(
+        program: &'static str,
+        flows: u32,
+        prepare: impl FnOnce(&mut EbpfLoader<'static>),
+    ) -> Result<Self> {
         // SAFETY: the call takes nothing and cannot fail.
         if unsafe { libc::geteuid() } != 0 {
             bail!(
@@ -81,12 +100,12 @@ impl Kernel {
         for name in [names::FLOWS, names::FLOWS6, names::HALF_OPEN, names::HALF_OPEN6] {
             loader.map_max_entries(name, flows);
         }
+        prepare(&mut loader);
         let mut ebpf = loader.load(OBJECT).context("create the maps")?;
-        let program: &mut Xdp =
-            ebpf.program_mut(names::PROGRAM).context("find the program")?.try_into()?;
-        program.load().context("load the program")?;
+        let xdp: &mut Xdp = ebpf.program_mut(program).context("find the program")?.try_into()?;
+        xdp.load().context("load the program")?;
         let cpus = nr_cpus().map_err(|(_, error)| error).context("count the CPUs")?;
-        Ok(Self { ebpf, setup: Setup::default(), cpus })
+        Ok(Self { ebpf, program, setup: Setup::default(), cpus })
     }
 
     /// The program as the kernel describes it.
@@ -251,6 +270,36 @@ impl Kernel {
         Ok(events)
     }
 
+    /// Sets what a trace wants, and forgets what it has counted.
+    pub fn set_trace(&mut self, index: u32, filter: &TraceFilter) -> Result<()> {
+        let mut filters: Array<_, TraceFilter> = self.array(names::TRACE_FILTERS)?;
+        filters.set(index, filter, 0)?;
+        self.zero(names::TRACE_COUNTS, &[index], TraceCounts::ZERO)
+    }
+
+    /// Takes the records in `TRACES`.
+    pub fn take_traces(&mut self) -> Result<Vec<TraceRecord>> {
+        let mut ring: RingBuf<_> = self.map_mut(names::TRACES)?.try_into()?;
+        let mut records = Vec::new();
+        while let Some(record) = ring.next() {
+            if record.len() < size_of::<TraceRecord>() {
+                bail!("a record of {} bytes in TRACES", record.len());
+            }
+            // SAFETY: as for events.
+            records.push(unsafe { record.as_ptr().cast::<TraceRecord>().read_unaligned() });
+        }
+        Ok(records)
+    }
+
+    /// Records of a trace that found no room.
+    pub fn lost_traces(&self, index: u32) -> Result<u64> {
+        let lost =
+            self.summed(names::TRACE_COUNTS, &[index], |sum: &mut TraceCounts, counts| {
+                sum.lost += counts.lost;
+            })?;
+        Ok(lost.iter().map(|(_, counts)| counts.lost).sum())
+    }
+
     /// All entries of a flow table: `FLOWS` and `HALF_OPEN` of either family.
     pub fn entries<K: Pod + Eq + std::hash::Hash, V: Pod>(
         &self,
@@ -289,7 +338,7 @@ impl Kernel {
     }
 
     fn xdp(&self) -> Result<&Xdp> {
-        Ok(self.ebpf.program(names::PROGRAM).context("find the program")?.try_into()?)
+        Ok(self.ebpf.program(self.program).context("find the program")?.try_into()?)
     }
 
     fn map_mut(&mut self, name: &str) -> Result<&mut Map> {

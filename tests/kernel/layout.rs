@@ -16,12 +16,14 @@ use lb_common::{
     service::{Service, ServiceKey, Slot},
     source::{Bucket, RateKey, Source},
     stats::{BackendSignals, BackendStats, Meta, ServiceStats},
+    trace::SAMPLES_BYTES,
 };
 use lb_tests::kernel::Kernel;
 
 /// Entries of the flow tables in this test.
 const FLOWS: u32 = 128;
 
+#[derive(Clone, Copy)]
 struct Expected {
     name: &'static str,
     map_type: MapType,
@@ -41,6 +43,7 @@ fn maps() -> Vec<Expected> {
         value: 0,
         ..expected::<(), ()>(names::EVENTS, MapType::RingBuf, 1 << 18)
     };
+    let samples = Expected { name: names::SAMPLES, entries: SAMPLES_BYTES, ..events };
     vec![
         expected::<u32, [u8; VIP_BYTES]>(names::VIPS, Array, 1),
         expected::<u32, [u8; STEERED_BYTES]>(names::STEERED, Array, 1),
@@ -60,6 +63,7 @@ fn maps() -> Vec<Expected> {
         expected::<u32, u64>(names::ACTIVE, Array, DEFAULT_BACKENDS),
         expected::<u32, u64>(names::CURSORS, Array, DEFAULT_SERVICES),
         events,
+        samples,
         expected::<u32, Meta>(names::META, Array, 1),
     ]
 }
@@ -96,7 +100,7 @@ fn every_map_is_declared_with_types() -> anyhow::Result<()> {
         }
         let map = object.maps.get(name).with_context(|| format!("find {name} in the object"))?;
         let Map::Btf(map) = map else { panic!("{name} is not in `.maps`: use #[btf_map]") };
-        if name != names::EVENTS {
+        if ![names::EVENTS, names::SAMPLES].contains(&name) {
             assert_ne!(map.def.btf_key_type_id, 0, "{name} has no type for its key");
             assert_ne!(map.def.btf_value_type_id, 0, "{name} has no type for its value");
         }

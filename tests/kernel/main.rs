@@ -13,3 +13,4 @@ mod pins;
 mod ports;
 mod privilege;
 mod replay;
+mod trace;

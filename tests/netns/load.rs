@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     net::{SocketAddr, UdpSocket},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
@@ -31,6 +31,8 @@ pub(crate) struct Request {
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     done: Arc<AtomicU64>,
+    /// When the last request that a host answered was begun, by its name.
+    answered: Arc<Mutex<BTreeMap<String, Instant>>>,
     threads: Vec<JoinHandle<Vec<Request>>>,
 }
 
@@ -69,9 +71,11 @@ impl Load {
     ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let done = Arc::new(AtomicU64::new(0));
+        let answered = Arc::new(Mutex::new(BTreeMap::new()));
         let threads = (0..threads).map(|_| {
             let (host, client) = (host.clone(), client.clone());
             let (stop, done) = (Arc::clone(&stop), Arc::clone(&done));
+            let answered = Arc::clone(&answered);
             thread::spawn(move || {
                 // Made in the thread that is on the host, as are its sockets.
                 let work = || {
@@ -80,6 +84,9 @@ impl Load {
                     while !stop.load(Ordering::Relaxed) && (requests.len() as u64) < each {
                         let begun = Instant::now();
                         let outcome = ask().map_err(|error| format!("{error:#}"));
+                        if let Ok(name) = &outcome {
+                            answered.lock().expect("note the answer").insert(name.clone(), begun);
+                        }
                         requests.push(Request { begun, ended: Instant::now(), outcome });
                         done.fetch_add(1, Ordering::Relaxed);
                     }
@@ -89,7 +96,17 @@ impl Load {
             })
         });
         let threads = threads.collect();
-        Self { stop, done, threads }
+        Self { stop, done, answered, threads }
+    }
+
+    /// Waits until each of the hosts has answered a request that was begun after this call.
+    pub(crate) fn until_answered_by(&self, hosts: &[&str]) -> Result<()> {
+        let now = Instant::now();
+        eventually(&format!("answers from {}", hosts.join(", ")), || {
+            let answered = self.answered.lock().expect("read the answers");
+            let has = |host: &&str| answered.get(*host).is_some_and(|begun| *begun >= now);
+            Ok(hosts.iter().all(has).then_some(()))
+        })
     }
 
     /// Waits until so many more requests have ended.

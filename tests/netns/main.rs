@@ -22,3 +22,5 @@ mod site;
 mod start;
 mod steer;
 mod takeover;
+mod trace;
+mod vagrant;

@@ -123,6 +123,7 @@ fn a_killed_app_is_out_without_a_probe_and_comes_back_by_itself() -> Result<()> 
             && backend["passive"]["state"] == "fit"
     })?;
     let whole = Instant::now();
+    load.until_answered_by(&["app-01"])?;
     load.more(1000)?;
     let report = load.stop();
     println!(
@@ -135,7 +136,6 @@ fn a_killed_app_is_out_without_a_probe_and_comes_back_by_itself() -> Result<()> 
     );
     report.ensure_none_failed_since(whole)?;
     ensure!(report.answered_by("app-01", out, started) == 0, "a dead app has answered");
-    ensure!(report.answers(Some(whole)).contains_key("app-01"), "it did not come back");
     site.finish()
 }
 
@@ -175,6 +175,8 @@ fn a_silent_app_is_out_without_a_probe() -> Result<()> {
         })
     })?;
     let whole = Instant::now();
+    load.until_answered_by(&["app-02"])?;
+    load6.until_answered_by(&["app-02"])?;
     load.more(1000)?;
     load6.more(1000)?;
     for report in [load.stop(), load6.stop()] {
@@ -185,7 +187,6 @@ fn a_silent_app_is_out_without_a_probe() -> Result<()> {
             report.slowest()
         );
         report.ensure_none_failed_since(whole)?;
-        ensure!(report.answers(Some(whole)).contains_key("app-02"), "it did not come back");
     }
     site.finish()
 }
@@ -229,9 +230,9 @@ fn the_cap_leaves_one_in_and_panic_takes_all() -> Result<()> {
             && status.backends().all(|backend| backend["weight_percent"] == 100)
     })?;
     let well = Instant::now();
+    load.until_answered_by(&["app-01", "app-02", "app-03"])?;
     load.more(1000)?;
     let report = load.stop();
     report.ensure_none_failed_since(well)?;
-    ensure!(report.answers(Some(well)).len() == 3, "{:?}", report.answers(Some(well)));
     site.finish()
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask build`, and where its results are.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::OnceLock,
@@ -66,6 +67,18 @@ pub fn xtask() -> Result<PathBuf> {
         return Ok(own);
     }
     once(&BUILT, "xtask", "xtask")
+}
+
+/// Copies the binary and this program to where `vagrant/Vagrantfile` has them from, and says where.
+pub fn for_vagrant(ballast: &Path) -> Result<PathBuf> {
+    let folder = workspace().join("target/vagrant");
+    fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+    for program in [ballast, &xtask()?] {
+        let name = program.file_name().context("find the program's name")?;
+        fs::copy(program, folder.join(name))
+            .with_context(|| format!("copy {} to {}", program.display(), folder.display()))?;
+    }
+    Ok(folder)
 }
 
 fn once(built: &OnceLock<PathBuf>, package: &str, binary: &str) -> Result<PathBuf> {

@@ -32,7 +32,11 @@ enum Command {
     },
 
     /// Builds the `ballast` binary, with the XDP program inside
-    Build,
+    Build {
+        /// Also puts it, and this program, where the machines of `vagrant/` take them from
+        #[arg(long)]
+        vagrant: bool,
+    },
 
     /// Shows it: setup, build, lab up, and traffic through the floating IP while servers die
     ///
@@ -116,9 +120,13 @@ fn execute(command: Command) -> Result<ExitCode> {
     match command {
         Command::Setup { dry_run: true } => setup::dry_run()?,
         Command::Setup { dry_run: false } => setup::setup()?,
-        Command::Build => {
+        Command::Build { vagrant } => {
             setup::setup()?;
-            println!("{}", build::ballast()?.display());
+            let ballast = build::ballast()?;
+            println!("{}", ballast.display());
+            if vagrant {
+                println!("{}", build::for_vagrant(&ballast)?.display());
+            }
         }
         Command::Run { name, no_postgres, threads, report } => {
             let threads = threads.into();

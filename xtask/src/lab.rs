@@ -29,6 +29,7 @@ use crate::{bpffs, build, shell};
 mod balancer;
 mod echo;
 mod guard;
+mod machine;
 mod netns;
 mod network;
 mod nginx;
@@ -45,6 +46,7 @@ pub use self::{
     balancer::config as default_config,
     echo::serve as serve_udp_echo,
     guard::watch,
+    machine::{Machine, host},
     nginx::BIG_BYTES,
     options::{Balancers, DEFAULT_NAME, Options, TEST_PREFIX, test_name},
     paths::RUN as RUN_DIR,
@@ -369,20 +371,29 @@ impl Lab {
 
     /// Writes all files that the programs need.
     fn prepare(&self) -> Result<()> {
+        HOSTS.into_iter().try_for_each(|host| self.prepare_host(host))?;
+        let text = serde_json::to_string_pretty(&self.options).context("describe the lab")?;
+        fs::write(self.state_dir().join("lab.json"), text).context("write lab.json")
+    }
+
+    /// Writes the files that the programs of a host need.
+    fn prepare_host(&self, host: HostName) -> Result<()> {
         for folder in ["pids", "logs"] {
             make_dir(&self.state_dir().join(folder))?;
         }
-        for host in HOSTS {
-            make_dir(&self.host_dir(host))?;
-        }
+        make_dir(&self.host_dir(host))?;
         make_dir(&self.data_dir())?;
-        for host in HOSTS.into_iter().filter(|host| host.role() == Role::App) {
-            nginx::prepare(self, host)?;
+        match host.role() {
+            Role::App => nginx::prepare(self, host),
+            Role::Balancer => self.write_config(),
+            Role::Client | Role::Postgres | Role::Witness => Ok(()),
         }
+    }
+
+    /// Writes the balancers' configuration.
+    fn write_config(&self) -> Result<()> {
         let config = self.options.config.clone().unwrap_or_else(balancer::config);
-        fs::write(self.config(), config).context("write ballast.toml")?;
-        let text = serde_json::to_string_pretty(&self.options).context("describe the lab")?;
-        fs::write(self.state_dir().join("lab.json"), text).context("write lab.json")
+        fs::write(self.config(), config).context("write ballast.toml")
     }
 
     fn start_all(&self) -> Result<()> {

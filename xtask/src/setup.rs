@@ -57,6 +57,29 @@ pub fn setup() -> Result<()> {
     Ok(())
 }
 
+/// Installs the packages of these programs of [`plan::TOOLS`], as far as the programs are not there: for a
+/// machine that runs ballast or a server, and builds nothing.
+pub fn install_programs(programs: &[&str]) -> Result<()> {
+    let mut packages: Vec<_> = plan::TOOLS
+        .iter()
+        .filter(|tool| programs.contains(&tool.program) && !survey::is_there(tool))
+        .map(|tool| tool.package)
+        .collect();
+    packages.sort_unstable();
+    packages.dedup();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    println!("setup: install {}", packages.join(" "));
+    apt::install(&packages)
+}
+
+/// Whether a program is one that [`install_programs`] can install.
+#[cfg(test)]
+pub(crate) fn knows(program: &str) -> bool {
+    plan::TOOLS.iter().any(|tool| tool.program == program)
+}
+
 /// Prints what [`setup`] would do.
 pub fn dry_run() -> Result<()> {
     let facts = Facts::gather();

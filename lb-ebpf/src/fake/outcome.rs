@@ -2,7 +2,10 @@
 
 use std::{vec, vec::Vec};
 
-use lb_common::reason::{Disposition, Reason};
+use lb_common::{
+    reason::{Disposition, Reason},
+    trace::Stage,
+};
 
 use super::tables::FakeTables;
 use crate::{
@@ -113,6 +116,7 @@ pub fn run(
         let buffer = buffer.as_mut_ptr() as usize;
         Packet::new(buffer + start, buffer + end, ingress_ifindex)
     };
+    tables.stage(Stage::Filter);
     let mut end = HEADROOM + frame.len();
     let mut decision = forward(packet(start, end), tables);
     if decision == Ok(Action::Replay) {

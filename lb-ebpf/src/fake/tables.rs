@@ -22,13 +22,15 @@ use lb_common::{
     service::{STEERED, Service, ServiceKey, Slot},
     source::{Bucket, LIST_BITS, RateKey, Source},
     stats::{BackendSignals, BackendStats, ServiceStats, handshake_class},
+    trace::{SAMPLE_EVERY, Sample, Stage},
 };
 
 use super::setup::{Setup, mapped_ip, service_key, steered_bits};
 use crate::{
     admit, connect,
     family::{Address, Family, Ports, Tuple, V4, V6},
-    select,
+    packet::Packet,
+    sample, select,
     tables::{Flows, NotInserted, Scratch, Signal, Tables},
     too_big,
 };
@@ -59,6 +61,8 @@ pub struct FakeTables {
     signals: RefCell<BTreeMap<u32, BackendSignals>>,
     spent: RefCell<BTreeMap<u32, u64>>,
     events: RefCell<Vec<Event>>,
+    samples: RefCell<Vec<Sample>>,
+    stage: Cell<Stage>,
     answered_ns: Cell<u64>,
     meanwhile: RefCell<Option<Meanwhile>>,
     /// The flow tables of IPv4.
@@ -110,6 +114,8 @@ impl FakeTables {
             signals: RefCell::default(),
             spent: RefCell::default(),
             events: RefCell::default(),
+            samples: RefCell::default(),
+            stage: Cell::new(Stage::Filter),
             answered_ns: Cell::new(0),
             meanwhile: RefCell::default(),
             v4: FlowTables::new(0, HalfOpen4::ZERO),
@@ -268,6 +274,18 @@ impl FakeTables {
     pub fn take_events(&self) -> Vec<Event> {
         self.events.take()
     }
+
+    /// Takes the samples.
+    #[must_use]
+    pub fn take_samples(&self) -> Vec<Sample> {
+        self.samples.take()
+    }
+
+    /// The step that decided about the last packet.
+    #[must_use]
+    pub fn last_stage(&self) -> Stage {
+        self.stage.get()
+    }
 }
 
 impl Tables for FakeTables {
@@ -380,6 +398,20 @@ impl Tables for FakeTables {
         let stats = stats.entry(backend).or_insert(BackendStats::ZERO);
         stats.forward_packets += 1;
         stats.forward_bytes += bytes;
+    }
+
+    fn count_steered(&self, backend: u32, bytes: u64) -> bool {
+        self.count_forward(backend, bytes);
+        self.backend_stats(backend).forward_packets.is_multiple_of(SAMPLE_EVERY)
+    }
+
+    fn sample(&self, packet: &Packet, l3: usize, backend: u32, bytes: u64) {
+        let sample = sample::sample(packet, l3, backend, bytes as u32, self.now_ns());
+        self.samples.borrow_mut().extend(sample);
+    }
+
+    fn stage(&self, stage: Stage) {
+        self.stage.set(stage);
     }
 
     fn count_return(&self, backend: u32, bytes: u64) {

@@ -20,11 +20,14 @@ use lb_common::{
     service::{Service, ServiceKey, Slot},
     source::{Bucket, RateKey, Source},
     stats::{BackendSignals, BackendStats, Meta, ServiceStats},
+    trace::{SAMPLES_BYTES, Sample},
 };
 use lb_ebpf::{
     family::{V4, V6},
     tables::Scratch,
 };
+
+use super::trace;
 
 /// Bytes that user space writes.
 #[repr(transparent)]
@@ -109,6 +112,9 @@ pub(crate) static CURSORS: Array<u64, { DEFAULT_SERVICES as usize }> = Array::ne
 #[btf_map]
 pub(crate) static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
 
+#[btf_map]
+pub(crate) static SAMPLES: RingBuf<Sample, { SAMPLES_BYTES as usize }> = RingBuf::new();
+
 /// Written by user space only; here so that it is created and pinned with the others.
 #[btf_map]
 pub(crate) static META: Array<Meta, 1> = Array::new();
@@ -134,9 +140,16 @@ pub(crate) static SCRATCH: PerCpuArray<Scratch<V4>, 1> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static SCRATCH6: PerCpuArray<Scratch<V6>, 1> = PerCpuArray::new();
 
-/// Counts a packet that was not forwarded.
+/// Counts a packet that was not forwarded, and notes it in its trace.
 #[inline(always)]
 pub(crate) fn count_reason(reason: Reason) {
+    trace::note(|record| record.reason = reason as u32);
+    count_reason_untraced(reason);
+}
+
+/// [`count_reason`] where no trace is ever made.
+#[inline(always)]
+pub(crate) fn count_reason_untraced(reason: Reason) {
     if let Some(count) = REASONS.get_ptr_mut(reason as u32) {
         // SAFETY: this CPU's own element.
         unsafe { *count += 1 };

@@ -1,7 +1,7 @@
 //! The data path's state, in BPF maps.
 
 use aya_ebpf::{
-    bindings::{BPF_EXIST, BPF_NOEXIST},
+    bindings::{BPF_EXIST, BPF_NOEXIST, xdp_md},
     btf_maps::lpm_trie::Key as Prefixed,
     helpers::bpf_get_prandom_u32,
 };
@@ -13,11 +13,13 @@ use lb_common::{
     service::{Service, ServiceKey, Slot},
     source::{Bucket, RateKey, SOURCE_BITS, Source},
     stats::handshake_class,
+    trace::{FROM_BACKEND, SAMPLE_EVERY, Stage, TO_BACKEND, TraceRecord},
 };
 use lb_ebpf::{
     admit, connect,
     family::{V4, V6},
-    select,
+    packet::Packet,
+    sample, select,
     tables::{Flows, NotInserted, Scratch, Signal, Tables},
     too_big,
 };
@@ -26,18 +28,32 @@ use super::{
     atomic, clock,
     maps::{
         ACTIVE, ANSWERED, BACKEND_SIGNALS, BACKEND_STATS, BACKENDS, CURSORS, EVENTS, FLOWS, FLOWS6,
-        HALF_OPEN, HALF_OPEN6, MAGLEV, RATES, REPORTED, SCRATCH, SCRATCH6, SERVICE_STATS, SERVICES,
-        SOURCES, SPENT, STEERED, VIPS,
+        HALF_OPEN, HALF_OPEN6, MAGLEV, RATES, REPORTED, SAMPLES, SCRATCH, SCRATCH6, SERVICE_STATS,
+        SERVICES, SOURCES, SPENT, STEERED, VIPS,
     },
+    trace,
 };
 
 /// User space is told of the same reason at most so often by one CPU.
 const REPORT_EVERY_NS: u64 = 1_000_000_000;
 
 /// The maps as the data path's state.
-pub(crate) struct Maps;
+///
+/// Without `TRACEABLE`, no trace is ever made: that is for the hot path of the plain program, where
+/// even to ask would cost.
+pub(crate) struct Maps<const TRACEABLE: bool = true>;
 
-impl Tables for Maps {
+impl<const TRACEABLE: bool> Maps<TRACEABLE> {
+    /// Notes something in the trace of the packet in work.
+    #[inline(always)]
+    fn note(change: impl FnOnce(&mut TraceRecord)) {
+        if TRACEABLE {
+            trace::note(change);
+        }
+    }
+}
+
+impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
     #[inline(always)]
     fn now_ns(&self) -> u64 {
         clock::now_ns()
@@ -82,6 +98,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn backend(&self, id: u32) -> Option<&Backend> {
+        Self::note(|record| record.backend = id);
         BACKENDS.get(id)
     }
 
@@ -138,6 +155,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn count_forward(&self, backend: u32, bytes: u64) {
+        Self::note(|record| (record.backend, record.direction) = (backend, TO_BACKEND));
         if let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) {
             // SAFETY: this CPU's own element.
             unsafe {
@@ -148,7 +166,30 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn count_steered(&self, backend: u32, bytes: u64) -> bool {
+        Self::note(|record| (record.backend, record.direction) = (backend, TO_BACKEND));
+        let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) else { return false };
+        // SAFETY: this CPU's own element.
+        unsafe {
+            (*stats).forward_packets += 1;
+            (*stats).forward_bytes += bytes;
+            (*stats).forward_packets.is_multiple_of(SAMPLE_EVERY)
+        }
+    }
+
+    #[inline(always)]
+    fn sample(&self, packet: &Packet, l3: usize, backend: u32, bytes: u64) {
+        show_sample(packet.context as *mut xdp_md, l3 as u32, backend, bytes as u32);
+    }
+
+    #[inline(always)]
+    fn stage(&self, stage: Stage) {
+        Self::note(|record| record.stage = stage as u32);
+    }
+
+    #[inline(always)]
     fn count_return(&self, backend: u32, bytes: u64) {
+        Self::note(|record| (record.backend, record.direction) = (backend, FROM_BACKEND));
         if let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) {
             // SAFETY: this CPU's own element.
             unsafe {
@@ -282,6 +323,18 @@ fn add(backend: u32, number: u64) {
     }
 }
 
+/// Shows a packet of a steered service. A subprogram, for its registers and its stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn show_sample(ctx: *mut xdp_md, l3: u32, backend: u32, bytes: u32) -> u32 {
+    let packet = crate::packet(ctx);
+    if let Some(sample) = sample::sample(&packet, l3 as usize, backend, bytes, clock::now_ns()) {
+        // A full buffer means that the daemon is gone or slow; it shows what it gets.
+        let _ = SAMPLES.output(sample, 0);
+    }
+    0
+}
+
 /// The search for a port, IPv4. A global subprogram: the verifier looks at it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -352,7 +405,7 @@ macro_rules! flows {
         $judge:ident,
         $consider:ident
     ) => {
-        impl Flows<$family> for Maps {
+        impl<const TRACEABLE: bool> Flows<$family> for Maps<TRACEABLE> {
             #[inline(always)]
             fn flow(&self, key: &$key) -> Option<&mut $entry> {
                 // SAFETY: the kernel keeps an element's memory valid while the program runs. It may

@@ -15,4 +15,5 @@ mod races;
 mod replay;
 mod resets;
 mod steering;
+mod trace;
 mod tunnels;

@@ -143,23 +143,28 @@ pub(super) fn flows(
         serde_json::from_str(&text).context("understand the daemon's answer")?;
     let head = ["PROTO", "CLIENT", "SERVICE", "BACKEND", "AS", "PHASE", "IDLE", "TO", "FROM"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
-    rows.extend(flows.iter().map(|NamedFlow { service, backend_name, flow }| {
-        vec![
-            match flow.protocol {
-                6 => "tcp".to_owned(),
-                17 => "udp".to_owned(),
-                other => other.to_string(),
-            },
-            flow.client.to_string(),
-            format!("{} {}", service.as_deref().unwrap_or("(removed)"), flow.listen),
-            format!("{} {}", backend_name.as_deref().unwrap_or("(removed)"), flow.backend),
-            flow.nat.to_string(),
-            flow.phase.clone(),
-            age(flow.idle_ms / 1000),
-            bytes(flow.forward_bytes),
-            bytes(flow.return_bytes),
-        ]
-    }));
+    rows.extend(flows.iter().map(
+        |NamedFlow { service, backend_name, flow, packets_per_second, .. }| {
+            vec![
+                match flow.protocol {
+                    6 => "tcp".to_owned(),
+                    17 => "udp".to_owned(),
+                    other => other.to_string(),
+                },
+                flow.client.to_string(),
+                format!("{} {}", service.as_deref().unwrap_or("(removed)"), flow.listen),
+                format!("{} {}", backend_name.as_deref().unwrap_or("(removed)"), flow.backend),
+                flow.nat.to_string(),
+                match packets_per_second {
+                    Some(rate) => format!("{}, about {rate}/s", flow.phase),
+                    None => flow.phase.clone(),
+                },
+                age(flow.idle_ms / 1000),
+                bytes(flow.forward_bytes),
+                bytes(flow.return_bytes),
+            ]
+        },
+    ));
     let mut out = columns(&rows, 0);
     if flows.len() as u64 == limit {
         let _ = writeln!(out, "the first {limit}; --limit shows more");

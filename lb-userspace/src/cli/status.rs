@@ -81,7 +81,13 @@ fn floating(status: &Status) -> Vec<Vec<String>> {
 fn dataplane(status: &Status) -> Vec<Vec<String>> {
     let info = &status.dataplane;
     let adopted = if info.adopted { ", went on with the maps of the daemon before" } else { "" };
-    let mut rows = vec![vec!["program".into(), format!("{}{adopted}", info.program_id)]];
+    let tracing = match info.traces {
+        0 => String::new(),
+        1 => ", which makes a trace".to_owned(),
+        more => format!(", which makes {more} traces"),
+    };
+    let program = format!("{}{adopted}{tracing}", info.program_id);
+    let mut rows = vec![vec!["program".into(), program]];
     rows.extend(info.attachments.iter().map(|attachment| {
         let mode = match attachment.mode {
             AttachMode::Driver => "driver mode",

@@ -7,11 +7,15 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use lb_common::{event::Event, stats::BackendSignals};
+use lb_common::{
+    event::Event,
+    stats::BackendSignals,
+    trace::{Sample, TraceFilter},
+};
 
 use crate::dataplane::{
     Adopted, AttachMode, Connection, Counters, Cut, Dataplane, Flow, Info, Op, Reader, Signals,
-    Sweep, Sweeper, Timeouts, replay::Replayer,
+    Sweep, Sweeper, Timeouts, Traced, Tracer, replay::Replayer,
 };
 
 /// What the control plane asks of the kernel's side. The calls block; they are made from blocking
@@ -45,6 +49,12 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn sweep(&self, now_ns: u64, timeouts: &Timeouts) -> anyhow::Result<Option<Sweep>>;
     /// See [`Dataplane::take_events`].
     fn take_events(&self) -> Vec<Event>;
+    /// See [`Dataplane::take_samples`].
+    fn take_samples(&self) -> Vec<Sample>;
+    /// See [`Dataplane::set_trace`]; the first trace puts the second variant in force.
+    fn set_trace(&self, index: u32, filter: Option<&TraceFilter>) -> anyhow::Result<()>;
+    /// See [`Dataplane::take_traces`].
+    fn take_traces(&self) -> anyhow::Result<Traced>;
     /// See [`Dataplane::replayer`]. `None`: there is nothing that could be replayed.
     fn replayer(&self) -> anyhow::Result<Option<Replayer>>;
 }
@@ -128,6 +138,27 @@ impl Kernel for Shared {
 
     fn take_events(&self) -> Vec<Event> {
         self.lock().take_events()
+    }
+
+    fn take_samples(&self) -> Vec<Sample> {
+        self.lock().take_samples()
+    }
+
+    fn set_trace(&self, index: u32, filter: Option<&TraceFilter>) -> anyhow::Result<()> {
+        let options = {
+            let dataplane = self.lock();
+            (filter.is_some() && !dataplane.is_tracing()).then(|| dataplane.options().clone())
+        };
+        if let Some(options) = options {
+            // Loading takes long; others use the maps meanwhile.
+            let tracer = Tracer::load(&options)?;
+            self.lock().begin_tracing(tracer)?;
+        }
+        self.lock().set_trace(index, filter)
+    }
+
+    fn take_traces(&self) -> anyhow::Result<Traced> {
+        self.lock().take_traces()
     }
 
     fn replayer(&self) -> anyhow::Result<Option<Replayer>> {

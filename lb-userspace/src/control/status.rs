@@ -243,6 +243,13 @@ pub struct NamedFlow {
     pub service: Option<String>,
     /// Name of the backend; none if it is configured no longer.
     pub backend_name: Option<String>,
+    /// It belongs to a steered service and is known by samples: its counts are estimates, and replies
+    /// do not pass here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sampled: bool,
+    /// Packets a second from the client, estimated; only of what is sampled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packets_per_second: Option<u64>,
     /// The connection.
     #[serde(flatten)]
     pub flow: Flow,

@@ -19,6 +19,7 @@ use tokio::{
 use super::{
     kernel::Kernel,
     plan::Planner,
+    sampled::Sampled,
     state::{State, Wish},
     status::View,
     verdict::Admin,
@@ -30,6 +31,7 @@ use crate::{
     events::{Kind, Note, Timeline},
     health::{Report, passive::TICK as WATCH},
     net::NextHops,
+    trace::show::Names,
 };
 
 mod addresses;
@@ -37,6 +39,7 @@ mod attach;
 mod faults;
 mod flood;
 mod handle;
+mod names;
 mod passive;
 mod probes;
 mod reconcile;
@@ -44,13 +47,14 @@ mod reload;
 mod replay;
 mod snapshot;
 mod sweep;
+mod trace;
 mod wish;
 
 use addresses::Addresses;
 use attach::Attachments;
 use faults::{Faults, KernelNews};
 use flood::Flood;
-pub use handle::{FlowsError, Handle, ResetError};
+pub use handle::{FlowsError, Handle, ResetError, TraceError};
 use passive::Readings;
 use probes::Probes;
 pub(crate) use reload::warnings;
@@ -96,8 +100,9 @@ pub struct Setup {
 #[derive(Debug)]
 enum Command {
     Snapshot(View, oneshot::Sender<snapshot::Snapshot>),
-    FlowNames(Option<String>, oneshot::Sender<Result<snapshot::FlowNames, Vec<String>>>),
+    FlowNames(Option<String>, oneshot::Sender<Result<names::FlowNames, Vec<String>>>),
     BackendIds(String, Option<String>, oneshot::Sender<Result<BTreeSet<u32>, String>>),
+    TraceNames(oneshot::Sender<Names>),
     Reload(oneshot::Sender<Result<Reloaded, Refused>>),
     Wish(wish::Request, oneshot::Sender<Result<Vec<Wished>, WishError>>),
     Stop(oneshot::Sender<()>),
@@ -138,6 +143,7 @@ pub struct Task {
     swept: mpsc::Sender<Swept>,
     flows: u64,
     rates: Arc<Rates>,
+    sampled: Sampled,
     /// The backends whose next hops have been asked for, by the numbers that their sets have.
     hops_wanted_of: Option<(u64, u64)>,
 }
@@ -201,6 +207,7 @@ impl Task {
             swept: swept_sender,
             flows: 0,
             rates: Arc::default(),
+            sampled: Sampled::default(),
             hops_wanted_of: None,
         };
         task.attachments.adopt(&info.attachments);
@@ -281,6 +288,9 @@ impl Task {
             }
             Command::BackendIds(backend, service, answer) => {
                 let _ = answer.send(self.backend_ids(&backend, service.as_deref()));
+            }
+            Command::TraceNames(answer) => {
+                let _ = answer.send(self.trace_names());
             }
             Command::Reload(answer) => {
                 let result = self.reload(reports).await;

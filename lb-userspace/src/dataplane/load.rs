@@ -11,7 +11,7 @@ use aya::{
         xdp::XdpLink,
     },
 };
-use lb_common::names;
+use lb_common::{names, trace::TRACES_BYTES};
 
 use super::{AttachMode, Attachment, Options, grow, kernel, pins};
 
@@ -22,12 +22,34 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 /// daemon does not carry them.
 pub const FLOORS_PATH: &str = concat!(env!("OUT_DIR"), "/ballast-floors");
 
-/// Loads the object: its maps are those that are pinned, or are created and pinned. Those that have
-/// been outgrown are created beside the old ones.
-pub(super) fn load(options: &Options, found: &pins::Found) -> anyhow::Result<Ebpf> {
+/// The two programs of the object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Variant {
+    /// The one that is in force nearly always.
+    Plain,
+    /// The one that shows each packet.
+    Trace,
+}
+
+impl Variant {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Plain => names::PROGRAM,
+            Self::Trace => names::TRACE_PROGRAM,
+        }
+    }
+}
+
+/// Loads one program of the object: its maps are those that are pinned, or are created and pinned. Those
+/// that have been outgrown are created beside the old ones.
+pub(super) fn load(
+    options: &Options,
+    variant: Variant,
+    outgrown: &[&'static str],
+) -> anyhow::Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     for layout in pins::layouts(options) {
-        let path = if found.outgrown.contains(&layout.name) {
+        let path = if outgrown.contains(&layout.name) {
             grow::path(&options.pins, layout.name)
         } else {
             options.pins.join(layout.name)
@@ -37,11 +59,15 @@ pub(super) fn load(options: &Options, found: &pins::Found) -> anyhow::Result<Ebp
             loader.map_max_entries(layout.name, layout.max_entries);
         }
     }
+    if variant == Variant::Trace {
+        loader.override_global(names::TRACE, &1_u32, true);
+        loader.map_max_entries(names::TRACES, TRACES_BYTES);
+    }
     // Of what is pinned, so much goes on; without anything pinned, all is new.
     let pinned = pins::sizes(&options.pins).map_or(0, |sizes| sizes.services);
     loader.map_max_entries(names::SPENT, options.sizes.services.max(pinned));
     let mut ebpf = loader.load(OBJECT).map_err(explain).context("create the BPF maps")?;
-    verified(&mut ebpf, names::PROGRAM)?;
+    verified(&mut ebpf, variant.name())?;
     Ok(ebpf)
 }
 
@@ -85,9 +111,9 @@ fn tail(log: &str) -> String {
     lines[lines.len().saturating_sub(20)..].join("\n")
 }
 
-/// The XDP program of a loaded object.
-pub(super) fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
-    find(ebpf, names::PROGRAM)
+/// An XDP program of a loaded object.
+pub(super) fn program(ebpf: &mut Ebpf, variant: Variant) -> anyhow::Result<&mut Xdp> {
+    find(ebpf, variant.name())
 }
 
 fn find<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Xdp> {
@@ -155,7 +181,7 @@ pub(super) fn take_over_all(
 
 /// Replaces the program in a pinned link, in one step. False, and the pin is gone, if the link's
 /// interface is.
-fn take_over(program: &mut Xdp, path: &Path) -> anyhow::Result<bool> {
+pub(super) fn take_over(program: &mut Xdp, path: &Path) -> anyhow::Result<bool> {
     let opened = PinnedLink::from_pin(path);
     if let Err(LinkError::SyscallError(error)) = &opened
         && error.io_error.raw_os_error() == Some(libc::ENOENT)

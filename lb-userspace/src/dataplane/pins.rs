@@ -17,6 +17,7 @@ use lb_common::{
     service::{Service, ServiceKey, Slot},
     source::{Bucket, RateKey, Source},
     stats::{BackendSignals, BackendStats, Meta, ServiceStats},
+    trace::{SAMPLES_BYTES, Sample},
 };
 
 use super::{AttachMode, Options, Sizes, grow, link as pinned_link};
@@ -79,6 +80,11 @@ pub(super) fn layouts(options: &Options) -> Vec<Layout> {
             key_size: 0,
             value_size: 0,
             ..map::<(), Event>(names::EVENTS, MapType::RingBuf, limits::EVENTS_BYTES)
+        },
+        Layout {
+            key_size: 0,
+            value_size: 0,
+            ..map::<(), Sample>(names::SAMPLES, MapType::RingBuf, SAMPLES_BYTES)
         },
         map::<u32, Meta>(names::META, MapType::Array, 1),
     ]

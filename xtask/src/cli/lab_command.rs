@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use crate::{
     interrupt,
-    lab::{self, Balancers, HostName, Lab, Options},
+    lab::{self, Balancers, HostName, Lab, Machine, Options},
     shell,
 };
 
@@ -39,6 +39,24 @@ pub(super) enum LabCommand {
 
     /// Shows what every host is and does
     Status(Name),
+
+    /// Makes this machine one host of the lab, for a lab of several machines
+    ///
+    /// Installs what the host runs, adds its addresses to the interface, writes the same files as a lab on
+    /// one machine, and starts the same programs. May be repeated; it is needed again after a reboot.
+    /// `vagrant/` does this in each of its virtual machines.
+    Host {
+        #[command(flatten)]
+        name: Name,
+        /// The host that this machine is
+        host: HostName,
+        /// The machine's interface in the lab's network
+        #[arg(long)]
+        interface: String,
+        /// The `ballast` binary, for a balancer; built if it is not given
+        #[arg(long, value_name = "FILE")]
+        ballast: Option<PathBuf>,
+    },
 
     /// Runs a command on a host
     Exec {
@@ -121,6 +139,10 @@ impl LabCommand {
             Self::Up(args) => args.run(),
             Self::Down(name) => lab::down(&name.name),
             Self::Status(name) => status(&Lab::attach(&name.name)?),
+            Self::Host { name, host, interface, ballast } => {
+                interrupt::install()?;
+                lab::host(Machine { name: name.name, host, interface, ballast })
+            }
             Self::Exec { name, host, command } => {
                 let lab = Lab::attach(&name.name)?;
                 let mut wrapped = lab.host(host.as_str()).command(&command[0]);

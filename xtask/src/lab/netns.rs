@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use nix::{
     sched::{CloneFlags, setns},
     unistd::Pid,
@@ -40,6 +40,29 @@ pub(super) fn id(name: &str) -> Option<Id> {
 
 fn identity(path: &Path) -> Option<Id> {
     path.metadata().ok().map(|meta| (meta.dev(), meta.ino()))
+}
+
+/// Identity of the namespace that this process is in.
+pub(super) fn own() -> Option<Id> {
+    identity(Path::new("/proc/self/ns/net"))
+}
+
+/// Whether it is the namespace of the machine itself: that of its first process.
+pub(super) fn is_the_machines(id: Id) -> bool {
+    identity(Path::new("/proc/1/ns/net")) == Some(id)
+}
+
+/// Gives the namespace that this process is in the name `name`, if it has not that name already.
+pub(super) fn name_own(name: &str) -> Result<()> {
+    match id(name) {
+        Some(named) if Some(named) == own() => Ok(()),
+        Some(_) => bail!("{name} is the name of another network namespace: a lab stands here"),
+        None => {
+            delete(name)?;
+            let pid = std::process::id().to_string();
+            shell::output(Command::new("ip").args(["netns", "attach", name, &pid])).map(drop)
+        }
+    }
 }
 
 /// Makes the namespace `name`.
@@ -141,7 +164,7 @@ mod tests {
         let found = ancestors();
         assert!(found.contains(&(std::process::id() as i32)));
         assert!(found.contains(&nix::unistd::getppid().as_raw()));
-        let own = identity(Path::new("/proc/self/ns/net")).unwrap();
+        let own = own().unwrap();
         assert!(holds(own, std::process::id() as i32));
         let others = processes(&HashSet::from([own]));
         assert!(!others.iter().any(|pid| found.contains(&pid.as_raw())));

@@ -93,22 +93,38 @@ pub(super) fn program(lab: &Lab, host: HostName) -> Program {
     }
 }
 
+/// The server that begins as the primary.
+pub(super) const PRIMARY: HostName = HostName::Pg01;
+
+/// The server that begins as its standby.
+const STANDBY: HostName = HostName::Pg02;
+
 /// Brings up the servers: the primary, and then the standby, cloned from it the first time.
 pub(super) fn start(lab: &Lab) -> Result<()> {
-    let (primary, standby) = (HostName::Pg01, HostName::Pg02);
-    for host in [primary, standby] {
-        write_config(lab, host)?;
+    start_primary(lab)?;
+    start_standby(lab)
+}
+
+/// Brings up the primary.
+pub(super) fn start_primary(lab: &Lab) -> Result<()> {
+    write_config(lab, PRIMARY)?;
+    let fresh = !data(lab, PRIMARY).exists();
+    if fresh {
+        copy_template(lab, PRIMARY)?;
     }
-    if !data(lab, primary).exists() {
-        copy_template(lab, primary)?;
+    restart(lab, PRIMARY)?;
+    if fresh { make_slot(lab).context("make the standby's slot") } else { Ok(()) }
+}
+
+/// Brings up the standby. The primary is up, here or on another machine.
+pub(super) fn start_standby(lab: &Lab) -> Result<()> {
+    write_config(lab, STANDBY)?;
+    if !data(lab, STANDBY).exists() {
+        clone_primary(lab).context("clone the primary")?;
     }
-    restart(lab, primary)?;
-    if !data(lab, standby).exists() {
-        clone_primary(lab, standby, primary).context("clone the primary")?;
-    }
-    restart(lab, standby)?;
+    restart(lab, STANDBY)?;
     wait::until(STREAM_LIMIT, "the standby to stream", || {
-        Ok((lab.postgres_state(standby)? == "streaming").then_some(()))
+        Ok((lab.postgres_state(STANDBY)? == "streaming").then_some(()))
     })
 }
 
@@ -235,28 +251,41 @@ fn template(lab: &Lab, host: HostName) -> Result<PathBuf> {
     Ok(template)
 }
 
-fn clone_primary(lab: &Lab, standby: HostName, primary: HostName) -> Result<()> {
-    let draft = data(lab, standby).with_extension("draft");
+/// Whether the primary accepts connections over the network.
+pub(super) fn answers(lab: &Lab) -> bool {
+    let mut probe = as_postgres(&lab.namespace(STANDBY), "pg_isready");
+    probe.args(["-q", "-h", &PRIMARY.ipv4().to_string(), "-p", &POSTGRES_PORT.to_string()]);
+    shell::output(&mut probe).is_ok()
+}
+
+/// Name of the standby's replication slot.
+fn slot() -> String {
+    STANDBY.as_str().replace('-', "_")
+}
+
+/// Makes the slot. It keeps no WAL before the standby has used it.
+fn make_slot(lab: &Lab) -> Result<()> {
+    let slot = slot();
+    let statement = format!(
+        "SELECT pg_create_physical_replication_slot('{slot}') WHERE NOT EXISTS \
+         (SELECT FROM pg_replication_slots WHERE slot_name = '{slot}')"
+    );
+    query(lab, PRIMARY, &statement).map(drop)
+}
+
+fn clone_primary(lab: &Lab) -> Result<()> {
+    let draft = data(lab, STANDBY).with_extension("draft");
     paths::remove(&draft)?;
     make_data_dir(&draft).context("make a folder for the clone")?;
-    let slot = standby.as_str().replace('-', "_");
-    query(
-        lab,
-        primary,
-        &format!(
-            "SELECT pg_create_physical_replication_slot('{slot}') WHERE NOT EXISTS \
-             (SELECT FROM pg_replication_slots WHERE slot_name = '{slot}')"
-        ),
-    )?;
-    let mut clone = as_postgres(&lab.namespace(standby), "pg_basebackup");
+    let mut clone = as_postgres(&lab.namespace(STANDBY), "pg_basebackup");
     clone.arg("-D").arg(&draft).arg("-d").arg(format!(
-        "host={} port={POSTGRES_PORT} user=replication application_name={standby}",
-        primary.ipv4()
+        "host={} port={POSTGRES_PORT} user=replication application_name={STANDBY}",
+        PRIMARY.ipv4()
     ));
-    clone.args(["-R", "-S", &slot, "-X", "stream", "-c", "fast", "--no-sync"]);
+    clone.args(["-R", "-S", &slot(), "-X", "stream", "-c", "fast", "--no-sync"]);
     clone.env("PGPASSWORD", REPLICATION_PASSWORD);
     shell::output(&mut clone)?;
-    fs::rename(&draft, data(lab, standby)).context("keep the clone")
+    fs::rename(&draft, data(lab, STANDBY)).context("keep the clone")
 }
 
 impl Lab {

@@ -53,7 +53,15 @@ pub(super) fn clear(name: &str) -> Result<()> {
 }
 
 /// Kills all processes in the namespaces and waits until they are gone.
+///
+/// Never those of the machine itself: it may have been made one host of a lab.
 pub(super) fn kill_all(namespaces: &HashSet<netns::Id>) -> Result<()> {
+    if namespaces.iter().any(|id| netns::is_the_machines(*id)) {
+        bail!(
+            "this machine itself is a host of the lab, and everything on it would be killed; \
+             `systemctl stop ballast-lab` ends what the lab runs here"
+        );
+    }
     // No check for interrupts: this is what an interrupt leads to.
     let end = Instant::now() + KILL_LIMIT;
     let mut dying = HashSet::new();

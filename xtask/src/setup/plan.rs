@@ -20,7 +20,7 @@ const fn tool(program: &'static str, package: &'static str) -> Tool {
 }
 
 /// What the lab, the tests and the benchmarks run.
-pub(super) const TOOLS: [Tool; 14] = [
+pub(super) const TOOLS: [Tool; 15] = [
     // A linker for Rust, and a C compiler for the cryptography that `https` probes use.
     tool("cc", "gcc"),
     tool("bpftool", "bpftool"),
@@ -35,6 +35,7 @@ pub(super) const TOOLS: [Tool; 14] = [
     tool("setpriv", "util-linux"),
     tool("/usr/lib/postgresql/15/bin/postgres", "postgresql-15"),
     tool("/usr/lib/postgresql/15/bin/pg_basebackup", "postgresql-client-15"),
+    tool("vagrant", "vagrant"),
     tool("wrk", "wrk"),
 ];
 

@@ -63,7 +63,7 @@ impl Facts {
     }
 }
 
-fn is_there(tool: &Tool) -> bool {
+pub(super) fn is_there(tool: &Tool) -> bool {
     let program = Path::new(tool.program);
     if program.is_absolute() {
         // Elsewhere than on Debian its folder may be in `PATH`.

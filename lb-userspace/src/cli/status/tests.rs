@@ -62,6 +62,7 @@ fn status() -> Status {
         }],
         dataplane: Info {
             program_id: 7,
+            traces: 0,
             adopted: true,
             attachments: vec![Attachment {
                 interface: "eth0".into(),

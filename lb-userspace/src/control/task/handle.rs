@@ -13,6 +13,11 @@ use crate::{
         status::{NamedFlow, Status, View},
     },
     events::{Kind, Note, Timeline},
+    trace::{
+        Request,
+        hub::{BeginError, Hub, Trace},
+        show::{Names, Unknown},
+    },
 };
 
 /// Connections that are handed over together.
@@ -28,6 +33,7 @@ pub struct Handle {
     settled: watch::Receiver<bool>,
     kernel: Arc<dyn Kernel>,
     timeline: Arc<Timeline>,
+    traces: Hub,
 }
 
 /// Why there is no list of connections.
@@ -42,6 +48,20 @@ pub enum FlowsError {
         known: String,
     },
     /// The tables could not be read.
+    #[error(transparent)]
+    Failed(#[from] anyhow::Error),
+}
+
+/// Why there is no trace.
+#[derive(Debug, thiserror::Error)]
+pub enum TraceError {
+    /// It names what is not there.
+    #[error(transparent)]
+    Unknown(#[from] Unknown),
+    /// It could not be begun.
+    #[error(transparent)]
+    Begin(#[from] BeginError),
+    /// The names could not be read.
     #[error(transparent)]
     Failed(#[from] anyhow::Error),
 }
@@ -64,7 +84,8 @@ impl Handle {
         kernel: Arc<dyn Kernel>,
         timeline: Arc<Timeline>,
     ) -> Self {
-        Self { commands, settled, kernel, timeline }
+        let traces = Hub::start(Arc::clone(&kernel));
+        Self { commands, settled, kernel, timeline, traces }
     }
 
     /// The timeline.
@@ -102,7 +123,9 @@ impl Handle {
         let kernel = Arc::clone(&self.kernel);
         let (sender, receiver) = mpsc::channel(QUEUED_BATCHES);
         tokio::task::spawn_blocking(move || {
-            let (mut left, mut batch) = (limit, Vec::new());
+            // What is sampled is little, and would not be seen behind all that is counted.
+            let mut batch: Vec<_> = names.sampled().take(limit).collect();
+            let mut left = limit - batch.len();
             let read = kernel.flows(&|backend| names.wants(backend), &mut |flow| {
                 if left == 0 {
                     return ControlFlow::Break(());
@@ -120,6 +143,13 @@ impl Handle {
             }
         });
         Ok(receiver)
+    }
+
+    /// Begins to record the packets that are asked for. Gives also the names for what they show.
+    pub async fn trace(&self, request: &Request) -> Result<(Names, Trace), TraceError> {
+        let names: Names = self.ask(Command::TraceNames).await?;
+        let filter = names.filter(request)?;
+        Ok((names, self.traces.begin(filter).await?))
     }
 
     /// Reads the configuration anew, and puts it into force if it is right.
@@ -167,6 +197,7 @@ impl Handle {
 
     /// Ends the task. Forwarding goes on with the tables as they are.
     pub async fn stop(&self) {
+        self.traces.stop().await;
         // If it has ended already, that is as good.
         let _ = self.ask(Command::Stop).await;
     }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use lb_common::{event::Event, stats::BackendSignals};
+use lb_common::{event::Event, stats::BackendSignals, trace::Sample};
 
 use super::{TICK, Task};
 use crate::{
@@ -16,6 +16,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Swept {
     events: Vec<Event>,
+    samples: Vec<Sample>,
     /// The whole sweep, if this was its last slice.
     sweep: anyhow::Result<Option<Sweep>>,
     /// The counters, if they were read this time.
@@ -99,6 +100,7 @@ impl Task {
         tokio::spawn(async move {
             let work = tokio::task::spawn_blocking(move || Swept {
                 events: kernel.take_events(),
+                samples: kernel.take_samples(),
                 sweep: kernel.sweep(clock::monotonic_coarse_ns(), &timeouts),
                 counted: indexes
                     .map(|(services, backends)| Counted::read(&*kernel, &services, &backends))
@@ -106,6 +108,7 @@ impl Task {
             });
             let swept = work.await.unwrap_or_else(|panicked| Swept {
                 events: Vec::new(),
+                samples: Vec::new(),
                 sweep: Err(panicked.into()),
                 counted: Ok(None),
             });
@@ -125,6 +128,7 @@ impl Task {
     pub(super) fn take_sweep(&mut self, swept: Swept) {
         self.sweeping = false;
         let now = clock::monotonic();
+        self.sampled.take(&swept.samples, now);
         if !swept.events.is_empty() {
             let names = self.names_in(&swept.events);
             let find = |service: u32, backend: u32| {

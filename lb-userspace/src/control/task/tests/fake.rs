@@ -14,13 +14,14 @@ use lb_common::{
     service::{Service, ServiceKey},
     source::Source,
     stats::{BackendSignals, BackendStats, ServiceStats},
+    trace::{Sample, TraceFilter},
 };
 
 use crate::{
     control::{kernel::Kernel, plan::service_key},
     dataplane::{
         Adopted, AttachMode, Attachment, Connection, Counters, Cut, Flow, Info, Op, Sizes, Sweep,
-        Timeouts, replay::Replayer,
+        Timeouts, Traced, replay::Replayer,
     },
 };
 
@@ -38,6 +39,9 @@ pub(super) struct Maps {
     pub(super) writes: usize,
     pub(super) broken: bool,
     pub(super) events: Vec<Event>,
+    pub(super) samples: Vec<Sample>,
+    pub(super) traces: BTreeMap<u32, TraceFilter>,
+    pub(super) traced: Traced,
     pub(super) sizes: Sizes,
     pub(super) connections: Vec<Connection>,
     pub(super) signals: BTreeMap<u32, BackendSignals>,
@@ -180,6 +184,25 @@ impl Kernel for FakeKernel {
 
     fn take_events(&self) -> Vec<Event> {
         std::mem::take(&mut self.maps().events)
+    }
+
+    fn take_samples(&self) -> Vec<Sample> {
+        std::mem::take(&mut self.maps().samples)
+    }
+
+    fn set_trace(&self, index: u32, filter: Option<&TraceFilter>) -> anyhow::Result<()> {
+        let mut maps = self.maps();
+        match filter {
+            Some(filter) => maps.traces.insert(index, *filter),
+            None => maps.traces.remove(&index),
+        };
+        Ok(())
+    }
+
+    fn take_traces(&self) -> anyhow::Result<Traced> {
+        let mut maps = self.maps();
+        let lost = maps.traced.lost;
+        Ok(std::mem::replace(&mut maps.traced, Traced { records: Vec::new(), lost }))
     }
 
     fn replayer(&self) -> anyhow::Result<Option<Replayer>> {
