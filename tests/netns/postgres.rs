@@ -377,7 +377,13 @@ fn what_is_wrong_with_a_server_is_said() -> Result<()> {
     let site = site("pg-wrong", "")?;
     let password = site.lab().state_dir().join("pg.password");
     fs::write(&password, "not this one\n")?;
-    let database = until(&site, "the password to be refused", |it| {
+    // What is connected goes on; what is not is refused.
+    until(&site, "the password to be refused", |it| {
+        it["warnings"].to_string().contains("no new connections: wrong password")
+    })?;
+    site.daemon().kill()?;
+    site.daemon().start()?;
+    let database = until(&site, "the password to be refused again", |it| {
         server(it, "pg-01")["failure_kind"] == "refuses"
     })?;
     let why = server(&database, "pg-01")["failure"].to_string();

@@ -170,7 +170,7 @@ const DEPENDENCIES: [Dependency; 4] = [
 ];
 
 /// Machines that are given inputs and the time, and give actions.
-const PURE: [&str; 23] = [
+const PURE: [&str; 24] = [
     "lb-userspace/src/control/plan.rs",
     "lb-userspace/src/control/state.rs",
     "lb-userspace/src/control/table.rs",
@@ -185,6 +185,7 @@ const PURE: [&str; 23] = [
     "lb-userspace/src/health/threshold.rs",
     "lb-userspace/src/postgres/choose.rs",
     "lb-userspace/src/postgres/failover.rs",
+    "lb-userspace/src/postgres/failover/command.rs",
     "lb-userspace/src/postgres/failover/follow.rs",
     "lb-userspace/src/postgres/failover/known.rs",
     "lb-userspace/src/postgres/failover/run.rs",
