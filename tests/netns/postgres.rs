@@ -156,6 +156,25 @@ async fn write(
     Ok(())
 }
 
+/// A client that is connected and does nothing, until its connection ends.
+fn idle(site: &Site) -> Result<JoinHandle<()>> {
+    let host = site.client().clone();
+    let (connected, wait) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let _ = on(&host, async || {
+            let mut config = tokio_postgres::Config::new();
+            config.host("192.0.2.100").port(5432).user("app").password("app").dbname("app");
+            let (_client, connection) = config.connect(tokio_postgres::NoTls).await?;
+            connected.send(())?;
+            // Its end is an error that says that it was reset.
+            let _ = connection.await;
+            Ok(())
+        });
+    });
+    wait.recv().context("connect an idle client")?;
+    Ok(thread)
+}
+
 /// The longest time between two acknowledgements.
 fn gap(acknowledged: &[(u64, Instant)]) -> Duration {
     let pairs = acknowledged.windows(2).map(|pair| pair[1].1 - pair[0].1);
@@ -285,7 +304,9 @@ fn an_orderly_change_loses_nothing() -> Result<()> {
     let dry = site.obeys("pg switchover --dry-run --peer-is-down lb-02")?;
     ensure!(dry.contains("nothing was done") && dry.contains("pg-02"), "{dry}");
     ensure!(leads_to(&site, 5432)? == "192.0.2.31");
+    let idle = idle(&site)?;
     site.obeys("pg switchover --yes --peer-is-down lb-02")?;
+    eventually("the idle client to be told", || Ok(idle.is_finished().then_some(())))?;
     writer.more(50)?;
     let acknowledged = writer.end()?;
     println!("longest pause {:?}", gap(&acknowledged));
@@ -377,7 +398,13 @@ fn what_is_wrong_with_a_server_is_said() -> Result<()> {
     let site = site("pg-wrong", "")?;
     let password = site.lab().state_dir().join("pg.password");
     fs::write(&password, "not this one\n")?;
-    let database = until(&site, "the password to be refused", |it| {
+    // What is connected goes on; what is not is refused.
+    until(&site, "the password to be refused", |it| {
+        it["warnings"].to_string().contains("no new connections: wrong password")
+    })?;
+    site.daemon().kill()?;
+    site.daemon().start()?;
+    let database = until(&site, "the password to be refused again", |it| {
         server(it, "pg-01")["failure_kind"] == "refuses"
     })?;
     let why = server(&database, "pg-01")["failure"].to_string();

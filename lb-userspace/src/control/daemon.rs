@@ -112,6 +112,8 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
         timeline: Arc::clone(&timeline),
         channel: Arc::new(NoPeers),
     };
+    let first = database_configs.borrow().clone();
+    databases.follow(&setup, first).await;
     tokio::spawn(databases.clone().run(setup, database_configs));
     let server = admin::Server::bind(&socket)?;
     let server = tokio::spawn(server.run(handle.clone(), databases));

@@ -61,17 +61,19 @@ pub enum Error {
 }
 
 impl Databases {
-    /// Follows the configuration until its sender is gone.
+    /// Follows changes of the configuration until its sender is gone.
     pub async fn run(self, setup: Setup, mut configs: watch::Receiver<Vec<Postgres>>) {
-        loop {
-            let configs_now = configs.borrow_and_update().clone();
-            self.keep(&configs_now).await;
-            for config in configs_now {
-                self.start(&setup, config).await;
-            }
-            if configs.changed().await.is_err() {
-                return;
-            }
+        while configs.changed().await.is_ok() {
+            let new = configs.borrow_and_update().clone();
+            self.follow(&setup, new).await;
+        }
+    }
+
+    /// Starts the tasks of these databases, and ends all others.
+    pub async fn follow(&self, setup: &Setup, configs: Vec<Postgres>) {
+        self.keep(&configs).await;
+        for config in configs {
+            self.start(setup, config).await;
         }
     }
 

@@ -35,6 +35,7 @@ use super::{
 };
 use crate::events::{Kind, Note};
 
+mod command;
 mod follow;
 mod known;
 mod run;
@@ -59,11 +60,12 @@ pub struct Settings {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Message {
-    /// What is your record?
-    Ask,
-    /// I have none.
-    Nothing,
-    /// My record.
+    /// What is your record? The number comes back with the answer, so that none is taken for the answer
+    /// to a question of an earlier life.
+    Ask(u64),
+    /// My record, if I have one.
+    Answer(u64, Option<Box<Record>>),
+    /// My record, unasked.
     Record(Box<Record>),
     /// The record at this [place](Record::place) is safe with me, and my gate is as it says.
     Ack((u64, u64)),
@@ -239,6 +241,8 @@ struct Pending {
     again: Option<Duration>,
     /// Another balancer's, which waits for an answer.
     of: Option<String>,
+    /// That one has said it when we asked.
+    fresh: bool,
 }
 
 /// The machine.
@@ -463,7 +467,8 @@ impl Machine {
     /// Keeps a record; what it announces begins in [`Self::committed`].
     fn commit(&mut self, record: Record, of: Option<&str>, out: &mut Vec<Action>) {
         out.push(Action::Commit(Box::new(record.clone())));
-        self.pending = Some(Pending { record, again: None, of: of.map(str::to_owned) });
+        self.pending =
+            Some(Pending { record, again: None, of: of.map(str::to_owned), fresh: false });
     }
 
     fn note(&self, kind: Kind, message: impl Into<String>) -> Action {

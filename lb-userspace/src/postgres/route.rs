@@ -166,7 +166,11 @@ fn read(rules: Rules, name: &str, view: View<'_>, now: Duration) -> Appointed {
     let Some((known, sample)) = view.servers.get(name).and_then(|it| Some((it, it.sample()?)))
     else {
         let why = view.servers.get(name).and_then(Known::failing);
-        return barred(why.map_or("not asked yet", |(_, failure)| &failure.reason));
+        return match why {
+            Some((_, failure)) => barred(&failure.reason),
+            // After a start of the daemon, what is open goes on.
+            None => Appointed::Rests("not asked yet".into()),
+        };
     };
     if let Some((since, failure)) = known.failing()
         && (!failure.kind.is_down() || now.saturating_sub(since) >= rules.interval * MISSED)

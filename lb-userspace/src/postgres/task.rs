@@ -44,6 +44,9 @@ mod show;
 /// Time between two ticks of the machine.
 const TICK: Duration = Duration::from_millis(100);
 
+/// After its start the task waits so long for the first word of each server, and touches no table.
+const FIRST_ROUND: Duration = Duration::from_millis(1500);
+
 /// What waits for the task. A monitor whose report does not fit waits, which delays its next look.
 const QUEUED: usize = 64;
 
@@ -118,6 +121,8 @@ pub struct Task {
     applied: BTreeMap<String, (Appointed, Appointed)>,
     /// The gate that the tables do not say yet.
     gate: Option<u64>,
+    /// When the task began, on the monotonic clock.
+    began: Duration,
     /// The last try to write the tables failed; why.
     behind: Option<String>,
     /// The record on the disk is marked as the latest.
@@ -168,6 +173,7 @@ impl Task {
             troubles: BTreeMap::new(),
             applied: BTreeMap::new(),
             gate: None,
+            began: clock::monotonic(),
             behind: None,
             marked: warm,
             status,
@@ -416,6 +422,11 @@ impl Task {
 
     /// Puts the routes into force, if they are others now. The event says that a gate is.
     async fn route(&mut self) -> Option<Event> {
+        // What the daemon before has left is better than what is not known yet.
+        let asked = self.links.keys().all(|server| self.machine.servers().contains_key(server));
+        if !asked && clock::monotonic() < self.began + FIRST_ROUND {
+            return None;
+        }
         let routes = self.routes();
         if routes == self.applied && self.gate.is_none() {
             return None;

@@ -67,6 +67,10 @@ max_wal_size = 256MB
 # A returning primary can be rewound.
 wal_log_hints = on
 hot_standby = on
+# A link that is silent is found out.
+wal_receiver_timeout = 5s
+wal_sender_timeout = 5s
+wal_retrieve_retry_interval = 500ms
 jit = off
 logging_collector = off
 log_line_prefix = '%m [%p] '

@@ -170,7 +170,7 @@ const DEPENDENCIES: [Dependency; 4] = [
 ];
 
 /// Machines that are given inputs and the time, and give actions.
-const PURE: [&str; 31] = [
+const PURE: [&str; 32] = [
     "lb-userspace/src/control/plan.rs",
     "lb-userspace/src/control/state.rs",
     "lb-userspace/src/control/table.rs",
@@ -189,6 +189,7 @@ const PURE: [&str; 31] = [
     "lb-userspace/src/peer/window.rs",
     "lb-userspace/src/postgres/choose.rs",
     "lb-userspace/src/postgres/failover.rs",
+    "lb-userspace/src/postgres/failover/command.rs",
     "lb-userspace/src/postgres/failover/follow.rs",
     "lb-userspace/src/postgres/failover/known.rs",
     "lb-userspace/src/postgres/failover/run.rs",

@@ -78,14 +78,9 @@ pub fn judge(servers: &[Server<'_>]) -> Judgement {
 mod tests {
     use super::*;
 
-    fn verdict(appointed: Appointed, admin: Admin, resolved: bool) -> (bool, bool) {
-        let server = Server {
-            appointed: &appointed,
-            admin,
-            drain_left: Duration::from_secs(9),
-            weight: 1,
-            resolved,
-        };
+    fn verdict(appointed: &Appointed, admin: Admin, resolved: bool) -> (bool, bool) {
+        let server =
+            Server { appointed, admin, drain_left: Duration::from_secs(9), weight: 1, resolved };
         let judgement = judge(&[server]);
         assert!(!judgement.panic && !judgement.on_backups);
         let verdict = &judgement.verdicts[0];
@@ -96,13 +91,13 @@ mod tests {
     #[test]
     fn the_appointment_decides_and_the_operator_may_say_no() {
         let serves = || Appointed::Serves("primary".into());
-        assert_eq!(verdict(serves(), Admin::Enabled, true), (true, true));
-        assert_eq!(verdict(serves(), Admin::Enabled, false), (false, true));
-        assert_eq!(verdict(serves(), Admin::Draining, true), (false, true));
-        assert_eq!(verdict(serves(), Admin::Disabled, true), (false, false));
+        assert_eq!(verdict(&serves(), Admin::Enabled, true), (true, true));
+        assert_eq!(verdict(&serves(), Admin::Enabled, false), (false, true));
+        assert_eq!(verdict(&serves(), Admin::Draining, true), (false, true));
+        assert_eq!(verdict(&serves(), Admin::Disabled, true), (false, false));
         let rests = Appointed::Rests("too late".into());
-        assert_eq!(verdict(rests, Admin::Enabled, true), (false, true));
+        assert_eq!(verdict(&rests, Admin::Enabled, true), (false, true));
         let barred = Appointed::Barred("takes writes on timeline 1".into());
-        assert_eq!(verdict(barred, Admin::Enabled, true), (false, false), "nor by panic");
+        assert_eq!(verdict(&barred, Admin::Enabled, true), (false, false), "nor by panic");
     }
 }

@@ -30,7 +30,7 @@ impl Machine {
         let wait = if waits { AGAIN } else { ASK_AGAIN };
         if self.asked.is_none_or(|at| now >= at + wait) {
             self.asked = Some(now);
-            broadcast(&self.settings.peers.clone(), &Message::Ask, out);
+            broadcast(&self.settings.peers, &Message::Ask(question(now)), out);
         }
         if let Some(pending) = &mut self.pending
             && pending.again.is_some_and(|at| now >= at)
@@ -194,14 +194,21 @@ impl Machine {
             return;
         }
         match message {
-            Message::Ask => {
-                let record = self.record.clone();
-                let message =
-                    record.map_or(Message::Nothing, |record| Message::Record(Box::new(record)));
-                out.push(Action::Tell { node: node.to_owned(), message });
+            Message::Ask(question) => {
+                // What is being written is not known to be kept, and what was is over.
+                if self.pending.is_none() {
+                    let message = Message::Answer(question, self.record.clone().map(Box::new));
+                    out.push(Action::Tell { node: node.to_owned(), message });
+                }
             }
-            Message::Nothing => self.confirmed |= self.record.is_some(),
-            Message::Record(record) => self.compare(node, *record, out),
+            Message::Answer(number, theirs) => {
+                let fresh = self.asked.map(question) == Some(number);
+                match theirs {
+                    None => self.confirmed |= fresh && self.record.is_some(),
+                    Some(theirs) => self.compare(node, *theirs, fresh, out),
+                }
+            }
+            Message::Record(record) => self.compare(node, *record, false, out),
             Message::Ack(place) => {
                 if self.record.as_ref().is_some_and(|record| record.place() == place) {
                     self.work.heard(node);
@@ -217,18 +224,19 @@ impl Machine {
     }
 
     /// Compares another balancer's record with ours: the later one is right.
-    fn compare(&mut self, node: &str, theirs: Record, out: &mut Vec<Action>) {
+    /// `fresh`: it was said after this balancer's own start.
+    fn compare(&mut self, node: &str, theirs: Record, fresh: bool, out: &mut Vec<Action>) {
         let tell = |message| Action::Tell { node: node.to_owned(), message };
         if self.pending.is_some() {
             // They say it again.
             return;
         }
         let Some(ours) = &self.record else {
-            self.commit(theirs, Some(node), out);
+            self.adopt(theirs, node, fresh, out);
             return;
         };
         if theirs == *ours {
-            self.confirmed = true;
+            self.confirmed |= fresh;
             self.ack = Some((node.to_owned(), theirs.place()));
             self.acknowledge(out);
         } else if theirs.place() > ours.place() {
@@ -237,16 +245,23 @@ impl Machine {
                 out.push(tell(Message::Refuse(theirs.place(), why)));
                 return;
             }
-            self.commit(theirs, Some(node), out);
+            self.adopt(theirs, node, fresh, out);
         } else if theirs.place() < ours.place() {
-            self.confirmed = true;
+            self.confirmed |= fresh;
             out.push(tell(Message::Record(Box::new(ours.clone()))));
         } else if theirs.phase == Phase::Serving && ours.phase == Phase::Serving {
             // They differ in what is left to do, or in a fence, unless two primaries were accepted.
-            self.confirmed |= theirs.primary == ours.primary && theirs.epoch == ours.epoch;
+            self.confirmed |= fresh && theirs.primary == ours.primary && theirs.epoch == ours.epoch;
         } else {
             let why = format!("{} has another record with this number", self.settings.node);
             out.push(tell(Message::Refuse(theirs.place(), why)));
+        }
+    }
+
+    fn adopt(&mut self, theirs: Record, node: &str, fresh: bool, out: &mut Vec<Action>) {
+        self.commit(theirs, Some(node), out);
+        if let Some(pending) = &mut self.pending {
+            pending.fresh = fresh;
         }
     }
 
@@ -262,7 +277,7 @@ impl Machine {
     }
 
     pub(super) fn committed(&mut self, revision: u64, now: Duration, out: &mut Vec<Action>) {
-        let Some(Pending { record, of, .. }) =
+        let Some(Pending { record, of, fresh, .. }) =
             self.pending.take_if(|pending| pending.record.revision == revision)
         else {
             return;
@@ -271,7 +286,7 @@ impl Machine {
         self.verify();
         let record = self.record.as_ref().expect("it has just been set");
         if let Some(node) = of {
-            self.confirmed = true;
+            self.confirmed |= fresh;
             self.ack = Some((node.clone(), record.place()));
             if before.as_ref().is_none_or(|it| it.primary != record.primary) {
                 let message = format!("{} is the primary, {node} says", record.primary);
@@ -294,8 +309,8 @@ impl Machine {
             return;
         }
         broadcast(&self.settings.peers.clone(), &Message::Record(Box::new(record.clone())), out);
-        let fresh = before.is_some_and(|it| it.phase == Phase::Fencing);
-        self.start(fresh, now, out);
+        let unsent = before.is_some_and(|it| it.phase == Phase::Fencing);
+        self.start(unsent, now, out);
     }
 
     pub(super) fn not_committed(
@@ -323,4 +338,9 @@ impl Machine {
     pub(super) fn others(&self, absent: &BTreeSet<String>) -> BTreeSet<String> {
         self.settings.peers.difference(absent).cloned().collect()
     }
+}
+
+/// The number of a question that was asked then: another one in each life of a balancer.
+fn question(asked: Duration) -> u64 {
+    asked.as_nanos() as u64
 }

@@ -29,7 +29,7 @@ pub struct Known {
 const FRESH: Duration = Duration::from_secs(3);
 
 /// Share of the highest rate that is left after each look.
-const FADE: f64 = 0.95;
+const FADE: f64 = 0.8;
 
 impl Known {
     /// What it said last.

@@ -7,6 +7,7 @@ use crate::postgres::{
     sync::SyncRule,
 };
 
+mod balancers;
 mod sim;
 mod steps;
 

@@ -6,7 +6,9 @@
 use fastrand::Rng;
 
 use super::*;
-use crate::postgres::record::LastKnown;
+use crate::postgres::record::Cause;
+
+mod laws;
 
 /// Lives that are played.
 const LIVES: u64 = 2000;
@@ -373,8 +375,7 @@ impl Site {
                 it.timeline += 1;
                 it.source = Source::Nobody;
                 let run = self.balancers[at].disk.as_ref().and_then(|it| it.run.clone());
-                let planned =
-                    run.is_some_and(|run| run.cause == crate::postgres::record::Cause::Switchover);
+                let planned = run.is_some_and(|run| run.cause == Cause::Switchover);
                 *(if planned { &mut self.switchovers } else { &mut self.promotions }) += 1;
             }
             let it = &mut self.servers[server];
@@ -394,66 +395,6 @@ impl Site {
         let lost = Err(PromoteError { sent: true, why: "no answer".into() });
         let result = if fails && result.is_ok() { lost } else { result };
         self.take(at, Event::Promoted { server: name, result });
-    }
-
-    /// Nobody is promoted while a write may still pass a balancer.
-    fn check_nobody_writes(&self, at: usize) {
-        for (place, balancer) in self.balancers.iter().enumerate() {
-            assert!(
-                !balancer.host_up || balancer.open.is_none(),
-                "{} promotes while {} lets writes through to {:?}",
-                NODES[at],
-                NODES[place],
-                balancer.open
-            );
-        }
-    }
-
-    /// What this promotion loses is what it said.
-    fn count_losses(&mut self, at: usize, server: usize) {
-        let disk = self.balancers[at].disk.clone().expect("a record announces it");
-        let run = disk.run.expect("a run promotes");
-        let has: BTreeSet<u64> = self.servers[server].log.iter().map(|it| it.number).collect();
-        let lost: Vec<u64> =
-            self.acknowledged.iter().copied().filter(|number| !has.contains(number)).collect();
-        if let Some(loss) = run.loss {
-            if loss.proven {
-                assert!(lost.is_empty(), "it was proven that nothing is lost: {lost:?}");
-            }
-            let Some(LastKnown { end, .. }) = run.last_known else { return };
-            let old = &self.servers[server_at(&disk.primary)].log;
-            let seen = old.iter().take(end.0 as usize).filter(|it| lost.contains(&it.number));
-            assert!(seen.count() as u64 <= loss.known, "more is lost than was said: {loss:?}");
-            if run.cause == crate::postgres::record::Cause::Switchover {
-                assert!(lost.is_empty(), "an orderly change loses {lost:?}");
-            }
-        }
-        self.lost += lost.len() as u64;
-        self.acknowledged.retain(|number| !lost.contains(number));
-    }
-
-    /// Revisions grow, and an epoch has one primary.
-    fn check_record(&mut self, at: usize, record: &Record) {
-        if let Some(before) = &self.balancers[at].disk {
-            assert!(record.place() > before.place(), "{before:?} {record:?}");
-        }
-        let primary = self.epochs.entry(record.epoch).or_insert_with(|| record.primary.clone());
-        assert_eq!(*primary, record.primary, "epoch {} has two primaries", record.epoch);
-    }
-
-    /// The one thing that must never be.
-    fn check(&self) {
-        let reachable: BTreeSet<&str> = self
-            .balancers
-            .iter()
-            .filter(|balancer| balancer.host_up)
-            .filter_map(|balancer| balancer.open.as_deref())
-            .filter(|name| {
-                let server = &self.servers[server_at(name)];
-                server.up && server.role == Role::Primary
-            })
-            .collect();
-        assert!(reachable.len() <= 1, "two primaries can be reached: {reachable:?}");
     }
 
     fn stop_daemon(&mut self, at: usize) {
