@@ -55,6 +55,8 @@ pub enum Kind {
     Address,
     /// Connections to a backend are tried at others, or no longer.
     Replay,
+    /// New connections of a service take another path.
+    Path,
     /// The kernel program reports something.
     Kernel,
     /// Something went wrong, and a human may have to act.

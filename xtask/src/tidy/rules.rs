@@ -170,7 +170,8 @@ const DEPENDENCIES: [Dependency; 4] = [
 ];
 
 /// Machines that are given inputs and the time, and give actions.
-const PURE: [&str; 15] = [
+const PURE: [&str; 20] = [
+    "lb-userspace/src/control/lift.rs",
     "lb-userspace/src/control/plan.rs",
     "lb-userspace/src/control/state.rs",
     "lb-userspace/src/control/table.rs",
@@ -185,6 +186,10 @@ const PURE: [&str; 15] = [
     "lb-userspace/src/health/threshold.rs",
     "lb-userspace/src/postgres/failover.rs",
     "lb-userspace/src/proxy/decide.rs",
+    "lb-userspace/src/proxy/select.rs",
+    "lb-userspace/src/proxy/strict.rs",
+    "lb-userspace/src/proxy/strict/chunks.rs",
+    "lb-userspace/src/proxy/strict/head.rs",
     "lb-userspace/src/vrrp/machine.rs",
 ];
 

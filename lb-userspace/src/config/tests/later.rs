@@ -4,13 +4,6 @@ use super::*;
 
 #[test]
 fn what_is_not_in_this_version() {
-    let service = |line: &str| changed("name = \"web\"", &format!("name = \"web\"\n{line}"));
-    warning(
-        &service("path = ▶\"auto\""),
-        "`path = \"auto\"` is not in this version yet: connections always take the kernel path, \
-         also while a backend is shaky",
-        "`path = \"kernel\"`",
-    );
     warning(
         &good_and("[cluster]\n▶secret_file = \"/etc/ballast/cluster.key\"\n"),
         "`secret_file` is not in this version yet: the nodes do not talk to each other; the key is \
