@@ -302,13 +302,15 @@ pub struct Service {
     pub passive: Option<Passive>,
     /// Who may connect, and how often.
     pub guard: Guard,
-    /// `[service.proxy]`, if the service's `path` is `proxy`: then it is what takes the connections.
+    /// `[service.proxy]`, if the service's `path` is `proxy` or `auto`.
     pub proxy: Option<Arc<Proxy>>,
 }
 
 /// `[service.proxy]`: how requests are handed on and repeated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proxy {
+    /// `path` is `auto`: it takes new connections only while a backend is shaky.
+    pub auto: bool,
     /// Most time until a connection to a backend is made.
     pub connect_timeout: Duration,
     /// Most time between two writes to a backend.
@@ -328,6 +330,17 @@ pub struct Proxy {
     pub body_buffer: u64,
     /// File of the access log.
     pub access_log: Option<PathBuf>,
+    /// What the proxy shows to clients. If there are any, clients speak TLS.
+    pub certificates: Vec<Certificate>,
+}
+
+/// `[[service.proxy.certificate]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// File with the certificate and those that it was signed by, PEM.
+    pub chain: PathBuf,
+    /// File with its private key, PEM.
+    pub key: PathBuf,
 }
 
 /// Who may connect to a service, and how often.

@@ -63,6 +63,8 @@ pub enum Kind {
     Database,
     /// The primary of a database changes, or did not.
     Failover,
+    /// New connections of a service take another path.
+    Path,
     /// The kernel program reports something.
     Kernel,
     /// Something went wrong, and a human may have to act.

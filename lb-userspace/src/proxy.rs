@@ -39,6 +39,7 @@ mod connect;
 pub mod decide;
 mod edge;
 mod exchange;
+mod head;
 mod headers;
 mod kept;
 mod listener;
@@ -50,6 +51,7 @@ mod service;
 mod stats;
 mod stream;
 mod strict;
+pub mod tls;
 mod tunnel;
 mod worker;
 
@@ -66,6 +68,15 @@ const DRAIN: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug, Default)]
 pub struct Proxy(Arc<Mutex<Inner>>);
 
+/// How it went with a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Followed {
+    /// Its connections can come.
+    pub listens: bool,
+    /// What is wrong.
+    pub wrong: Option<String>,
+}
+
 #[derive(Debug, Default)]
 struct Inner {
     workers: Vec<Worker>,
@@ -74,10 +85,11 @@ struct Inner {
 
 impl Proxy {
     /// Listens for the services that have a proxy, and no more for those that have none; those that
-    /// stay learn their configuration. Answers with what is wrong, by service.
+    /// stay learn their configuration, and read the files that it names anew. Answers how it went, by
+    /// service.
     ///
     /// A socket that cannot be had is asked for again by the next call.
-    pub fn follow(&self, services: &[ServiceState]) -> BTreeMap<String, Option<String>> {
+    pub fn follow(&self, services: &[ServiceState]) -> BTreeMap<String, Followed> {
         let mut inner = self.lock();
         let mut outcome = BTreeMap::new();
         let proxied = services.iter().filter(|service| service.config.proxy.is_some());
@@ -89,28 +101,28 @@ impl Proxy {
                 .is_some_and(|wanted| wanted.config.listen == service.listen);
             if !stays {
                 service.end(service.drain_timeout());
-                outcome.insert(name.clone(), None);
+                outcome.insert(name.clone(), Followed { listens: false, wrong: None });
             }
             stays
         });
         for (name, state) in wanted {
             let Some(proxy) = &state.config.proxy else { continue };
-            let wrong = if let Some(service) = inner.services.get(name) {
-                service.follow(state, proxy);
-                None
+            let followed = if let Some(service) = inner.services.get(name) {
+                Followed { listens: true, wrong: service.follow(state, proxy) }
             } else {
-                inner.begin(state, proxy).err().map(|error| error.to_string())
+                let begun = inner.begin(state, proxy);
+                let wrong = begun.as_ref().err().map(ToString::to_string);
+                Followed { listens: begun.is_ok(), wrong }
             };
-            outcome.insert(name.to_owned(), wrong);
+            outcome.insert(name.to_owned(), followed);
         }
         outcome
     }
 
     /// Tells the workers the new verdicts on a service's backends.
     pub fn judge(&self, state: &ServiceState) {
-        let Some(proxy) = &state.config.proxy else { return };
         if let Some(service) = self.lock().services.get(&state.config.name) {
-            service.follow(state, proxy);
+            service.judge(state);
         }
     }
 
@@ -157,6 +169,7 @@ impl Inner {
     /// Begins to serve.
     fn begin(&mut self, state: &ServiceState, proxy: &Arc<config::Proxy>) -> io::Result<()> {
         if self.workers.is_empty() {
+            listener::take_descriptors();
             let count = std::thread::available_parallelism().map_or(1, usize::from);
             self.workers = (0..count).map(Worker::start).collect::<io::Result<_>>()?;
         }

@@ -170,6 +170,48 @@ fn a_daemon_that_ends_leaves_connections_to_the_kernel_and_takes_them_back() -> 
 }
 
 #[test]
+fn with_auto_the_proxy_takes_over_while_a_backend_is_shaky() -> Result<()> {
+    let service = Service::web("web", web(), &APPS).key("path = \"auto\"");
+    let site = Site::up("proxy-auto", config::text(&[service]))?;
+    let load = Load::http(site.client(), CLIENTS, web());
+    load.more(500)?;
+    let status = site.status()?;
+    ensure!(status.service("web")["path"] == "auto" && status.service("web")["proxied"] == false);
+    ensure!(counted(&site, "web", "requests")? == 0, "the proxy has requests of a sound service");
+    let mut before = Connection::to(site.client(), web(), "app-01")?;
+
+    site.lab().kill("app-02")?;
+    let lifted = |status: &crate::site::Status| status.service("web")["proxied"] == true;
+    site.until("the proxy to take over", lifted)?;
+    // What the kernel had begun by then ends as it may.
+    let over = Instant::now();
+    load.more(1000)?;
+    site.lab().start("app-02")?;
+    site.until_serving("web", "app-02", true)?;
+    site.lab().kill("app-03")?;
+    load.more(1000)?;
+    site.lab().start("app-03")?;
+    site.until_serving("web", "app-03", true)?;
+    ensure!(counted(&site, "web", "requests")? > 1000, "the requests are not the proxy's");
+    ensure!(before.get("/id")? == "app-01", "an open connection did not stay where it was");
+
+    site.until("the kernel to forward again", |status| !lifted(status))?;
+    let after = counted(&site, "web", "requests")?;
+    load.more(500)?;
+    // One that was on its way is let in.
+    let late = counted(&site, "web", "requests")? - after;
+    ensure!(late <= CLIENTS as u64, "the proxy had {late} more");
+    let report = load.stop();
+    println!("auto: {} of {} requests failed", report.failed(), report.total());
+    report.ensure_none_failed_since(over)?;
+    let told = site.events()?;
+    let paths: Vec<_> = told.iter().filter(|event| event["kind"] == "path").collect();
+    ensure!(paths.len() == 2, "it swings: {paths:?}");
+    ensure!(paths[0]["cause"].is_string(), "{paths:?}");
+    site.finish()
+}
+
+#[test]
 fn a_request_that_no_backend_answers_is_told_so() -> Result<()> {
     let site = site("proxy-none")?;
     for app in APPS {

@@ -136,6 +136,13 @@ impl Connection {
         Ok(bytes)
     }
 
+    /// Whether the answer is a TLS alert (RFC 8446, section 6), and then the end.
+    pub(crate) fn is_answered_by_tls(&mut self) -> Result<bool> {
+        let mut bytes = Vec::new();
+        self.reader.read_to_end(&mut bytes).context("read an alert")?;
+        Ok(bytes.is_empty() || bytes[0] == 21)
+    }
+
     /// Whether the other side has ended the connection.
     pub(crate) fn is_at_end(&mut self) -> bool {
         !matches!(self.reader.fill_buf(), Ok(bytes) if !bytes.is_empty())

@@ -78,6 +78,16 @@ fn unused() -> Result<SocketAddr> {
 
 /// The proxy, with the services, each on an address of its own.
 pub(crate) fn ballast(services: &[Service]) -> Result<(Proxy, Vec<SocketAddr>)> {
+    let (proxy, _, listens) = ballast_with(services, "")?;
+    Ok((proxy, listens))
+}
+
+/// The same, with more lines at the end of the last service's `[service.proxy]`; and what is known of
+/// the services.
+pub(crate) fn ballast_with(
+    services: &[Service],
+    lines: &str,
+) -> Result<(Proxy, State, Vec<SocketAddr>)> {
     let mut text = String::from(
         "[[node]]\nname = \"lb-01\"\naddress = \"192.0.2.11\"\ninterface = \"eth0\"\n\
          [[floating]]\nvrid = 51\naddresses = [\"192.0.2.100/24\"]\n",
@@ -107,6 +117,7 @@ pub(crate) fn ballast(services: &[Service]) -> Result<(Proxy, Vec<SocketAddr>)> 
             service.keys,
         )?;
     }
+    text.push_str(lines);
     let loaded = config::parse("test.toml", &text)?;
     let mut services = loaded.config.services;
     let mut listens = Vec::new();
@@ -129,10 +140,10 @@ pub(crate) fn ballast(services: &[Service]) -> Result<(Proxy, Vec<SocketAddr>)> 
     }
     state.judge(Duration::ZERO);
     let proxy = Proxy::default();
-    for (service, wrong) in proxy.follow(state.services()) {
-        ensure!(wrong.is_none(), "{service}: {wrong:?}");
+    for (service, followed) in proxy.follow(state.services()) {
+        ensure!(followed.wrong.is_none(), "{service}: {followed:?}");
     }
-    Ok((proxy, listens))
+    Ok((proxy, state, listens))
 }
 
 /// An nginx, ended with this.

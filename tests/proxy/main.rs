@@ -11,3 +11,4 @@ mod fronts;
 mod hostile;
 mod retries;
 mod streams;
+mod tls;

@@ -189,6 +189,8 @@ fn head(service: &Service) -> String {
     }
     let forward = match &service.encapsulation {
         _ if service.path == "proxy" => "proxy".to_owned(),
+        _ if service.path == "auto" && service.proxied => "nat (auto: now by the proxy)".to_owned(),
+        _ if service.path == "auto" => "nat (auto)".to_owned(),
         Some(encapsulation) => format!("{} ({encapsulation})", service.forward),
         None => service.forward.clone(),
     };
@@ -231,6 +233,7 @@ fn requests(proxy: &proxy::Status) -> String {
         (proxy.truncated, "broken off"),
         (proxy.gone, "left by the client"),
         (proxy.slow_heads, "too slow"),
+        (proxy.handshakes, "without a TLS handshake"),
     ];
     for (count, what) in counts.iter().filter(|(count, _)| *count > 0) {
         // Writing to a `String` cannot fail.

@@ -148,6 +148,15 @@ section! {
         retry_budget: Share;
         body_buffer: Bytes;
         access_log: AbsolutePath;
+        certificate: List<Certificate>;
+    }
+}
+
+section! {
+    /// `[[service.proxy.certificate]]`.
+    Certificate "[[service.proxy.certificate]]" {
+        chain: AbsolutePath, required r#"chain = "/etc/ballast/example.org.pem""#;
+        key: AbsolutePath, required r#"key = "/etc/ballast/example.org.key""#;
     }
 }
 

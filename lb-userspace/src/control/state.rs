@@ -21,9 +21,11 @@ use crate::{
     net::NextHops,
 };
 
+mod path;
 mod rise;
 mod watch;
 
+use path::Path;
 use rise::Rise;
 pub use watch::Watched;
 
@@ -82,8 +84,8 @@ pub struct ServiceState {
     pub panic: bool,
     /// Backups serve because no other can.
     pub on_backups: bool,
-    /// What the proxy has of its connections.
-    pub proxied: Proxied,
+    /// Which path its connections take.
+    path: Path,
     /// What has changed since the last verdicts.
     news: News,
     /// What the maps should say of it, by the last verdicts.
@@ -148,28 +150,15 @@ impl State {
         self.revision
     }
 
-    /// Takes what a probe found.
-    pub fn observe(&mut self, report: &Report, now: Duration) -> Option<Note> {
-        let service = &mut self.services[*self.by_name.get(&report.service)?];
-        let slow_start = service.config.slow_start;
-        let record = service.records.iter_mut().find(|it| it.config.name == report.backend)?;
-        service.news.add_facts();
-        record.reason.clone_from(&report.reason);
-        let before = std::mem::replace(&mut record.health, report.health);
-        if before == report.health {
-            return None;
-        }
-        record.since = now;
-        // At the daemon's start a backend goes from unknown to up: it was warm before we came.
-        let rises = before == Health::Down && report.health == Health::Up;
-        record.rise = if rises { Rise::start(slow_start, now) } else { None };
-        let word = match report.health {
-            Health::Unknown => "unknown",
-            Health::Up => "up",
-            Health::Down => "down",
-        };
-        let note = Note::new(Kind::Health, format!("{} is {word}", report.backend));
-        Some(note.service(&report.service).backend(&report.backend).because(&report.reason))
+    /// Takes what a probe found. The notes say what has changed.
+    pub fn observe(&mut self, report: &Report, now: Duration) -> Vec<Note> {
+        let Some(&at) = self.by_name.get(&report.service) else { return Vec::new() };
+        let service = &mut self.services[at];
+        let Some(note) = service.observe(report, now) else { return Vec::new() };
+        let is_down = report.health == Health::Down;
+        let because = || format!("{}: {}", report.backend, report.reason);
+        let sign = is_down.then(|| service.sign(&because(), now)).flatten();
+        std::iter::once(note).chain(sign).collect()
     }
 
     /// Takes what a server of a database is there for.
@@ -201,11 +190,11 @@ impl State {
         }
     }
 
-    /// Takes what the proxy has of a service's connections.
-    pub fn set_proxied(&mut self, service: &str, proxied: Proxied) {
+    /// Takes whether the proxy can take a service's connections.
+    pub fn set_listens(&mut self, service: &str, listens: bool) {
         let Some(&at) = self.by_name.get(service) else { return };
         let service = &mut self.services[at];
-        if std::mem::replace(&mut service.proxied, proxied) != proxied {
+        if std::mem::replace(&mut service.path.listens, listens) != listens {
             service.news.add_facts();
         }
     }
@@ -236,6 +225,7 @@ impl State {
         for service in &mut self.services {
             if service.news != News::Nothing || service.is_timed() {
                 service.judge(&self.next_hops, now, &mut notes);
+                service.lower(now, &mut notes);
                 service.describe();
             }
         }
@@ -255,8 +245,10 @@ impl State {
 
     /// When a verdict changes by time alone: a drain ends, or a slow start takes its next step.
     pub fn next_deadline(&self, now: Duration) -> Option<Duration> {
-        let timed = self.services.iter().filter(|service| service.is_timed());
-        let records = timed.flat_map(|service| service.records.iter().map(move |it| (service, it)));
+        let timed = || self.services.iter().filter(|service| service.is_timed());
+        let lifts = timed().filter_map(|service| service.path.until());
+        let records =
+            timed().flat_map(|service| service.records.iter().map(move |it| (service, it)));
         let deadlines = records.flat_map(|(service, record)| {
             let drain = (record.wish.admin == Admin::Draining)
                 .then(|| record.wish.since + service.config.drain_timeout)
@@ -264,7 +256,7 @@ impl State {
             let step = record.rise.and_then(|rise| rise.next_step());
             drain.into_iter().chain(step)
         });
-        deadlines.min()
+        deadlines.chain(lifts).min()
     }
 
     /// Whether every backend has been probed and has a route: nothing is left to guess.
@@ -337,13 +329,7 @@ impl ServiceState {
     ) -> Self {
         let (panic, on_backups) =
             old.as_ref().map_or((false, false), |old| (old.panic, old.on_backups));
-        // One that has been proxied may have connections of that time.
-        let was_proxied = old.as_ref().is_some_and(|old| old.proxied != Proxied::None);
-        let proxied = match service.proxy {
-            Some(_) => old.as_ref().map_or(Proxied::Old, |old| old.proxied),
-            None if was_proxied => Proxied::Old,
-            None => Proxied::None,
-        };
+        let path = Path::after(old.as_ref().map(|old| old.path), service);
         let old = old.into_iter().flat_map(|old| old.records);
         let mut known: HashMap<String, Record> =
             old.map(|record| (record.config.name.clone(), record)).collect();
@@ -376,9 +362,46 @@ impl ServiceState {
             record
         });
         let records: Vec<Record> = records.collect();
-        let desired = Arc::new(desired(service, &records, proxied));
-        let config = service.clone();
-        Self { config, records, panic, on_backups, proxied, news: News::Facts, desired }
+        let desired = Arc::new(desired(service, &records, Proxied::None));
+        let mut this = Self {
+            config: service.clone(),
+            records,
+            panic,
+            on_backups,
+            path,
+            news: News::Facts,
+            desired,
+        };
+        this.describe();
+        this.news = News::Facts;
+        this
+    }
+
+    fn observe(&mut self, report: &Report, now: Duration) -> Option<Note> {
+        let slow_start = self.config.slow_start;
+        let record = self.records.iter_mut().find(|it| it.config.name == report.backend)?;
+        self.news.add_facts();
+        record.reason.clone_from(&report.reason);
+        let before = std::mem::replace(&mut record.health, report.health);
+        if before == report.health {
+            return None;
+        }
+        record.since = now;
+        // At the daemon's start a backend goes from unknown to up: it was warm before we came.
+        let rises = before == Health::Down && report.health == Health::Up;
+        record.rise = if rises { Rise::start(slow_start, now) } else { None };
+        let word = match report.health {
+            Health::Unknown => "unknown",
+            Health::Up => "up",
+            Health::Down => "down",
+        };
+        let note = Note::new(Kind::Health, format!("{} is {word}", report.backend));
+        Some(note.service(&report.service).backend(&report.backend).because(&report.reason))
+    }
+
+    /// What the maps should say of it, by the last verdicts: another value whenever that changes.
+    pub fn desired(&self) -> &Arc<DesiredService> {
+        &self.desired
     }
 
     /// Whether time alone may change a verdict, or what is said of it.
@@ -386,11 +409,12 @@ impl ServiceState {
         self.records
             .iter()
             .any(|record| record.wish.admin == Admin::Draining || record.rise.is_some())
+            || self.path.is_lifted()
     }
 
     /// Makes `desired` what follows from the verdicts.
     fn describe(&mut self) {
-        let desired = desired(&self.config, &self.records, self.proxied);
+        let desired = desired(&self.config, &self.records, self.proxied());
         if self.news == News::NextHop || *self.desired != desired {
             self.desired = Arc::new(desired);
         }
@@ -480,7 +504,8 @@ impl ServiceState {
 /// itself.
 fn is_reached(service: &config::Service, record: &Record, next_hops: &NextHops) -> bool {
     let hop = || next_hops.get(&record.config.address.ip());
-    service.proxy.is_some() || hop().is_some_and(|hop| hop.mac.is_some())
+    service.proxy.as_ref().is_some_and(|proxy| !proxy.auto)
+        || hop().is_some_and(|hop| hop.mac.is_some())
 }
 
 /// What the maps should say of a service with these backends.

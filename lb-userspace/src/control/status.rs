@@ -100,9 +100,12 @@ pub struct Service {
     pub listen: SocketAddr,
     /// `tcp` or `udp`.
     pub protocol: String,
-    /// Who hands on its connections: `kernel` or `proxy`.
+    /// Who hands on its connections: `kernel`, `proxy`, or with `auto` now one and now the other.
     #[serde(default)]
     pub path: String,
+    /// New ones go to the proxy now.
+    #[serde(default)]
+    pub proxied: bool,
     /// How packets get to the backends: `nat`, `direct` or `tunnel`.
     #[serde(default)]
     pub forward: String,

@@ -357,7 +357,7 @@ impl Task {
     }
 
     fn observe(&mut self, report: &Report) {
-        if let Some(note) = self.state.observe(report, clock::monotonic()) {
+        for note in self.state.observe(report, clock::monotonic()) {
             self.timeline.add(note);
         }
     }

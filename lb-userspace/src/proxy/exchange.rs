@@ -4,10 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use hyper::{
-    HeaderMap, Method, Request, Response, StatusCode, Uri, Version,
+    Request, Response, StatusCode, Version,
     body::Incoming,
-    header::{CONNECTION, HOST, HeaderValue},
-    http::{request, uri},
+    header::{CONNECTION, HeaderValue},
     upgrade::{self, OnUpgrade},
 };
 use tokio::time::{Instant, sleep};
@@ -20,8 +19,9 @@ use super::{
     budget::{Permit, Under},
     connect::{self, Link},
     decide::{self, Class, Decision, Facts, Failure, Next},
+    head::{self, Head},
     headers,
-    kept::{Fault, Kept, Sending},
+    kept::{Fault, Kept},
     refuse::{self, Refusal},
     select::{self, Candidate},
     serve::{Client, Route},
@@ -32,9 +32,11 @@ use crate::clock;
 
 /// Answers a request.
 pub(super) async fn exchange(client: &Arc<Client>, request: Request<Incoming>) -> Response<Answer> {
+    // HTTP/2 says it in another way.
+    let can_close = request.version() < Version::HTTP_2;
     let mut response = answer(client, request).await;
     let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    if client.route.service.ends() && !switches {
+    if client.route.service.ends() && can_close && !switches {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -63,7 +65,7 @@ async fn answer(client: &Arc<Client>, mut request: Request<Incoming>) -> Respons
         Ok(host) => host,
         Err(refusal) => return refuse(refusal, route, under, entry),
     };
-    let host = host.unwrap_or_else(|| authority(client));
+    let host = host.unwrap_or_else(|| head::authority(client));
     let upgrades = upgrade::on(&mut request);
     let (parts, incoming) = request.into_parts();
     let head = Head::new(parts, client, &host, entry.as_deref_mut());
@@ -129,12 +131,6 @@ fn refuse(
     Answer::own(refusal.status(), true, (route, under, entry))
 }
 
-/// The host of a request that names none.
-fn authority(client: &Client) -> HeaderValue {
-    let listen = client.route.service.listen.to_string();
-    HeaderValue::try_from(listen).unwrap_or(HeaderValue::from_static(""))
-}
-
 /// Gives the client a backend's answer.
 fn hand_back(
     client: &Client,
@@ -162,55 +158,6 @@ fn hand_back(
     parts.version = Version::HTTP_11;
     let body = Answer::relay(status, incoming, lease, read_timeout, (route, under, entry));
     Response::from_parts(parts, body)
-}
-
-/// The head of a request, as backends get it.
-struct Head {
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
-    upgrade: bool,
-}
-
-impl Head {
-    fn new(
-        parts: request::Parts,
-        client: &Client,
-        host: &HeaderValue,
-        entry: Option<&mut Entry>,
-    ) -> Self {
-        let request::Parts { method, uri, version, mut headers, .. } = parts;
-        let upgrade = headers::strip_hop_by_hop(&mut headers)
-            .filter(|protocol| version == Version::HTTP_11 && headers::may_upgrade(protocol));
-        headers.insert(HOST, host.clone());
-        let id = headers::put_forwarded(&mut headers, client.address, host, "http");
-        if let Some(entry) = entry {
-            entry.describe(&headers, host, &id);
-        }
-        let asks = upgrade.is_some();
-        if let Some(protocol) = upgrade {
-            headers::put_upgrade(&mut headers, protocol);
-        }
-        Self { method, uri: origin(uri), headers, upgrade: asks }
-    }
-
-    fn request(&self, body: Sending) -> Request<Sending> {
-        let mut request = Request::new(body);
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self.uri.clone();
-        *request.headers_mut() = self.headers.clone();
-        request
-    }
-}
-
-/// The target without scheme and host (RFC 9112, section 3.2.1).
-fn origin(target: Uri) -> Uri {
-    if target.authority().is_none() {
-        return target;
-    }
-    let mut parts = uri::Parts::default();
-    parts.path_and_query = target.into_parts().path_and_query;
-    Uri::from_parts(parts).unwrap_or_default()
 }
 
 /// A request on its way to a backend.

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use hyper::{
     HeaderMap,
     header::{
-        CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING,
-        UPGRADE,
+        CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, TE,
+        TRANSFER_ENCODING, UPGRADE,
     },
 };
 
@@ -86,6 +86,18 @@ pub(super) fn has_two_lengths(headers: &mut HeaderMap) -> bool {
 pub(super) fn may_upgrade(protocol: &HeaderValue) -> bool {
     let mut protocols = protocol.as_bytes().split(|byte| *byte == b',');
     !protocols.any(|it| it.trim_ascii().to_ascii_lowercase().starts_with(b"h2c"))
+}
+
+/// HTTP/2 may send cookies one by one; HTTP/1.1 has one field for all (RFC 9113, section 8.2.3).
+pub(super) fn join_cookies(headers: &mut HeaderMap) {
+    let mut cookies = headers.get_all(COOKIE).iter();
+    if cookies.next().is_none() || cookies.next().is_none() {
+        return;
+    }
+    let all: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&all.join(&b"; "[..])) {
+        headers.insert(COOKIE, joined);
+    }
 }
 
 /// Asks for a change of protocol.
@@ -212,6 +224,13 @@ mod tests {
             assert_eq!(has_two_lengths(&mut given), two, "{lengths:?}");
             assert!(given.get_all(CONTENT_LENGTH).iter().count() < 2, "{lengths:?}");
         }
+    }
+
+    #[test]
+    fn cookies_come_in_one_field() {
+        let mut given = headers(&[("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "c=3")]);
+        join_cookies(&mut given);
+        assert_eq!(given.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2; c=3"]);
     }
 
     #[test]

@@ -81,7 +81,7 @@ pub(super) fn host<B>(request: &Request<B>) -> Result<Option<HeaderValue>, Refus
     }
     let mut hosts = request.headers().get_all(HOST).iter();
     let host = hosts.next();
-    let needed = request.version() >= Version::HTTP_11;
+    let needed = request.version() == Version::HTTP_11;
     if hosts.next().is_some() || (needed && host.is_none()) {
         return Err(Refusal::Host);
     }
@@ -90,6 +90,11 @@ pub(super) fn host<B>(request: &Request<B>) -> Result<Option<HeaderValue>, Refus
     }
     let uri = request.uri();
     if let Some(authority) = uri.authority() {
+        // HTTP/2 has `:authority`, and a host that differs is another's (RFC 9113, section 8.3.1).
+        let differs = |host: &HeaderValue| host.as_bytes() != authority.as_str().as_bytes();
+        if request.version() == Version::HTTP_2 && host.is_some_and(differs) {
+            return Err(Refusal::Host);
+        }
         if !matches!(uri.scheme_str(), Some("http" | "https")) {
             return Err(Refusal::Target);
         }
@@ -142,6 +147,9 @@ mod tests {
             ("GET", "http://b.example/x", &["a.example"], one, Ok("b.example")),
             ("GET", "ftp://b.example/x", &["a.example"], one, Err(Refusal::Target)),
             ("GET", "http://u@b.example/x", &["a.example"], one, Err(Refusal::Target)),
+            ("GET", "https://b/x", &[], Version::HTTP_2, Ok("b")),
+            ("GET", "https://b/x", &["b"], Version::HTTP_2, Ok("b")),
+            ("GET", "https://b/x", &["c"], Version::HTTP_2, Err(Refusal::Host)),
             ("OPTIONS", "*", &["a"], one, Ok("a")),
             ("GET", "*", &["a"], one, Err(Refusal::Target)),
             ("CONNECT", "a:443", &["a:443"], one, Err(Refusal::Method)),

@@ -4,6 +4,7 @@ use std::{
     convert::Infallible,
     io,
     net::SocketAddr,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -11,14 +12,19 @@ use std::{
     time::Duration,
 };
 
-use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::{
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::watch,
     time::{MissedTickBehavior, interval, sleep},
 };
+use tokio_rustls::TlsAcceptor;
 
 use super::{
     edge::{Edge, Strictly},
@@ -27,8 +33,13 @@ use super::{
     service::{LEAVE, Open, Phase, Service, View},
     stream::Stream,
     strict::{HEAD_BYTES, HEADERS},
+    tls,
 };
 use crate::clock;
+
+/// Most requests of a connection that are under way at once, with HTTP/2 (nginx:
+/// `http2_max_concurrent_streams`).
+const STREAMS: u32 = 128;
 
 /// Silence after which the kernel asks a client whether it is still there.
 const KEEPALIVE: Duration = Duration::from_mins(2);
@@ -54,6 +65,7 @@ pub(super) struct Route {
 pub(super) struct Client {
     pub(super) route: Arc<Route>,
     pub(super) address: SocketAddr,
+    pub(super) scheme: &'static str,
     pub(super) open: Arc<Open>,
     pub(super) edge: Arc<Edge>,
 }
@@ -106,55 +118,114 @@ impl Route {
 /// Serves one connection to its end.
 pub(super) async fn connection(route: Arc<Route>, tcp: TcpStream, address: SocketAddr) {
     let open = Arc::new(route.service.open());
-    let stats = Arc::clone(&route.service);
-    stats.stats.connections.add();
+    route.service.stats.connections.add();
     // It works without both, only worse.
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
     let _ = tcp.set_nodelay(true);
     let _ = SockRef::from(&tcp).set_tcp_keepalive(&keepalive);
-    // nginx: `client_header_timeout`, `keepalive_timeout` and `send_timeout`.
-    let timeout = route.view().proxy.client_timeout;
     let tcp = Arc::new(tcp);
+    let view = route.view();
+    let timeout = view.proxy.client_timeout;
+    let stream = Stream::new(Arc::clone(&tcp), timeout);
     let edge = Arc::<Edge>::default();
-    let stream = Strictly::new(Stream::new(Arc::clone(&tcp), timeout), Arc::clone(&edge));
-    let mut phase = route.phase();
-    let client = Arc::new(Client { route, address, open, edge: Arc::clone(&edge) });
+    let scheme = if view.tls.is_some() { "https" } else { "http" };
+    let client = Arc::new(Client {
+        route: Arc::clone(&route),
+        address,
+        scheme,
+        open,
+        edge: Arc::clone(&edge),
+    });
+    if let Some(tls) = &view.tls {
+        let handshake = TlsAcceptor::from(Arc::clone(tls)).accept(stream);
+        let Ok(Ok(stream)) = tokio::time::timeout(timeout, handshake).await else {
+            route.service.stats.handshakes.add();
+            return;
+        };
+        if stream.get_ref().1.alpn_protocol() == Some(tls::HTTP_2) {
+            http2(client, stream, timeout).await;
+            return;
+        }
+        http1(client, stream, timeout).await;
+    } else {
+        http1(client, stream, timeout).await;
+    }
+    if edge.has_refused() {
+        // It ends only with the last copy of the descriptor.
+        let _ = tokio::time::timeout(LINGER, linger(&tcp)).await;
+    }
+}
+
+async fn http1<S>(client: Arc<Client>, stream: S, timeout: Duration)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (route, edge) = (Arc::clone(&client.route), Arc::clone(&client.edge));
+    let stream = Strictly::new(stream, Arc::clone(&edge));
     let service = service_fn(move |request| {
         let client = Arc::clone(&client);
         async move { Ok::<_, Infallible>(exchange::exchange(&client, request).await) }
     });
     let mut builder = http1::Builder::new();
+    // nginx: `client_header_timeout` and `keepalive_timeout`.
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(timeout)
         .max_buf_size(HEAD_BYTES)
         .max_headers(HEADERS);
     let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
+    let result =
+        until_told(&route, connection, http1::UpgradeableConnection::graceful_shutdown).await;
+    if result.is_err_and(|error| error.is_timeout()) && edge.is_amid_head() {
+        route.service.stats.slow_heads.add();
+    }
+}
+
+async fn http2<S>(client: Arc<Client>, stream: S, timeout: Duration)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let route = Arc::clone(&client.route);
+    let service = service_fn(move |request| {
+        let client = Arc::clone(&client);
+        async move { Ok::<_, Infallible>(exchange::exchange(&client, request).await) }
+    });
+    // Streams that are reset as fast as they are opened are bounded by hyper and h2 themselves.
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .keep_alive_interval(timeout)
+        .keep_alive_timeout(timeout)
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(HEAD_BYTES as u32);
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    // How it ended is the client's matter.
+    let _ = until_told(&route, connection, http2::Connection::graceful_shutdown).await;
+}
+
+/// Runs a connection to its end, which is told it when the service ends.
+async fn until_told<C: Future<Output = hyper::Result<()>>>(
+    route: &Route,
+    connection: C,
+    tell: impl Fn(Pin<&mut C>),
+) -> hyper::Result<()> {
+    let mut phase = route.phase();
     tokio::pin!(connection);
     let (mut seen, mut told) = (Phase::Serving, false);
     loop {
         tokio::select! {
             biased;
-            result = &mut connection => {
-                if result.is_err_and(|error| error.is_timeout()) && edge.is_amid_head() {
-                    stats.stats.slow_heads.add();
-                }
-                break;
-            }
+            result = &mut connection => return result,
             phase = next(&mut phase, seen) => match phase {
                 Phase::Serving | Phase::Draining => seen = phase,
-                Phase::Cut => return,
+                Phase::Cut => return Ok(()),
             },
             () = sleep(LEAVE), if seen == Phase::Draining && !told => {
                 // Answers until now have said that they are the last; who has not asked is cut off.
-                connection.as_mut().graceful_shutdown();
+                tell(connection.as_mut());
                 told = true;
             }
         }
-    }
-    if edge.has_refused() {
-        // It ends only with the last copy of the descriptor.
-        let _ = tokio::time::timeout(LINGER, linger(&tcp)).await;
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::{
     collections::HashMap,
+    io,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -18,10 +19,12 @@ use super::{
     backend::Backend,
     budget::Budget,
     stats::{Stats, Status},
+    tls,
 };
 use crate::{
     config,
     control::{
+        plan::DesiredService,
         state::{Record, ServiceState},
         verdict::{Admin, Why},
     },
@@ -51,6 +54,8 @@ pub(super) struct Service {
     pub(super) listen: SocketAddr,
     view: watch::Sender<Arc<View>>,
     phase: watch::Sender<Phase>,
+    /// What the seats were made of.
+    judged: Mutex<Arc<DesiredService>>,
     open: watch::Sender<u64>,
     /// The phase is not the first.
     ends: AtomicBool,
@@ -68,6 +73,7 @@ pub(super) struct View {
     /// In the order of the configuration.
     pub(super) seats: Vec<Seat>,
     pub(super) log: Option<Arc<Log>>,
+    pub(super) tls: Option<Arc<rustls::ServerConfig>>,
 }
 
 /// A backend and the verdict on it.
@@ -109,10 +115,7 @@ impl Memory {
 }
 
 impl Service {
-    pub(super) fn new(
-        state: &ServiceState,
-        proxy: &Arc<config::Proxy>,
-    ) -> std::io::Result<Arc<Self>> {
+    pub(super) fn new(state: &ServiceState, proxy: &Arc<config::Proxy>) -> io::Result<Arc<Self>> {
         let log = proxy.access_log.as_deref().map(Log::open).transpose()?;
         let view = View {
             proxy: Arc::clone(proxy),
@@ -120,12 +123,14 @@ impl Service {
             drain_timeout: state.config.drain_timeout,
             seats: seats(state, &[]),
             log,
+            tls: server(proxy).map_err(io::Error::other)?,
         };
         Ok(Arc::new(Self {
             name: state.config.name.clone(),
             listen: state.config.listen,
             view: watch::Sender::new(Arc::new(view)),
             phase: watch::Sender::new(Phase::Serving),
+            judged: Mutex::new(Arc::clone(state.desired())),
             open: watch::Sender::new(0),
             ends: AtomicBool::new(false),
             stats: Stats::default(),
@@ -134,43 +139,59 @@ impl Service {
         }))
     }
 
-    /// Takes the verdicts and the configuration.
-    pub(super) fn follow(&self, state: &ServiceState, proxy: &Arc<config::Proxy>) {
+    /// Takes the verdicts.
+    pub(super) fn judge(&self, state: &ServiceState) {
+        // Whenever a verdict changes, so does what the maps should say.
+        let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
+        if Arc::ptr_eq(&judged, state.desired()) {
+            return;
+        }
+        *judged = Arc::clone(state.desired());
+        drop(judged);
         self.view.send_if_modified(|view| {
             let seats = seats(state, &view.seats);
-            let same = seats == view.seats
-                && Arc::ptr_eq(proxy, &view.proxy)
-                && state.config.balance == view.balance
-                && state.config.drain_timeout == view.drain_timeout;
-            if same {
-                return false;
+            let new = seats != view.seats;
+            if new {
+                *view = Arc::new(View { seats, ..View::clone(view) });
             }
+            new
+        });
+    }
+
+    /// Takes the configuration, and reads anew what it names. What cannot be read stays as it was, and
+    /// is said.
+    pub(super) fn follow(
+        &self,
+        state: &ServiceState,
+        proxy: &Arc<config::Proxy>,
+    ) -> Option<String> {
+        let mut wrong = None;
+        self.view.send_modify(|view| {
             let log = match (&view.log, &proxy.access_log) {
-                (Some(log), Some(path)) if log.path() == path => Some(Arc::clone(log)),
-                (_, Some(path)) => match Log::open(path) {
-                    Ok(log) => Some(log),
-                    Err(error) => {
-                        tracing::error!(%error, path = %path.display(), "open the access log");
-                        None
-                    }
-                },
                 (_, None) => None,
+                (Some(log), Some(path)) if log.path() == path => {
+                    // Whoever turns logs moves the old file away and reloads.
+                    log.reopen();
+                    Some(Arc::clone(log))
+                }
+                (_, Some(path)) => {
+                    Log::open(path).map_err(|error| wrong = Some(error.to_string())).ok()
+                }
             };
-            // Whoever turns logs moves the old file away and reloads.
-            if !Arc::ptr_eq(proxy, &view.proxy)
-                && let Some(log) = &log
-            {
-                log.reopen();
-            }
+            let tls = server(proxy).unwrap_or_else(|error| {
+                wrong = Some(error.to_string());
+                view.tls.clone()
+            });
             *view = Arc::new(View {
                 proxy: Arc::clone(proxy),
                 balance: state.config.balance,
                 drain_timeout: state.config.drain_timeout,
-                seats,
+                seats: seats(state, &view.seats),
                 log,
+                tls,
             });
-            true
         });
+        wrong
     }
 
     /// What holds now, for a worker.
@@ -222,6 +243,14 @@ impl Service {
     pub(super) fn status(&self) -> Status {
         self.stats.status(self.budget.requests(), *self.open.borrow())
     }
+}
+
+/// What clients are told if they are to speak TLS.
+fn server(proxy: &config::Proxy) -> Result<Option<Arc<rustls::ServerConfig>>, tls::Error> {
+    if proxy.certificates.is_empty() {
+        return Ok(None);
+    }
+    tls::server(&proxy.certificates).map(Some)
 }
 
 /// See [`Service::open`].

@@ -36,6 +36,7 @@ pub(super) struct Stats {
     pub(super) truncated: Counter,
     pub(super) gone: Counter,
     pub(super) slow_heads: Counter,
+    pub(super) handshakes: Counter,
     /// By the first digit of the status.
     answers: [Counter; 6],
     bad_gateway: Counter,
@@ -86,6 +87,7 @@ impl Stats {
             truncated: self.truncated.get(),
             gone: self.gone.get(),
             slow_heads: self.slow_heads.get(),
+            handshakes: self.handshakes.get(),
             answers: answers.filter_map(nonzero).collect(),
             refused: refused.filter_map(nonzero).collect(),
         }
@@ -121,6 +123,9 @@ pub struct Status {
     pub gone: u64,
     /// Connections on which a request's head did not come in time.
     pub slow_heads: u64,
+    /// Connections that were not made secure.
+    #[serde(default)]
+    pub handshakes: u64,
     /// Answers, by the class of their status.
     pub answers: BTreeMap<String, u64>,
     /// Requests that were refused, by reason.

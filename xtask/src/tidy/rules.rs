@@ -170,7 +170,8 @@ const DEPENDENCIES: [Dependency; 4] = [
 ];
 
 /// Machines that are given inputs and the time, and give actions.
-const PURE: [&str; 32] = [
+const PURE: [&str; 37] = [
+    "lb-userspace/src/control/lift.rs",
     "lb-userspace/src/control/plan.rs",
     "lb-userspace/src/control/state.rs",
     "lb-userspace/src/control/table.rs",
@@ -199,6 +200,10 @@ const PURE: [&str; 32] = [
     "lb-userspace/src/postgres/sample.rs",
     "lb-userspace/src/postgres/sync.rs",
     "lb-userspace/src/proxy/decide.rs",
+    "lb-userspace/src/proxy/select.rs",
+    "lb-userspace/src/proxy/strict.rs",
+    "lb-userspace/src/proxy/strict/chunks.rs",
+    "lb-userspace/src/proxy/strict/head.rs",
     "lb-userspace/src/vrrp/machine.rs",
     "lb-userspace/src/vrrp/machine/state.rs",
     "lb-userspace/src/vrrp/packet.rs",

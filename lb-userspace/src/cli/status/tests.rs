@@ -98,6 +98,7 @@ fn status() -> Status {
             serving_count: 1,
             backend_count: 2,
             path: "kernel".into(),
+            proxied: false,
             proxy: None,
             name: "web".into(),
             listen: "192.0.2.100:80".parse().unwrap(),

@@ -7,7 +7,7 @@ use toml::Spanned;
 use super::{forward, not_zero, whole};
 use crate::{
     config::{
-        Protocol, Proxy,
+        Certificate, Protocol, Proxy,
         raw::{self, Service},
         report::Findings,
         value::word::{NextUpstream, Route},
@@ -43,8 +43,14 @@ pub(super) fn proxy(
             .help("write `path = \"proxy\"`, or remove the section");
     }
     let raw = service.proxy.or(raw::Proxy::default());
-    let checked = check(&raw, findings);
-    (route == Route::Proxy).then(|| Arc::new(checked))
+    let auto = route == Route::Auto;
+    if auto && let Some(certificate) = raw.certificate.items().next() {
+        findings.error(certificate.span(), "a certificate needs `path = \"proxy\"`").help(
+            "write `path = \"proxy\"`: with \"auto\" the kernel forwards packets as they are",
+        );
+    }
+    let checked = Proxy { auto, ..check(&raw, findings) };
+    (route != Route::Kernel).then(|| Arc::new(checked))
 }
 
 fn check(raw: &raw::Proxy, findings: &mut Findings) -> Proxy {
@@ -76,6 +82,7 @@ fn check(raw: &raw::Proxy, findings: &mut Findings) -> Proxy {
             .help("write \"1GiB\" or less: what is kept of a request stands in memory");
     }
     Proxy {
+        auto: false,
         connect_timeout: raw.connect_timeout.or(CONNECT_TIMEOUT),
         send_timeout: raw.send_timeout.or(SEND_TIMEOUT),
         read_timeout: raw.read_timeout.or(READ_TIMEOUT),
@@ -89,7 +96,16 @@ fn check(raw: &raw::Proxy, findings: &mut Findings) -> Proxy {
         retry_per_mille: raw.retry_budget.value().map_or(RETRY_PER_MILLE, |share| share.0),
         body_buffer: raw.body_buffer.value().map_or(BODY_BUFFER, |bytes| bytes.0),
         access_log: raw.access_log.value().map(|path| path.0.clone()),
+        certificates: certificates(raw),
     }
+}
+
+fn certificates(raw: &raw::Proxy) -> Vec<Certificate> {
+    let certificates = raw.certificate.items().filter_map(|certificate| {
+        let raw::Certificate { chain, key } = certificate.get_ref();
+        Some(Certificate { chain: chain.value()?.0.clone(), key: key.value()?.0.clone() })
+    });
+    certificates.collect()
 }
 
 /// `next_upstream`; what nginx does without it if it is not there.
@@ -118,7 +134,7 @@ fn class(word: NextUpstream) -> Option<Class> {
     }
 }
 
-/// `path`: what it asks of the rest, and what this version cannot do.
+/// `path`: what it asks of the rest.
 fn check_path(service: &Service, protocol: Protocol, findings: &mut Findings) {
     let Some(path) = service.path.get() else { return };
     let word = match path.get_ref() {
@@ -135,13 +151,5 @@ fn check_path(service: &Service, protocol: Protocol, findings: &mut Findings) {
         findings
             .error(path.span(), format!("`path = \"{word}\"` needs `protocol = \"tcp\"`"))
             .help("write `path = \"kernel\"`: the proxy speaks HTTP over TCP");
-    } else if *path.get_ref() == Route::Auto {
-        findings
-            .warning(
-                path.span(),
-                "`path = \"auto\"` is not in this version yet: connections always take the kernel \
-                 path, also while a backend is shaky",
-            )
-            .help("write `path = \"kernel\"` or `path = \"proxy\"` to say which");
     }
 }

@@ -4,13 +4,6 @@ use super::*;
 
 #[test]
 fn what_is_not_in_this_version() {
-    let service = |line: &str| changed("name = \"web\"", &format!("name = \"web\"\n{line}"));
-    warning(
-        &service("path = ▶\"auto\""),
-        "`path = \"auto\"` is not in this version yet: connections always take the kernel path, \
-         also while a backend is shaky",
-        "`path = \"kernel\"`",
-    );
     warning(
         &good_and("[▶api]\nlisten = \"127.0.0.1:9180\"\n"),
         "`[api]` is not in this version yet: no metrics, dashboard or health page is served; the \

@@ -26,6 +26,7 @@ fn what_holds_without_a_word() {
     let text = changed("name = \"web\"", "name = \"web\"\npath = \"proxy\"");
     let loaded = parse("test.toml", &text).unwrap_or_else(|error| panic!("{error}"));
     let usual = Proxy {
+        auto: false,
         connect_timeout: Duration::from_secs(5),
         send_timeout: Duration::from_secs(30),
         read_timeout: Duration::from_secs(30),
@@ -39,9 +40,15 @@ fn what_holds_without_a_word() {
         retry_per_mille: 200,
         body_buffer: 1 << 20,
         access_log: None,
+        certificates: Vec::new(),
     };
     assert_eq!(loaded.config.services[0].proxy.as_deref(), Some(&usual));
     assert_eq!(proxy(""), usual);
+    let text = changed("name = \"web\"", "name = \"web\"\npath = \"auto\"");
+    let auto = parse("test.toml", &text).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(auto.warnings, []);
+    let lifted = Proxy { auto: true, ..usual };
+    assert_eq!(auto.config.services[0].proxy.as_deref(), Some(&lifted));
     let kernel = parse("test.toml", GOOD).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(kernel.config.services[0].proxy, None);
 }
@@ -78,15 +85,18 @@ fn mistakes() {
         "`[service.proxy]` has no effect with `path = \"kernel\"`",
         "`path = \"proxy\"`",
     );
+    mistake(
+        &with("path = \"auto\"", "▶[[service.proxy.certificate]]\nchain = \"/a\"\nkey = \"/b\""),
+        "a certificate needs `path = \"proxy\"`",
+        "`path = \"proxy\"`",
+    );
     let path = |lines: &str| changed("name = \"web\"", &format!("name = \"web\"\n{lines}"));
     mistake(
-        &path("path = ▶\"proxy\"\nforward = \"tunnel\""),
+        &path("path = ▶\"proxy\"\nforward = \"tunnel\"").replace("21:8080", "21:80"),
         "`path = \"proxy\"` needs `forward = \"nat\"`",
         "`path = \"kernel\"`",
     );
-    mistake(
-        &path("path = ▶\"proxy\"\nprotocol = \"udp\""),
-        "`path = \"proxy\"` needs `protocol = \"tcp\"`",
-        "`path = \"kernel\"`",
-    );
+    let udp = path("path = \"proxy\"\nprotocol = \"udp\"");
+    let message = "`path = \"proxy\"` needs `protocol = \"tcp\"`";
+    assert_eq!(errors(&udp), [(13, message.to_owned())]);
 }

@@ -91,7 +91,7 @@ macro_rules! word {
 
 word! {
     /// `path` of a service.
-    Route, 1 later { Kernel = "kernel", Proxy = "proxy", Auto = "auto", }
+    Route, 0 later { Kernel = "kernel", Auto = "auto", Proxy = "proxy", }
 }
 
 word! {

@@ -11,7 +11,7 @@ use crate::{
     events::{Kind, Note},
     health::{
         Health,
-        passive::{self, Input, News, Restored, Rules, Stand},
+        passive::{self, Ejection, Failing, Input, News, Restored, Rules, Stand},
     },
     net::NextHops,
 };
@@ -93,15 +93,36 @@ impl ServiceState {
                 (&mut record.track, input)
             })
             .collect();
+        // Of all of them, or it says nothing beside the sum before.
+        let failures: Option<u64> = backends
+            .iter()
+            .map(|(_, input)| {
+                input.signals.map(|(_, it)| it.refused + it.unreachable + it.unanswered)
+            })
+            .sum();
         let outcome = passive::judge(rules, &mut backends, now);
         drop(backends);
+        let name = name.clone();
+        let failed = failures.map_or(0, |failures| self.path.failed(failures));
+        if failed > 0 {
+            let because = format!("{failed} connections refused or not answered");
+            let raised = self.sign(&because, now);
+            watched.changed |= raised.is_some();
+            watched.notes.extend(raised);
+        }
         if outcome.changed {
             watched.changed = true;
             self.news.add_facts();
         }
         for (place, news) in outcome.news {
-            let record = &mut self.records[place];
             let slow_start = self.config.slow_start;
+            if let News::Ejected(Ejection { evidence, .. }, _)
+            | News::Failing(Failing { evidence, .. }) = &news
+            {
+                let because = format!("{}: {evidence}", self.records[place].config.name);
+                watched.notes.extend(self.sign(&because, now));
+            }
+            let record = &mut self.records[place];
             match news {
                 News::Ejected(..) => {
                     watched.ejected.push((name.clone(), record.config.name.clone()));
@@ -115,7 +136,7 @@ impl ServiceState {
                 | News::Recovered
                 | News::Share(_) => {}
             }
-            watched.notes.push(note(record, news).service(name).backend(&record.config.name));
+            watched.notes.push(note(record, news).service(&name).backend(&record.config.name));
         }
     }
 }

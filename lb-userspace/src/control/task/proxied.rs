@@ -1,7 +1,7 @@
 //! The proxy's side of services: who listens, and what follows for the kernel's tables.
 
 use super::Task;
-use crate::control::plan::Proxied;
+use crate::proxy::Followed;
 
 impl Task {
     /// Has the proxy listen for the services that want it. New connections go to it where it does, and
@@ -9,17 +9,22 @@ impl Task {
     pub(super) fn listen(&mut self) {
         self.proxy_lacks = false;
         let outcome = self.proxy.follow(self.state.services());
-        for (service, wrong) in outcome {
+        for (service, Followed { listens, wrong }) in outcome {
             self.proxy_lacks |= wrong.is_some();
-            let proxied = if wrong.is_some() { Proxied::Old } else { Proxied::New };
-            let is_wanted =
-                self.state.service(&service).is_some_and(|service| service.config.proxy.is_some());
-            if is_wanted {
-                self.state.set_proxied(&service, proxied);
+            let proxy = self.state.service(&service).and_then(|it| it.config.proxy.clone());
+            let mut effect = "it goes on with what it had";
+            if let Some(proxy) = proxy {
+                // The backends do not understand what its clients speak, if that is TLS.
+                let is_proxied = listens || !proxy.certificates.is_empty();
+                self.state.set_listens(&service, is_proxied);
+                if !listens {
+                    effect = "nobody takes its connections";
+                }
+                if !is_proxied {
+                    effect = "the kernel forwards its connections, and no request is retried";
+                }
             }
-            let wrong = wrong.map(|wrong| {
-                format!("{wrong}; the kernel forwards its connections, and no request is retried")
-            });
+            let wrong = wrong.map(|wrong| format!("{wrong}; {effect}"));
             self.fault(&format!("proxy of {service}"), wrong);
         }
     }
@@ -38,7 +43,7 @@ impl Task {
         }
     }
 
-    /// Lets the kernel forward all new connections, as the daemon ends.
+    /// Lets the kernel forward new connections, as the daemon ends; those of TLS would not be understood.
     pub(super) async fn hand_to_kernel(&mut self) {
         let names: Vec<_> =
             self.state.proxied().map(|service| service.config.name.clone()).collect();
@@ -46,7 +51,7 @@ impl Task {
             return;
         }
         for name in names {
-            self.state.set_proxied(&name, Proxied::Old);
+            self.state.set_listens(&name, false);
         }
         self.reconcile().await;
     }

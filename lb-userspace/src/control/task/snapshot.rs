@@ -15,7 +15,7 @@ use crate::{
     config::{Forwarding, tunnel_bytes},
     control::{
         kernel::Kernel,
-        plan::service_key,
+        plan::{Proxied, service_key},
         state::{Record, ServiceState},
         status::{
             Backend, Floating, MANY_BACKENDS, Passive, PassiveState, Retiring, Service, Slots,
@@ -169,6 +169,7 @@ impl Task {
             listen: service.config.listen,
             protocol: protocol_word(service.config.protocol).into(),
             path: path_word(service).into(),
+            proxied: service.proxied() == Proxied::New,
             forward: forward.into(),
             encapsulation: encapsulation.map(Into::into),
             slots: slots.map(|(disturbed, total)| Slots { total, disturbed }),
@@ -223,7 +224,11 @@ impl Task {
 
 /// The word for who hands on a service's connections.
 fn path_word(service: &ServiceState) -> &'static str {
-    if service.config.proxy.is_some() { "proxy" } else { "kernel" }
+    match &service.config.proxy {
+        None => "kernel",
+        Some(proxy) if proxy.auto => "auto",
+        Some(_) => "proxy",
+    }
 }
 
 fn passive(record: &Record, now: Duration) -> Passive {
