@@ -71,6 +71,7 @@ fn observation(second: u64) -> Observation {
         listen: "192.0.2.100:80".parse().unwrap(),
         protocol: "tcp".into(),
         path: "kernel".into(),
+        proxied: false,
         proxy: None,
         forward: "nat".into(),
         encapsulation: None,
