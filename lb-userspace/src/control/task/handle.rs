@@ -13,6 +13,7 @@ use crate::{
         status::{NamedFlow, Status, View},
     },
     events::{Kind, Note, Timeline},
+    peer::Others,
 };
 
 /// Connections that are handed over together.
@@ -28,6 +29,7 @@ pub struct Handle {
     settled: watch::Receiver<bool>,
     kernel: Arc<dyn Kernel>,
     timeline: Arc<Timeline>,
+    others: Others,
 }
 
 /// Why there is no list of connections.
@@ -63,8 +65,14 @@ impl Handle {
         settled: watch::Receiver<bool>,
         kernel: Arc<dyn Kernel>,
         timeline: Arc<Timeline>,
+        others: Others,
     ) -> Self {
-        Self { commands, settled, kernel, timeline }
+        Self { commands, settled, kernel, timeline, others }
+    }
+
+    /// The other nodes: how they stand, and what is asked of them.
+    pub fn others(&self) -> &Others {
+        &self.others
     }
 
     /// The timeline.

@@ -23,6 +23,7 @@ use crate::{
 
 mod fake;
 mod passive;
+mod peers;
 
 use fake::FakeKernel;
 
