@@ -15,7 +15,7 @@ const LIMIT: Duration = Duration::from_mins(1);
 
 /// A port that is free on two loopback addresses.
 fn port() -> u16 {
-    let one = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, 1), 0)).unwrap();
+    let one = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     one.local_addr().unwrap().port()
 }
 
@@ -98,7 +98,7 @@ async fn two_channels_find_each_other_and_carry_wishes() {
 
 #[tokio::test]
 async fn a_port_that_is_taken_is_named() {
-    let taken = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, 1), 0)).unwrap();
+    let taken = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = taken.local_addr().unwrap().port();
     let error = Talking::start(1, port).await.err().expect("the port is taken");
     assert!(format!("{error:#}").contains(&format!("listen for other nodes on 127.0.0.1:{port}")));
