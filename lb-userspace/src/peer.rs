@@ -3,7 +3,8 @@
 //! - `wire` is what datagrams look like, and who can make them.
 //! - `window`, `stream` and `session` are the pure machine for one other node; `hub` has one for each.
 //! - `generation` tells whether two configurations are the same.
-//! - `channel` is the task with the socket and the flow tables.
+//! - `channel` is the task with the socket and the flow tables, and `others` what the rest of the daemon
+//!   has of it.
 //!
 //! All nodes of the configuration talk to each other over UDP, each from its own address.
 
@@ -15,12 +16,14 @@ use serde::{Deserialize, Serialize};
 mod channel;
 pub mod generation;
 mod hub;
+mod others;
 pub mod session;
 pub mod stream;
 pub mod window;
 pub mod wire;
 
 pub use channel::{Channel, FenceRequest, Setup};
+pub use others::{Ends, Others};
 pub use wire::frame::{About, Count, Fence};
 
 use crate::dataplane::sync::Applied;

@@ -270,7 +270,8 @@ fn what_it_costs_to_tell_each_other() -> Result<()> {
         load.more(CONNECTIONS)?;
         load.stop().ensure_none_failed()?;
         let took = began.elapsed();
-        let used: Vec<_> = times()?.iter().zip(before).map(|(now, then)| *now - then).collect();
+        let used: Vec<_> =
+            times()?.iter().zip(before).map(|(now, then)| now.saturating_sub(then)).collect();
         costs.push(format!("{used:?} in {took:?}"));
     }
     let peer = until_peer(&site, HostName::Lb02, "all to have come", |peer| {

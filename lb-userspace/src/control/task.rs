@@ -250,6 +250,7 @@ impl Task {
             task.settled.subscribe(),
             Arc::clone(&task.kernel),
             Arc::clone(&task.timeline),
+            task.peers.others(),
         );
         let inputs = Inputs { commands, reports, next_hops: setup.next_hops, swept };
         replay::spawn(Arc::clone(&task.kernel), Arc::clone(&task.timeline));

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    Board,
+    Board, Ends,
     hub::{Effects, Hub, Step},
     wire::{
         Keys, MAX_DATAGRAM, Nonce,
@@ -52,9 +52,6 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 /// Commands that wait. Each sender waits for its turn.
 const QUEUED_COMMANDS: usize = 32;
 
-/// Wishes to fence that wait for whoever fulfils them.
-const QUEUED_WISHES: usize = 16;
-
 /// What the channel needs.
 #[derive(Debug)]
 pub struct Setup {
@@ -81,16 +78,16 @@ pub struct Setup {
 /// The channel, while it is held. Dropping it ends the task.
 #[derive(Debug)]
 pub struct Channel {
-    commands: mpsc::Sender<Command>,
     about: watch::Sender<About>,
-    board: watch::Receiver<Board>,
-    wishes: Option<mpsc::Receiver<FenceRequest>>,
     task: JoinHandle<()>,
 }
 
+/// What others ask of the task.
 #[derive(Debug)]
-enum Command {
+pub(super) enum Command {
+    /// Something is to be cut off everywhere. The sender is for the names of those who have.
     Fence(Fence, mpsc::Sender<String>),
+    /// What that node has asked for is cut off.
     Fenced(String, Fence),
 }
 
@@ -115,7 +112,7 @@ impl FenceRequest {
 impl Channel {
     /// Opens the socket and begins to talk. Call it within a tokio runtime, in the network namespace of
     /// the node.
-    pub async fn start(setup: Setup) -> anyhow::Result<Self> {
+    pub async fn start(setup: Setup, ends: &Ends) -> anyhow::Result<Self> {
         let socket = bind(setup.listen)
             .await
             .with_context(|| format!("listen for other nodes on {}", setup.listen))?;
@@ -125,8 +122,7 @@ impl Channel {
             .context("open the flow tables")?;
         let (commands, command_receiver) = mpsc::channel(QUEUED_COMMANDS);
         let (about, about_receiver) = watch::channel(About::default());
-        let (board_sender, board) = watch::channel(Board::default());
-        let (wish_sender, wishes) = mpsc::channel(QUEUED_WISHES);
+        ends.commands.send_replace(Some(commands.clone()));
         let keys = Arc::new(Keys::new(&setup.secret));
         let random = SystemRandom::new();
         let mut hub = Hub::new(
@@ -144,29 +140,28 @@ impl Channel {
             sync,
             side: None,
             random,
-            own_commands: commands.clone().downgrade(),
-            wishes: wish_sender,
-            board: board_sender,
+            own_commands: commands.downgrade(),
+            ends: ends.clone(),
             waiting: Vec::new(),
             pending: Vec::new(),
             forgets: false,
             telling: false,
             discard: false,
             next_look: Duration::ZERO,
-            trouble: false,
+            trouble: None,
             interface: setup.interface,
             node: setup.node,
             kernel: setup.kernel,
             timeline: setup.timeline,
         };
         let task = tokio::spawn(task.run(command_receiver, about_receiver));
-        Ok(Self { commands, about, board, wishes: Some(wishes), task })
+        Ok(Self { about, task })
     }
 
     /// Ends the task, and returns when its port is free.
     pub async fn close(self) {
-        let Self { commands, about, task, .. } = self;
-        drop((commands, about));
+        let Self { about, task } = self;
+        drop(about);
         // If it has panicked, its port is free too.
         let _ = task.await;
     }
@@ -174,27 +169,6 @@ impl Channel {
     /// What this node tells of itself from now on.
     pub fn tell(&self, about: About) {
         self.about.send_if_modified(|current| std::mem::replace(current, about) != about);
-    }
-
-    /// How the other nodes stand, and each change of it (at most every some milliseconds).
-    pub fn board(&self) -> watch::Receiver<Board> {
-        self.board.clone()
-    }
-
-    /// Asks every other node to cut something off. The receiver gets the name of each that has; it ends
-    /// when nobody asks any more, a minute later. The caller judges how many are enough, and what the
-    /// silence of the others means.
-    pub async fn fence(&self, fence: Fence) -> mpsc::Receiver<String> {
-        let (sender, receiver) = mpsc::channel(QUEUED_WISHES);
-        // If the task has ended, so has the receiver.
-        let _ = self.commands.send(Command::Fence(fence, sender)).await;
-        receiver
-    }
-
-    /// What other nodes want cut off, for whoever does that. It can be taken once; until then, and if
-    /// too many wait, they are asked again.
-    pub fn wishes(&mut self) -> Option<mpsc::Receiver<FenceRequest>> {
-        self.wishes.take()
     }
 }
 
@@ -220,8 +194,7 @@ struct Task {
     side: Option<Side>,
     random: SystemRandom,
     own_commands: mpsc::WeakSender<Command>,
-    wishes: mpsc::Sender<FenceRequest>,
-    board: watch::Sender<Board>,
+    ends: Ends,
     /// Who waits for which fence.
     waiting: Vec<(Fence, Duration, mpsc::Sender<String>)>,
     /// What other nodes have brought, and is still to be done.
@@ -233,7 +206,8 @@ struct Task {
     /// What it has told so far is of the time before the session.
     discard: bool,
     next_look: Duration,
-    trouble: bool,
+    /// What is wrong, and has been told.
+    trouble: Option<String>,
     interface: String,
     node: Node,
     kernel: Arc<dyn Kernel>,
@@ -274,7 +248,7 @@ impl Task {
             self.take_effects().await;
             self.work().await;
             let board = self.hub.board(clock::monotonic());
-            self.board.send_if_modified(|old| {
+            self.ends.board.send_if_modified(|old| {
                 let changed = *old != board;
                 *old = board;
                 changed
@@ -297,6 +271,8 @@ impl Task {
                 () = sleep(pause) => {}
             }
         }
+        self.ends.commands.send_replace(None);
+        self.ends.board.send_replace(Board::default());
         self.tell(false).await;
     }
 
@@ -349,7 +325,7 @@ impl Task {
         for (from, fence) in wishes {
             if let Some(commands) = self.own_commands.upgrade() {
                 // If nobody is there, or too many wait, it is asked for again.
-                let _ = self.wishes.try_send(FenceRequest { from, fence, commands });
+                let _ = self.ends.wishes.try_send(FenceRequest { from, fence, commands });
             }
         }
         for (node, fence) in fenced {
@@ -439,12 +415,11 @@ impl Task {
 
     /// Tells of a fault when it begins and when it is over.
     fn report(&mut self, error: Option<anyhow::Error>) {
-        let before = std::mem::replace(&mut self.trouble, error.is_some());
-        match error {
-            Some(error) if !before => {
-                self.timeline.add(Note::new(Kind::Fault, format!("peer channel: {error:#}")));
-            }
-            None if before => {
+        let now = error.map(|error| format!("peer channel: {error:#}"));
+        let before = std::mem::replace(&mut self.trouble, now);
+        match (&before, &self.trouble) {
+            (None, Some(trouble)) => self.timeline.add(Note::new(Kind::Fault, trouble)),
+            (Some(_), None) => {
                 self.timeline.add(Note::new(Kind::Recovered, "peer channel: it works again"));
             }
             _ => {}
@@ -483,7 +458,11 @@ impl Work {
         if sync.is_none() {
             *sync = kernel.flow_sync().context("open the flow tables")?;
         }
-        let Some(sync) = sync else { return Ok(done) };
+        let Some(sync) = sync else {
+            // Without tables there are no connections.
+            done.walked = self.walk.map(|walk| (walk, Vec::new(), false));
+            return Ok(done);
+        };
         let mut changes = Vec::new();
         for step in self.steps {
             if let Step::Change(change) = step {

@@ -13,6 +13,7 @@ use crate::{
         status::{NamedFlow, Status, View},
     },
     events::{Kind, Note, Timeline},
+    peer::Others,
     trace::{
         Request,
         hub::{BeginError, Hub, Trace},
@@ -35,6 +36,7 @@ pub struct Handle {
     kernel: Arc<dyn Kernel>,
     timeline: Arc<Timeline>,
     traces: Hub,
+    others: Others,
 }
 
 /// Why there is no list of connections.
@@ -84,9 +86,15 @@ impl Handle {
         settled: watch::Receiver<bool>,
         kernel: Arc<dyn Kernel>,
         timeline: Arc<Timeline>,
+        others: Others,
     ) -> Self {
         let traces = Hub::start(Arc::clone(&kernel));
-        Self { commands, settled, kernel, timeline, traces }
+        Self { commands, settled, kernel, timeline, traces, others }
+    }
+
+    /// The other nodes: how they stand, and what is asked of them.
+    pub fn others(&self) -> &Others {
+        &self.others
     }
 
     /// The timeline.

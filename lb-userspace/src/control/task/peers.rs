@@ -8,17 +8,29 @@ use lb_common::news::Node;
 use super::{Task, sweep::timeouts};
 use crate::{
     config::Config,
-    peer::{About, Board, Channel, Count, Setup, generation::generation, wire::frame::Generation},
+    peer::{
+        About, Board, Channel, Count, Ends, Others, Setup, generation::generation,
+        wire::frame::Generation,
+    },
 };
 
 /// The shortest key, bytes: what cannot be guessed by trying.
 const SHORTEST_KEY: usize = 16;
 
 /// The channel that is open, and what it was opened for.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Peers {
     open: Option<(Wanted, Channel)>,
     generation: Generation,
+    ends: Ends,
+    others: Others,
+}
+
+impl Default for Peers {
+    fn default() -> Self {
+        let (ends, others) = Ends::new();
+        Self { open: None, generation: Generation::default(), ends, others }
+    }
 }
 
 /// What makes another channel of it.
@@ -35,7 +47,12 @@ struct Wanted {
 impl Peers {
     /// How the other nodes stand; empty without a channel.
     pub(super) fn board(&self) -> Board {
-        self.open.as_ref().map(|(_, channel)| channel.board().borrow().clone()).unwrap_or_default()
+        self.others.board().borrow().clone()
+    }
+
+    /// The other nodes, for the rest of the daemon.
+    pub(super) fn others(&self) -> Others {
+        self.others.clone()
     }
 }
 
@@ -68,7 +85,7 @@ impl Task {
         }
         self.share_ports().await?;
         let Some(wanted) = wanted? else { return Ok(()) };
-        let channel = Channel::start(Setup {
+        let setup = Setup {
             own: self.node.clone(),
             listen: wanted.listen,
             interface: wanted.interface.clone(),
@@ -78,8 +95,8 @@ impl Task {
             timeouts: wanted.timeouts,
             kernel: Arc::clone(&self.kernel),
             timeline: Arc::clone(&self.timeline),
-        })
-        .await?;
+        };
+        let channel = Channel::start(setup, &self.peers.ends).await?;
         self.peers.open = Some((wanted, channel));
         Ok(())
     }

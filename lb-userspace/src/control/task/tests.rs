@@ -24,6 +24,7 @@ use crate::{
 
 mod fake;
 mod passive;
+mod peers;
 mod traces;
 
 use fake::FakeKernel;

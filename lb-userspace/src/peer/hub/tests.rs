@@ -163,7 +163,7 @@ fn three_nodes_have_each_others_connections() {
 fn two_nodes_know_which_of_them_has_lost_its_connections() {
     let mut cluster = Cluster::new(&[b"secret", b"secret"]);
     let now = cluster.now;
-    cluster.hubs[0].set_created(now - 50 * MS);
+    cluster.hubs[0].set_created(now.saturating_sub(50 * MS));
     cluster.meet();
     let now = cluster.now;
     let walk = cluster.hubs[1].walk(now).expect("a walk for the other node");
