@@ -34,8 +34,8 @@ use crate::{
     admit::admit,
     family::{Address as _, Datagram, Family, Ports, ServiceWords, Tuple, protocol},
     icmp,
-    known::{Exit, leave},
-    packet::{EthernetHdr, Frame, Packet, TcpHdr, load16, load32, tcp_flags},
+    known::Exit,
+    packet::{EthernetHdr, Frame, Packet, TcpHdr, UdpHdr, load16, load32, tcp_flags},
     parse::{ETHERNET_LEN, Link, Segment},
     rewrite::Egress,
     sample,
@@ -59,14 +59,15 @@ pub fn forward<F: Family, T: Tables, E: Exit>(
     packet: &Packet,
     tables: &T,
     exit: &E,
-    frame: &mut Frame<F::Hdr, TcpHdr>,
+    frame: &mut Frame<F::Hdr, UdpHdr>,
 ) -> Option<E::Out> {
     let Frame { ethernet, ip, l4 } = frame;
     let carried = F::carried(ip);
     // Lists are asked about a connection's first packet, which UDP does not mark.
     let mask = match carried {
         protocol::TCP => {
-            if l4.flags & tcp_flags::SYN != 0 {
+            let tcp = packet.header::<Frame<F::Hdr, TcpHdr>>(0).ok()?;
+            if tcp.l4.flags & tcp_flags::SYN != 0 {
                 return None;
             }
             STEERED
@@ -95,7 +96,7 @@ pub fn forward<F: Family, T: Tables, E: Exit>(
         return Some(exit.encapsulate(tunnel, backend));
     }
     sample::count(tables, packet, ETHERNET_LEN, slot.backend, packet.len() as u64);
-    Some(leave(packet, ethernet, Egress::to_backend(backend), exit))
+    Some(exit.leave(Ok(Egress::to_backend(backend).leave(packet, ethernet))))
 }
 
 /// Handles a packet for a steered service, or an ICMP error about one that it sent. `None`: it is none.
