@@ -2,7 +2,7 @@
 
 /// Version of everything in this crate that lies in a pinned map. A daemon adopts pinned maps only
 /// of its own version.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Default number of entries in `SERVICES` (floating address + port + protocol), and in every map
 /// that has one entry for each service.
@@ -51,6 +51,9 @@ pub const MAX_SOURCES: u32 = 1 << 20;
 /// Most sources in `RATES`. With more than these at a time, the kernel forgets the one that has been
 /// idle longest, which may then begin a burst anew.
 pub const MAX_RATES: u32 = 1 << 16;
+
+/// Most floating addresses with a lease.
+pub const MAX_LEASES: u32 = 1 << 14;
 
 /// Bytes of the `EVENTS` ring buffer. A power of two and a multiple of the page size.
 pub const EVENTS_BYTES: u32 = 1 << 18;

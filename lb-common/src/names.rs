@@ -43,6 +43,8 @@ pub const ACTIVE: &str = "ACTIVE";
 pub const CURSORS: &str = "CURSORS";
 /// By service index, on each CPU: what is spent of its budget of replays. It is not pinned.
 pub const SPENT: &str = "SPENT";
+/// Floating address to `Lease`, on nodes that share it.
+pub const LEASES: &str = "LEASES";
 /// Ring buffer of `Event`.
 pub const EVENTS: &str = "EVENTS";
 /// Ring buffer of `Sample`.
@@ -53,11 +55,15 @@ pub const TRACES: &str = "TRACES";
 pub const TRACE_FILTERS: &str = "TRACE_FILTERS";
 /// What became of each trace's packets, per CPU; not pinned.
 pub const TRACE_COUNTS: &str = "TRACE_COUNTS";
+/// What the program has to know of this node: one `Node`.
+pub const NODE: &str = "NODE";
+/// Ring buffer of connections that have begun and ended, see `news`.
+pub const NEWS: &str = "NEWS";
 /// `Meta` of the pinned maps.
 pub const META: &str = "META";
 
 /// Every map that is pinned, in no particular order.
-pub const PINNED: [&str; 20] = [
+pub const PINNED: [&str; 23] = [
     VIPS,
     STEERED,
     SERVICES,
@@ -75,8 +81,11 @@ pub const PINNED: [&str; 20] = [
     RATES,
     ACTIVE,
     CURSORS,
+    LEASES,
     EVENTS,
     SAMPLES,
+    NODE,
+    NEWS,
     META,
 ];
 

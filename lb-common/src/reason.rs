@@ -66,6 +66,8 @@ reasons! {
     /// A fragment to a floating address: only the first would show its ports. The node's own stack
     /// puts the datagram together and, having no socket for it, says so to the sender.
     Fragment, "fragment", Pass;
+    /// It is of a connection that the proxy has, or shall have: the node's own stack gets it.
+    Proxied, "proxied", Pass;
     /// Its time to live ends here.
     TtlExpired, "ttl_expired", Drop;
     /// The service has no backend that can serve.
@@ -93,6 +95,8 @@ reasons! {
     PortsExhausted, "ports_exhausted", Drop;
     /// The flow tables took no further entry.
     TableFull, "table_full", Drop;
+    /// It asks for the MAC address of a floating address whose lease is over: another node answers.
+    NoLease, "no_lease", Drop;
     /// A map entry that user space should have written is missing: a defect of ballast.
     Inconsistent, "inconsistent", Drop;
 }
@@ -132,6 +136,7 @@ mod tests {
             Reason::Truncated,
             Reason::Malformed,
             Reason::Fragment,
+            Reason::Proxied,
         ];
         for reason in Reason::ALL {
             let passes = reason.disposition() == Disposition::Pass;

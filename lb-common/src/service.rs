@@ -33,7 +33,7 @@ map_type! {
         pub members_start: u32,
         /// Length of that list.
         pub members_len: u32,
-        /// Bits: [`STEERED`], [`FILTERED`], [`SECOND_LIST`].
+        /// Bits: [`STEERED`], [`FILTERED`], [`SECOND_LIST`], [`LISTENED`], [`PROXIED`].
         pub flags: u32,
         /// New connections that one source may begin in a second; 0 for any number.
         pub source_rate: u32,
@@ -56,6 +56,13 @@ pub const FILTERED: u32 = 2;
 
 /// With [`FILTERED`]: by the second of the service's two lists, see [`crate::source::list`].
 pub const SECOND_LIST: u32 = 4;
+
+/// The node's own stack has connections of the service too, those of the proxy: packets of connections
+/// that are not known are theirs.
+pub const LISTENED: u32 = 8;
+
+/// With [`LISTENED`]: new connections, once they are admitted, go to the node's own stack.
+pub const PROXIED: u32 = 16;
 
 map_type! {
     /// Value of `MAGLEV`: a slot of a service's table.

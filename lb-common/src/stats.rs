@@ -73,8 +73,9 @@ map_type! {
     pub struct Meta {
         /// [`crate::limits::ABI_VERSION`] of whoever created the maps.
         pub abi_version: u32,
-        /// Zero.
-        pub reserved: u32,
+        /// When that was: `CLOCK_MONOTONIC`, seconds, and at least 1. 0 in maps of a version that did not
+        /// say.
+        pub created_s: u32,
     }
 }
 

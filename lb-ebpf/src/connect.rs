@@ -8,7 +8,7 @@ use lb_common::{
     limits::{FIRST_NAT_PORT, NAT_PORTS, PORT_TRIES},
     maglev,
     reason::Reason,
-    service::Service,
+    service::{LISTENED, PROXIED, Service},
     trace::Stage,
 };
 
@@ -85,11 +85,16 @@ pub fn connect<F: Family, T: Tables + Flows<F>>(
     let key = ServiceWords::new(&segment.tuple, segment.protocol);
     let service = tables.service(key.key()).ok_or(Reason::NoService)?;
     if !segment.starts() {
-        return Err(Reason::NoFlow);
+        let is_listened = service.flags & LISTENED != 0;
+        return Err(if is_listened { Reason::Proxied } else { Reason::NoFlow });
     }
     let hash = segment.tuple.hash();
     let mut chosen = None;
     let outcome = match admit::<F, T>(tables, &service, &segment.tuple, segment.protocol) {
+        Ok(()) if service.flags & PROXIED != 0 => {
+            tables.count_connection(service.index, u32::MAX);
+            return Err(Reason::Proxied);
+        }
         Ok(()) => {
             chosen = select(tables, &service, hash);
             match chosen {
@@ -220,11 +225,12 @@ pub fn client_half<F: Family>(scratch: &mut Scratch<F>, now_ns: u64, bytes: u64)
 ///
 /// The client's own port comes first: then a client that uses a port anew meets its own old
 /// connection at the backend, whose TIME-WAIT its sequence numbers and timestamps are made for
-/// (RFC 6191), and never another client's. Then come ports in no order.
+/// (RFC 6191), and never another client's. Then come ports in no order. Of several nodes, each takes the
+/// nearest port of its own share instead ([`lb_common::news::Node::share`]).
 #[inline(always)]
 pub fn take_port<F: Family, T: Tables + Flows<F>>(tables: &T, attempt: u32) -> bool {
     let Some(scratch) = tables.scratch() else { return false };
-    let now_ns = tables.now_ns();
+    let (now_ns, node) = (tables.now_ns(), tables.node());
     let own = u16::from_be_bytes(scratch.tuple.ports.src());
     let candidate = if attempt == 0 && own >= FIRST_NAT_PORT {
         own
@@ -235,6 +241,8 @@ pub fn take_port<F: Family, T: Tables + Flows<F>>(tables: &T, attempt: u32) -> b
         scratch.seed = next ^ (now_ns >> 20) as u32;
         FIRST_NAT_PORT.wrapping_add(maglev::slot(scratch.seed, NAT_PORTS) as u16)
     };
+    // With several nodes, no two of them give out the same port.
+    let candidate = node.port(candidate);
     // Or the replies would be taken for packets to a service (`steer`).
     let vip_bit = scratch.replies.dst.vip_bit();
     let steered = hash::steered_bit(vip_bit, candidate.to_be(), scratch.protocol);

@@ -85,10 +85,13 @@ pub fn in_flow<F: Family, T: Tables + Flows<F>>(
                 other.set_client_side(side);
             }
         }
-        match other {
+        let closed = match other {
             Some(client) if returns => end::<F, T>(tables, client, Some(entry), ends),
-            None if returns => {}
+            None if returns => false,
             server => end::<F, T>(tables, entry, server, ends),
+        };
+        if closed {
+            tables.tell_ended(if returns { &key } else { &other_key });
         }
         if anew {
             if paired {
@@ -182,7 +185,9 @@ pub fn in_half_open<F: Family, T: Tables + Flows<F>>(
         let was_there = tables.remove_half_open(&scratch.client);
         tables.remove_half_open(&scratch.server);
         if promoted {
-            if !was_there {
+            if was_there {
+                tables.tell_begun();
+            } else {
                 // Meanwhile a reset has ended the connection, and its end is counted.
                 tables.remove_flow(&scratch.client);
                 tables.remove_flow(&scratch.server);
@@ -339,22 +344,24 @@ fn other_half<'t, F: Family, T: Tables + Flows<F>>(
     if other.rewritten().reversed() == segment.tuple { Some(other) } else { None }
 }
 
-/// Sets state bits of a connection. The packet that closes it also counts that.
+/// Sets state bits of a connection. The packet that closes it also counts that: then the answer is true.
 #[inline(always)]
 fn end<F: Family, T: Tables>(
     tables: &T,
     client: &mut F::Entry,
     server: Option<&mut F::Entry>,
     bits: u32,
-) {
+) -> bool {
     let before = set_bits::<F, T>(tables, client, bits);
-    if state::closed(before | bits) && !state::closed(before) {
+    let closes = state::closed(before | bits) && !state::closed(before);
+    if closes {
         tables.close(client.backend());
         // The backend's half is told too, since it is what stands in the way of reusing the port.
         if let Some(server) = server {
             set_bits::<F, T>(tables, server, state::RESET);
         }
     }
+    closes
 }
 
 /// Sets bits in an entry's state and returns what it was, in one atomic step.

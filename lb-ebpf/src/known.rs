@@ -83,6 +83,10 @@ fn forward_family<F: Family, T: Tables + Flows<F>, E: Exit>(
     let vip_bit = F::addresses(&udp.ip).1.vip_bit();
     let vip = tables.vip(vip_bit);
     if vip == 0 {
+        // It may ask for a floating address of ours (`gate`), at that address's multicast group.
+        if F::ICMP == protocol::ICMPV6 && F::carried(&udp.ip) == protocol::ICMPV6 {
+            return None;
+        }
         return Some(exit.leave(Err(Reason::NotOurs)));
     }
     let carried = F::carried(&udp.ip);

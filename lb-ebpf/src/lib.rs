@@ -19,6 +19,7 @@ pub mod decap;
 #[cfg(feature = "fake")]
 pub mod fake;
 pub mod family;
+pub mod gate;
 pub mod icmp;
 pub mod known;
 pub mod packet;

@@ -70,6 +70,7 @@ fn examine<const TRACEABLE: bool>(ctx: *mut xdp_md) -> u32 {
     // A packet of its own, so that the hot path keeps nothing in registers for this one.
     match Link::parse(&packet(ctx)).map(|link| link.ether_type) {
         Ok(parse::IPV4) => decide4(ctx),
+        Ok(parse::IPV6 | parse::ARP) if gate(ctx) != 0 => xdp_action::XDP_DROP,
         Ok(parse::IPV6) => decide6(ctx),
         other => {
             count_reason::<TRACEABLE>(other.map_or_else(Reason::from, |_| Reason::NotIp));
@@ -86,6 +87,17 @@ fn count_reason<const TRACEABLE: bool>(reason: Reason) {
     } else {
         maps::count_reason_untraced(reason);
     }
+}
+
+/// Whether the frame asks for an address that this node may not answer for any more: then it is counted.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn gate(ctx: *mut xdp_md) -> u32 {
+    let closed = lb_ebpf::gate::asks_for(&packet(ctx)).is_some_and(maps::is_closed);
+    if closed {
+        maps::count_reason(Reason::NoLease);
+    }
+    u32::from(closed)
 }
 
 /// The end of the hot path.

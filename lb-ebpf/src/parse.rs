@@ -12,6 +12,8 @@ use crate::{
 
 /// Ethernet type of IPv4, as it lies in the frame.
 pub const IPV4: u16 = 0x0800_u16.to_be();
+/// Ethernet type of ARP, as it lies in the frame.
+pub const ARP: u16 = 0x0806_u16.to_be();
 /// Ethernet type of IPv6, as it lies in the frame.
 pub const IPV6: u16 = 0x86dd_u16.to_be();
 /// IEEE 802.1Q tag.

@@ -236,7 +236,9 @@ fn choose<F: Family, T: Tables + Flows<F>>(
             scratch.entry = F::Entry::new(segment.tuple, segment.tuple, chosen, state::STEERED);
             scratch.entry.seen(now_ns, bytes);
             // Without the entry, the packet goes its way all the same; a later one makes it.
-            let _ = tables.insert_flow(&scratch.client, &scratch.entry);
+            if tables.insert_flow(&scratch.client, &scratch.entry).is_ok() {
+                tables.tell_begun();
+            }
         }
         None => {}
     }

@@ -4,6 +4,7 @@ use lb_common::{
     backend::Backend,
     event::Event,
     flow::Syn,
+    news::Node,
     service::{Service, ServiceKey, Slot},
     source::{Bucket, RateKey},
     trace::Stage,
@@ -88,6 +89,8 @@ pub trait Tables {
     fn earn_replays(&self, service: u32, amount: u64);
     /// Takes one replay out of the service's budget. False if there is none.
     fn spend_replay(&self, service: u32) -> bool;
+    /// What this node is among the others.
+    fn node(&self) -> Node;
     /// Tells user space.
     fn report(&self, event: Event);
     /// Whether one more answer may be sent about a packet that was too long.
@@ -174,6 +177,11 @@ pub trait Flows<F: Family> {
     /// This CPU's scratch; what it holds means nothing. Taken once for a packet.
     #[expect(clippy::mut_from_ref, reason = "memory of this CPU alone")]
     fn scratch(&self) -> Option<&mut Scratch<F>>;
+    /// Tells the other nodes of a connection that is established: `client`, `server` and `entry` of the
+    /// scratch, as in [`lb_common::news::Begun4`].
+    fn tell_begun(&self);
+    /// Tells the other nodes that a connection has ended, by the key of its backend's direction.
+    fn tell_ended(&self, server: &F::Key);
     /// Runs [`crate::connect::find_port`]. The kernel's verifier looks at a subprogram of its own
     /// once, and not anew for each of the paths that lead to it.
     fn find_port(&self) -> bool;

@@ -10,7 +10,12 @@
 //! | `POST /backends/NAME/{drain,enable,disable}?service=` | an array of [`Wished`](crate::control::task::Wished) |
 //! | `POST /backends/NAME/weight/N?service=` | the same; `default` for the configured weight |
 //! | `POST /backends/NAME/reset?service=&flows=&rate=` | [`Resets`](crate::control::reset::Resets), when all are ended |
-//! | `POST /release` | 409: it needs a second node |
+//! | `GET /postgres` | an array of [`Database`](crate::postgres::status::Database) |
+//! | `GET /postgres/plan?db=&server=` | [`Plan`](crate::postgres::failover::Plan): what a promotion would do |
+//! | `GET /postgres/rejoin/SERVER?db=` | [`Done`](crate::admin::Done): the commands for its host |
+//! | `POST /postgres/{promote,switchover}?db=&server=&may_lose=&absent=&force=` | [`Done`](crate::admin::Done), when it is done; 409 if it is refused |
+//! | `POST /postgres/{fence,unfence}/SERVER?db=&force=` | the same |
+//! | `POST /release` | an array of [`Released`](crate::vrrp::router::Released), when it is done; 409 without a second node |
 //!
 //! Any error has a [`Problem`] as its body. Only root may open the socket.
 
@@ -42,9 +47,11 @@ use crate::{
         verdict::Admin,
     },
     events::{Event, Timeline},
+    postgres::databases::Databases,
 };
 
 pub mod client;
+mod postgres;
 mod target;
 mod trace;
 
@@ -69,6 +76,13 @@ pub struct Problem {
     pub diagnostics: Vec<Diagnostic>,
 }
 
+/// The body of an answer that says what was done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    /// What, for a person.
+    pub message: String,
+}
+
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// The listening socket.
@@ -86,7 +100,7 @@ impl Server {
     }
 
     /// Serves until it is aborted.
-    pub async fn run(self, handle: Handle) {
+    pub async fn run(self, handle: Handle, databases: Databases) {
         loop {
             let stream = match self.0.accept().await {
                 Ok((stream, _)) => stream,
@@ -97,11 +111,11 @@ impl Server {
                     continue;
                 }
             };
-            let handle = handle.clone();
+            let (handle, databases) = (handle.clone(), databases.clone());
             tokio::spawn(async move {
                 let service = service_fn(|request| {
-                    let handle = handle.clone();
-                    async move { Ok::<_, Infallible>(answer(request, &handle).await) }
+                    let (handle, databases) = (handle.clone(), databases.clone());
+                    async move { Ok::<_, Infallible>(answer(request, &handle, &databases).await) }
                 });
                 let served = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
                 if let Err(error) = served.await {
@@ -112,7 +126,11 @@ impl Server {
     }
 }
 
-async fn answer(request: Request<Incoming>, handle: &Handle) -> Response<Body> {
+async fn answer(
+    request: Request<Incoming>,
+    handle: &Handle,
+    databases: &Databases,
+) -> Response<Body> {
     let target = match Target::parse(request.uri()) {
         Ok(target) => target,
         Err(wrong) => return problem(StatusCode::BAD_REQUEST, &wrong),
@@ -120,7 +138,10 @@ async fn answer(request: Request<Incoming>, handle: &Handle) -> Response<Body> {
     let path: Vec<&str> = target.path.iter().map(String::as_str).collect();
     let method = request.method();
     match (method, &path[..]) {
-        (&Method::GET, ["status"]) => status(&target, handle).await,
+        (&Method::GET, ["status"]) => status(&target, handle, databases).await,
+        (method, ["postgres", what @ ..]) => {
+            postgres::answer(method, what, &target, databases).await
+        }
         (&Method::GET, ["flows"]) => flows(&target, handle).await,
         (&Method::GET, ["events"]) => match target.get("follow") {
             None | Some("" | "false") => lines(&handle.timeline().recent()),
@@ -137,11 +158,15 @@ async fn answer(request: Request<Incoming>, handle: &Handle) -> Response<Body> {
             }
             Err(error) => failed(&error),
         },
-        (&Method::POST, ["release"]) => problem(
-            StatusCode::CONFLICT,
-            "this node does not share its floating addresses with another, so there is nobody to \
-             release them to; `ballast detach` takes them away",
-        ),
+        (&Method::POST, ["release"]) => match handle.release().await {
+            Ok(Some(released)) => json(StatusCode::OK, &released),
+            Ok(None) => problem(
+                StatusCode::CONFLICT,
+                "this node does not share its floating addresses with another, so there is nobody \
+                 to release them to; `ballast detach` takes them away",
+            ),
+            Err(error) => failed(&error),
+        },
         (&Method::POST, ["backends", name, "reset"]) => reset(name, &target, handle).await,
         (&Method::POST, ["backends", name, what @ ..]) => match change(what) {
             Some(Ok(change)) => wish(name, &target, change, handle).await,
@@ -191,12 +216,16 @@ async fn wish(name: &str, target: &Target, change: Change, handle: &Handle) -> R
     }
 }
 
-async fn status(target: &Target, handle: &Handle) -> Response<Body> {
+async fn status(target: &Target, handle: &Handle, databases: &Databases) -> Response<Body> {
     let service = target.get("service").map(str::to_owned);
     let all = !matches!(target.get("all"), None | Some("" | "false"));
     let asked = service.clone();
     match handle.status(View { service, all }).await {
-        Ok(status) => match asked {
+        Ok(mut status) => match asked {
+            None => {
+                status.postgres = databases.status();
+                json(StatusCode::OK, &status)
+            }
             Some(name) if status.services.is_empty() => {
                 problem(StatusCode::NOT_FOUND, &format!("no service is called {name}"))
             }

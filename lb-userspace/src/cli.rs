@@ -23,6 +23,7 @@ mod ask;
 mod check;
 mod decap;
 mod output;
+mod pg;
 mod run;
 mod status;
 mod top;
@@ -189,8 +190,19 @@ enum Command {
     /// counted; pieces (fragments) and outer options go to the host's own stack.
     #[command(after_help = DECAP_HELP)]
     Decap(DecapArgs),
-    /// Hand the floating addresses to the other node at once
-    Release,
+    /// The databases: show them, change their primary
+    #[command(subcommand)]
+    Pg(pg::PgCommand),
+    /// Hand the floating addresses to another node at once
+    ///
+    /// This node serves until another one has taken them, and takes them back only when nobody has them.
+    /// If no other node is there, it goes on.
+    #[command(after_help = "Example:\n  ballast release && systemctl restart ballast")]
+    Release {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Print a shell's completions
     #[command(after_help = "Example:\n  ballast completions bash > /etc/bash_completion.d/ballast")]
     Completions {
@@ -369,7 +381,8 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Events { follow, json } => ask::events(&socket, follow, json)?,
         Command::Top(args) => top::top(&socket, &args)?,
         Command::Trace(args) => trace::trace(&socket, &args)?,
-        Command::Release => ask::release(&socket)?,
+        Command::Pg(command) => return pg::run(&socket, command),
+        Command::Release { json } => return ask::release(&socket, json),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "ballast", &mut script);

@@ -12,6 +12,13 @@ pub fn monotonic() -> Duration {
     Duration::from_nanos(clock_ns(nix::time::ClockId::CLOCK_MONOTONIC))
 }
 
+/// The point on the monotonic clock at which the wall clock showed `wall`, nanoseconds since 1970: what
+/// the kernel stamps packets with. If the wall clock has been set since, it is wrong by as much.
+pub fn from_wall(wall_ns: u64) -> Duration {
+    let age = clock_ns(nix::time::ClockId::CLOCK_REALTIME).saturating_sub(wall_ns);
+    monotonic().saturating_sub(Duration::from_nanos(age))
+}
+
 /// The runtime's clock, which its timers run by. A test can pause it.
 pub fn timer() -> tokio::time::Instant {
     tokio::time::Instant::now()

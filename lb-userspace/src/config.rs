@@ -9,6 +9,7 @@ use std::{
     fmt, fs, io,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,10 +18,15 @@ use toml::de::DeTable;
 
 use report::{Diagnostic, Findings};
 
-use crate::memory;
+use crate::{
+    memory,
+    proxy::decide,
+    vrrp::packet::{ChecksumForm, Password, Version},
+};
 
 mod advice;
 mod check;
+mod postgres;
 mod raw;
 mod read;
 pub mod report;
@@ -32,6 +38,7 @@ pub mod units;
 mod value;
 
 pub use advice::{advice, tunnel_bytes};
+pub use postgres::{Access, Postgres, Promotion, Server};
 
 /// A file that can be used.
 #[derive(Clone, Debug)]
@@ -146,8 +153,10 @@ pub struct Config {
     pub nodes: Vec<Node>,
     /// `[[floating]]`.
     pub floating: Vec<Floating>,
-    /// `[[service]]`, in the order of the file.
+    /// `[[service]]`, in the order of the file, and then those of the databases.
     pub services: Vec<Service>,
+    /// `[[postgres]]`, in the order of the file.
+    pub databases: Vec<Postgres>,
     /// `[dataplane]`.
     pub dataplane: Dataplane,
     /// `[paths]`.
@@ -161,17 +170,11 @@ impl Config {
         self.nodes.iter().find(|node| node.name == name)
     }
 
-    /// The node that takes the floating addresses while there is no VRRP: the one with the highest
-    /// priority, the first of equals.
+    /// Whether several nodes share the floating addresses, so that VRRP decides who has them.
     #[must_use]
-    pub fn owner(&self) -> Option<&Node> {
-        owner(&self.nodes, |node| node)
+    pub fn is_shared(&self) -> bool {
+        self.nodes.len() > 1
     }
-}
-
-fn owner<T>(nodes: &[T], node: impl Fn(&T) -> &Node) -> Option<&T> {
-    // Of equals, `max_by_key` takes the last.
-    nodes.iter().rev().max_by_key(|entry| node(entry).priority)
 }
 
 /// `[cluster]`.
@@ -179,8 +182,10 @@ fn owner<T>(nodes: &[T], node: impl Fn(&T) -> &Node) -> Option<&T> {
 pub struct Cluster {
     /// Name, in logs and alerts.
     pub name: String,
-    /// File with the key that the nodes authenticate each other with.
+    /// File with the key that the nodes authenticate each other with. Without it, they do not talk.
     pub secret_file: Option<PathBuf>,
+    /// UDP port that they talk to each other by.
+    pub peer_port: u16,
 }
 
 /// `[[node]]`.
@@ -203,6 +208,30 @@ pub struct Floating {
     pub vrid: u8,
     /// Addresses with prefix length.
     pub addresses: Vec<(IpAddr, u8)>,
+    /// Version of VRRP.
+    pub version: Version,
+    /// Time between two adverts.
+    pub interval: Duration,
+    /// The password of version 2.
+    pub password: Option<Password>,
+    /// Whether a node of a higher priority takes the addresses from one of a lower.
+    pub preempt: bool,
+    /// How long it waits before that.
+    pub preempt_delay: Duration,
+    /// Adverts go to each node, not to the group.
+    pub unicast: bool,
+    /// The checksum of IPv4 adverts of version 3.
+    pub checksum: ChecksumForm,
+}
+
+impl Floating {
+    /// The family that its adverts go over: that of IPv4 addresses if it has any, and those of IPv6
+    /// move with them. None without addresses.
+    #[must_use]
+    pub fn is_v4(&self) -> Option<bool> {
+        let any_v4 = self.addresses.iter().any(|(address, _)| address.is_ipv4());
+        (!self.addresses.is_empty()).then_some(any_v4)
+    }
 }
 
 /// IP protocol of a service.
@@ -273,6 +302,45 @@ pub struct Service {
     pub passive: Option<Passive>,
     /// Who may connect, and how often.
     pub guard: Guard,
+    /// `[service.proxy]`, if the service's `path` is `proxy` or `auto`.
+    pub proxy: Option<Arc<Proxy>>,
+}
+
+/// `[service.proxy]`: how requests are handed on and repeated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proxy {
+    /// `path` is `auto`: it takes new connections only while a backend is shaky.
+    pub auto: bool,
+    /// Most time until a connection to a backend is made.
+    pub connect_timeout: Duration,
+    /// Most time between two writes to a backend.
+    pub send_timeout: Duration,
+    /// Most time until an answer's head, once the request is sent, and between two reads of its body.
+    pub read_timeout: Duration,
+    /// Most time until a request's head is there, and between two reads or writes of a client.
+    pub client_timeout: Duration,
+    /// Most unused connections to each backend that each worker keeps.
+    pub keepalive: u32,
+    /// `next_upstream`, `next_upstream_tries`, `next_upstream_timeout`.
+    pub next_upstream: decide::Rules,
+    /// Share of the requests under way that may be repeated ones, in thousandths, 1 to 1000.
+    pub retry_per_mille: u32,
+    /// Bytes of a request's body that are kept for another attempt. A request whose body is longer is
+    /// not repeated once more than this has been sent.
+    pub body_buffer: u64,
+    /// File of the access log.
+    pub access_log: Option<PathBuf>,
+    /// What the proxy shows to clients. If there are any, clients speak TLS.
+    pub certificates: Vec<Certificate>,
+}
+
+/// `[[service.proxy.certificate]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// File with the certificate and those that it was signed by, PEM.
+    pub chain: PathBuf,
+    /// File with its private key, PEM.
+    pub key: PathBuf,
 }
 
 /// Who may connect to a service, and how often.
@@ -353,9 +421,19 @@ pub enum Probe {
     Http(HttpProbe),
     /// The same over TLS; the certificate is not verified (a probe asks for health, not identity).
     Https(HttpProbe),
+    /// Not at all: the backend is a server of a database, and what is known of that says.
+    Database,
     /// A command with its arguments; exit code 0 means healthy. It is given `BALLAST_SERVICE`,
     /// `BALLAST_BACKEND`, `BALLAST_ADDRESS` and `BALLAST_PORT` in its environment.
     Command(Vec<String>),
+}
+
+impl Probe {
+    /// Whether backends are asked at all.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        !matches!(self, Self::None | Self::Database)
+    }
 }
 
 /// What an HTTP probe asks and expects.

@@ -9,6 +9,7 @@
 
 pub mod daemon;
 pub mod kernel;
+pub mod lift;
 pub mod plan;
 pub mod ranges;
 pub mod reset;

@@ -8,6 +8,7 @@ use std::{
     os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -20,6 +21,7 @@ use lb_common::{
     backend::{self, Backend},
     event::Event,
     limits, names,
+    news::Node,
     service::{STEERED, Service, ServiceKey, Slot},
     source::Source,
     stats::{BackendStats, Meta, ServiceStats},
@@ -27,10 +29,12 @@ use lb_common::{
 
 use self::{active::Active, load::Variant};
 pub use self::{
-    flows::{Connection, Cut, Reader, Sweeper},
+    flows::{Connection, Cut, Reader, Sweeper, sync},
+    leases::KernelLeases,
     signals::Signals,
     trace::{Traced, Tracer},
 };
+use crate::clock;
 
 mod active;
 mod batch;
@@ -39,6 +43,7 @@ pub mod decap;
 mod flows;
 mod grow;
 pub mod kernel;
+mod leases;
 mod link;
 pub mod load;
 mod pins;
@@ -313,6 +318,8 @@ pub struct Dataplane {
     active: Arc<Active>,
     sweeper: Arc<Mutex<Sweeper>>,
     reader: Arc<Reader>,
+    created: Duration,
+    cuts: Arc<sync::cuts::Cuts>,
     attachments: Vec<Attachment>,
     adopted: bool,
     notes: Vec<String>,
@@ -333,7 +340,11 @@ impl Dataplane {
         let mut found = pins::prepare(options)?;
         let mut ebpf = load::load(options, Variant::Plain, &found.outgrown)?;
         let mut meta: Array<_, Meta> = take(&mut ebpf, names::META)?;
-        meta.set(0, Meta { abi_version: limits::ABI_VERSION, reserved: 0 }, 0)
+        let mut created_s = meta.get(&0, 0).context("read META")?.created_s;
+        if !found.adopted {
+            created_s = (clock::monotonic().as_secs() as u32).max(1);
+        }
+        meta.set(0, Meta { abi_version: limits::ABI_VERSION, created_s }, 0)
             .context("write META")?;
         let pins = options.pins.as_path();
         grow::replace(pins, &found.outgrown)?;
@@ -366,6 +377,8 @@ impl Dataplane {
             log,
             sweeper: Arc::new(Mutex::new(Sweeper::open(pins, Arc::clone(&active))?)),
             reader: Arc::new(Reader::open(pins)?),
+            created: Duration::from_secs(created_s.into()),
+            cuts: Arc::default(),
             active,
             attachments,
             adopted: found.adopted,
@@ -462,6 +475,11 @@ impl Dataplane {
         Signals::new(pinned(&self.options.pins, names::BACKEND_SIGNALS)?)
     }
 
+    /// The leases of floating addresses.
+    pub fn leases(&self) -> anyhow::Result<KernelLeases> {
+        KernelLeases::open(&self.options.pins)
+    }
+
     /// The first `limit` connections; half-open ones too.
     pub fn flows(&self, limit: usize) -> anyhow::Result<Vec<Flow>> {
         let mut flows = Vec::new();
@@ -495,6 +513,19 @@ impl Dataplane {
             .context("find the program")?;
         let program = program.fd().context("hold the program")?.as_fd().try_clone_to_owned();
         replay::Replayer::open(program.context("hold the program")?, &self.options.pins)
+    }
+
+    /// The flow tables as the other nodes see them, with handles of their own.
+    pub fn flow_sync(&self) -> anyhow::Result<sync::FlowSync> {
+        let (active, cuts) = (Arc::clone(&self.active), Arc::clone(&self.cuts));
+        sync::FlowSync::open(&self.options.pins, active, cuts, self.created)
+    }
+
+    /// Tells the kernel program what this node is among the others.
+    pub fn set_node(&mut self, node: Node) -> anyhow::Result<()> {
+        let map = Map::Array(pinned(&self.options.pins, names::NODE)?);
+        let mut nodes: Array<_, Node> = map.try_into().context("open NODE")?;
+        nodes.set(0, node, 0).context("write NODE")
     }
 
     /// Takes the records that the kernel program left in `EVENTS` since the last call.

@@ -53,8 +53,18 @@ pub enum Kind {
     Attach,
     /// A floating address was taken or given up.
     Address,
+    /// Another node came or went, or its connections are here.
+    Peer,
+    /// This node became, or ceased to be, the one that has floating addresses.
+    Role,
     /// Connections to a backend are tried at others, or no longer.
     Replay,
+    /// What is known of a database changed.
+    Database,
+    /// The primary of a database changes, or did not.
+    Failover,
+    /// New connections of a service take another path.
+    Path,
     /// The kernel program reports something.
     Kernel,
     /// Something went wrong, and a human may have to act.

@@ -136,18 +136,18 @@ pub fn resume(
     passes: Passes,
 ) -> JoinHandle<()> {
     tokio::spawn(async move {
-        if target.health.probe == config::Probe::None {
-            let report = target.report(Health::Up, "not probed".into());
-            if reports.send(report).await.is_ok() {
-                reports.closed().await;
-            }
-        } else {
+        if target.health.probe.is_active() {
             run(&target, health, spread, &reports, &passes, || async {
                 // It is never closed; if it was, that would be no reason to probe no more.
                 let _turn = UNDER_WAY.acquire().await;
                 probe(&target).await
             })
             .await;
+        } else {
+            let report = target.report(Health::Up, "not probed".into());
+            if reports.send(report).await.is_ok() {
+                reports.closed().await;
+            }
         }
     })
 }
@@ -193,7 +193,7 @@ async fn run<F>(
 async fn probe(target: &Target) -> Observation {
     let deadline = Deadline::after(target.health.timeout);
     match &target.health.probe {
-        config::Probe::None => Observation::Pass("not probed".into()),
+        config::Probe::None | config::Probe::Database => Observation::Pass("not probed".into()),
         config::Probe::Tcp => tcp::probe(target.address, deadline).await,
         config::Probe::Http(probe) => http::probe(target.address, probe, deadline).await,
         config::Probe::Https(probe) => http::probe_tls(target.address, probe, deadline).await,

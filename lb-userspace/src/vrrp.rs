@@ -1,5 +1,8 @@
-//! Who owns the floating addresses. With one node: this one does.
+//! Who owns the floating addresses. With one node: this one does; with several, VRRP decides.
 //!
+//! - `machine` decides who is Active, and `packet` is what the nodes tell each other; both pure.
+//! - `priority` is what a node is worth, given what it can serve; pure too.
+//! - `router` is the thread that runs the machines of all virtual routers, by `socket`.
 //! - `address` puts floating addresses on an interface and takes them off.
 //! - `announce` tells the neighbours on the link whose MAC address they have.
 //! - `hold` is the task that does both for as long as this node owns the addresses.
@@ -12,6 +15,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub mod address;
 pub mod announce;
 mod hold;
+pub mod machine;
+pub mod packet;
+pub mod priority;
+mod realtime;
+pub mod router;
+mod socket;
 
 use hold::Command;
 
@@ -82,6 +91,12 @@ impl Holder {
             // The task ends only with its runtime.
             let _ = wait.await;
         }
+    }
+
+    /// Announces the addresses once more: somebody else has claimed them meanwhile.
+    pub async fn announce(&self) {
+        // The task ends only with its runtime.
+        let _ = self.commands.send(Command::Announce).await;
     }
 
     /// Takes the addresses off the interface. The error is the first one; all are tried.

@@ -150,30 +150,15 @@ fn the_contract_gives_warnings_only() {
         .filter_map(|found| found.message.split_once(" is not in this version yet"))
         .map(|(what, _)| what)
         .collect();
-    assert_eq!(
-        ignored,
-        [
-            "`secret_file`",
-            "VRRP",
-            "`interval`",
-            "`version`",
-            "`preempt`",
-            "`unicast`",
-            "`path = \"auto\"`",
-            "`[service.proxy]`",
-            "`[[postgres]]`",
-            "`[consensus]`",
-            "`[[alert]]`",
-            "`[api]`",
-        ]
-    );
+    assert_eq!(ignored, ["`[consensus]`", "`[[alert]]`", "`[api]`"]);
     assert_eq!(loaded.warnings.len(), ignored.len());
 
     let config = loaded.config;
     assert_eq!(config.cluster.name, "edge");
     assert_eq!(config.node("lb-02").expect("a node").priority, 90);
     assert_eq!(config.node("lb-03"), None);
-    assert_eq!(config.owner().expect("a node").name, "lb-01");
+    assert!(config.is_shared());
+    assert_eq!(config.floating[0].interval, std::time::Duration::from_millis(100));
     assert_eq!(config.floating[0].addresses[1], ("2001:db8::100".parse().unwrap(), 64));
     let service = &config.services[0];
     assert_eq!(service.protocol, Protocol::Tcp);
@@ -318,7 +303,7 @@ fn carets_are_right_after_tabs_and_wide_letters() {
         1 | cluster = { name = \"é漢\", 'ü' = 1 }\n\
         \x20 |                           ^^^\n\
         \x20 |\n\
-        \x20 = help: known here: `name`, `secret_file`\n\
+        \x20 = help: known here: `name`, `secret_file`, `peer_port`\n\
         \n\
         error: `name` must be a name, but is a whole number\n\
         \x20--> test.toml:3:10\n\

@@ -141,7 +141,7 @@ fn another_abi_version_is_refused() {
     let map = MapData::from_pin(pins.0.join("META")).expect("META");
     let mut meta: Array<_, lb_common::stats::Meta> =
         aya::maps::Map::Array(map).try_into().expect("typed");
-    let other = lb_common::stats::Meta { abi_version: 9999, reserved: 0 };
+    let other = lb_common::stats::Meta { abi_version: 9999, created_s: 1 };
     meta.set(0, other, 0).expect("write");
     let error = format!("{:#}", Dataplane::open(&pins.options()).expect_err("refused"));
     assert!(error.contains("9999") && error.contains("--discard-pins"), "{error}");

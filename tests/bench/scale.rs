@@ -165,6 +165,7 @@ async fn configuration(args: &Scale, place: &Place) -> anyhow::Result<()> {
     next_hops.mark_changed();
     let start = Instant::now();
     let handle = Task::start(Setup {
+        databases: tokio::sync::watch::Sender::default(),
         node: "lb-01".into(),
         config_path: path.clone(),
         config: loaded.config,
@@ -174,6 +175,7 @@ async fn configuration(args: &Scale, place: &Place) -> anyhow::Result<()> {
         timeline: Arc::new(Timeline::new(None)),
         next_hops,
         wanted: watch::Sender::new(BTreeSet::new()),
+        proxy: ballast::proxy::Proxy::default(),
     })
     .await?;
     until_serving(&handle, args).await?;

@@ -18,6 +18,7 @@ use lb_common::{
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
     hash, names,
+    news::Node,
     reason::Reason,
     service::{STEERED, Service, ServiceKey, Slot},
     source::{Bucket, RateKey, Source},
@@ -204,7 +205,13 @@ impl Kernel {
         self.zero(names::BACKEND_SIGNALS, &backends, BackendSignals::ZERO)?;
         self.zero(names::SPENT, &services, 0_u64)?;
         self.take_events()?;
-        Ok(())
+        self.set_node(Node::ZERO)
+    }
+
+    /// What this node is among the others, from now on.
+    pub fn set_node(&mut self, node: Node) -> Result<()> {
+        let mut nodes: Array<_, Node> = self.array(names::NODE)?;
+        Ok(nodes.set(0, node, 0)?)
     }
 
     /// Changes a backend.
@@ -305,6 +312,16 @@ impl Kernel {
                 sum.lost += counts.lost;
             })?;
         Ok(lost.iter().map(|(_, counts)| counts.lost).sum())
+    }
+
+    /// Takes the records in `NEWS`.
+    pub fn take_news(&mut self) -> Result<Vec<Vec<u8>>> {
+        let mut ring: RingBuf<_> = self.map_mut(names::NEWS)?.try_into()?;
+        let mut news = Vec::new();
+        while let Some(record) = ring.next() {
+            news.push(record.to_vec());
+        }
+        Ok(news)
     }
 
     /// All entries of a flow table: `FLOWS` and `HALF_OPEN` of either family.

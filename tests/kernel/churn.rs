@@ -18,7 +18,7 @@ use aya::{
 use ballast::{
     clock,
     config::{Forwarding, Guard, Protocol, Replay},
-    control::plan::{Desired, DesiredBackend, DesiredService, Planner, service_key},
+    control::plan::{Desired, DesiredBackend, DesiredService, Planner, Proxied, service_key},
     dataplane::{Adopted, Dataplane, Options, Sizes, Timeouts, load::OBJECT, remove_pins},
     net::NextHop,
 };
@@ -184,6 +184,7 @@ fn desired(weights: &BTreeMap<u8, u32>) -> Desired {
         drain_timeout: 2 * ROUND,
         backends: backends.collect(),
         guard: Guard::default(),
+        proxied: Proxied::None,
         replay: Replay { tries: 0, per_mille: 0 },
     };
     Desired {

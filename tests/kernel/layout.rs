@@ -7,11 +7,13 @@ use ballast::dataplane::load::OBJECT;
 use lb_common::{
     backend::Backend,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
+    lease::{Lease, LeaseKey},
     limits::{
-        DEFAULT_BACKENDS, DEFAULT_SERVICES, DEFAULT_SLOTS, MAX_RATES, MAX_SOURCES, STEERED_WORDS,
-        VIP_WORDS,
+        DEFAULT_BACKENDS, DEFAULT_SERVICES, DEFAULT_SLOTS, MAX_LEASES, MAX_RATES, MAX_SOURCES,
+        STEERED_WORDS, VIP_WORDS,
     },
     names,
+    news::{NEWS_BYTES, Node},
     reason::Reason,
     service::{Service, ServiceKey, Slot},
     source::{Bucket, RateKey, Source},
@@ -44,6 +46,7 @@ fn maps() -> Vec<Expected> {
         ..expected::<(), ()>(names::EVENTS, MapType::RingBuf, 1 << 18)
     };
     let samples = Expected { name: names::SAMPLES, entries: SAMPLES_BYTES, ..events };
+    let news = Expected { entries: NEWS_BYTES, name: names::NEWS, ..events };
     vec![
         expected::<u32, u64>(names::VIPS, Array, VIP_WORDS),
         expected::<u32, u64>(names::STEERED, Array, STEERED_WORDS),
@@ -59,11 +62,14 @@ fn maps() -> Vec<Expected> {
         expected::<u32, BackendStats>(names::BACKEND_STATS, PerCpuArray, DEFAULT_BACKENDS),
         expected::<u32, BackendSignals>(names::BACKEND_SIGNALS, PerCpuArray, DEFAULT_BACKENDS),
         expected::<Prefixed<Source>, u32>(names::SOURCES, LpmTrie, MAX_SOURCES),
+        expected::<LeaseKey, Lease>(names::LEASES, Hash, MAX_LEASES),
         expected::<RateKey, Bucket>(names::RATES, LruHash, MAX_RATES),
         expected::<u32, u64>(names::ACTIVE, Array, DEFAULT_BACKENDS),
         expected::<u32, u64>(names::CURSORS, Array, DEFAULT_SERVICES),
         events,
         samples,
+        expected::<u32, Node>(names::NODE, Array, 1),
+        news,
         expected::<u32, Meta>(names::META, Array, 1),
     ]
 }
@@ -95,7 +101,7 @@ fn every_map_is_declared_with_types() -> anyhow::Result<()> {
     for name in names::PINNED {
         let map = object.maps.get(name).with_context(|| format!("find {name} in the object"))?;
         let Map::Btf(map) = map else { panic!("{name} is not in `.maps`: use #[btf_map]") };
-        if ![names::EVENTS, names::SAMPLES].contains(&name) {
+        if ![names::EVENTS, names::NEWS, names::SAMPLES].contains(&name) {
             assert_ne!(map.def.btf_key_type_id, 0, "{name} has no type for its key");
             assert_ne!(map.def.btf_value_type_id, 0, "{name} has no type for its value");
         }

@@ -9,6 +9,8 @@ mod cut;
 mod decap;
 mod differential;
 mod layout;
+mod lease;
+mod nodes;
 mod pins;
 mod ports;
 mod privilege;

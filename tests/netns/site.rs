@@ -33,6 +33,8 @@ impl Site {
     pub(crate) fn up(name: &str, config: String) -> Result<Self> {
         let site = Self::with(name, Options { config: Some(config), ..Options::default() })?;
         site.settled()?;
+        // With another node in the configuration, it listens for that one first.
+        site.holding()?;
         Ok(site)
     }
 
@@ -154,6 +156,13 @@ impl Site {
         })
     }
 
+    /// Waits until the balancer has the floating addresses.
+    pub(crate) fn holding(&self) -> Result<Status> {
+        self.until("the floating addresses to be held", |status| {
+            list(&status.0["floating"]).all(|floating| floating["held"] == true)
+        })
+    }
+
     /// Waits until the backend of the service begins or ceases to get new connections.
     pub(crate) fn until_serving(
         &self,
@@ -169,6 +178,7 @@ impl Site {
 
     /// Replaces the configuration file.
     pub(crate) fn write_config(&self, text: &str) -> Result<()> {
+        let text = self.lab().complete_config(text);
         fs::write(self.lab().config(), text).context("write the configuration")
     }
 

@@ -97,6 +97,7 @@ fn detach_takes_everything_away(site: &Site) -> Result<()> {
     };
     let attached = || site.ip(HostName::Lb01, "-o link show dev eth0");
     let addresses = || site.ip(HostName::Lb01, "-o address show dev eth0");
+    site.holding()?;
     ensure!(attached()?.contains("xdp"), "there is no program on eth0");
     ensure!(addresses()?.contains("192.0.2.100/"), "there is no floating address on eth0");
 
@@ -120,6 +121,7 @@ fn detach_takes_everything_away(site: &Site) -> Result<()> {
     site.daemon().start()?;
     let status = site.settled()?;
     ensure!(status.0["dataplane"]["adopted"] == false, "maps were adopted from nowhere");
+    site.holding()?;
     let load = Load::http(site.client(), 2, web());
     load.more(50)?;
     load.stop().ensure_none_failed()

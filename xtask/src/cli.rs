@@ -5,7 +5,7 @@ use std::{net::SocketAddr, process::ExitCode};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{bench, build, interrupt, lab, run, setup, test, tidy};
+use crate::{bench, build, drill, interrupt, lab, run, setup, test, tidy};
 
 mod lab_command;
 
@@ -71,6 +71,33 @@ enum Command {
     /// request, through a lab, beside the same straight to the app server.
     Bench(bench::Args),
 
+    /// Plays what can go down, several times each, and measures what the clients see of it
+    ///
+    /// An app server killed or silent; the active balancer without power, stopped, started again; its
+    /// program killed. In a lab with two balancers; with --compare in one with nginx and keepalived too.
+    Drill {
+        /// Name of the lab; there is none of this name yet
+        #[arg(long, default_value = "drill")]
+        name: String,
+        /// How often each is played
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        repeats: u16,
+        /// Measures nginx with keepalived too, in the same run
+        #[arg(long)]
+        compare: bool,
+        /// Only this; may be repeated
+        #[arg(long = "fault", value_name = "FAULT")]
+        faults: Vec<drill::Fault>,
+        /// What carries the traffic; may be repeated
+        #[arg(
+            long = "stack",
+            value_name = "STACK",
+            conflicts_with = "compare",
+            default_value = "ballast"
+        )]
+        stacks: Vec<drill::Stack>,
+    },
+
     /// Checks the source against the rules of the house
     ///
     /// Directions of imports, clocks and raw sockets in the wrong place, unfinished work, links that
@@ -133,6 +160,13 @@ fn execute(command: Command) -> Result<ExitCode> {
             return run::run(&run::Settings { name, postgres: !no_postgres, threads, report });
         }
         Command::Test { tiers } => test::test(&tiers)?,
+        Command::Drill { name, repeats, compare, faults, mut stacks } => {
+            if compare {
+                stacks = vec![drill::Stack::Ballast, drill::Stack::Classic];
+            }
+            let settings = drill::Settings { name, repeats: repeats.into(), stacks, faults };
+            return drill::run(&settings);
+        }
         Command::Bench(args) => bench::run(&args)?,
         Command::Tidy => tidy::tidy()?,
         Command::Lab(command) => command.run()?,

@@ -27,6 +27,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{bpffs, build, shell};
 
 mod balancer;
+mod classic;
 mod echo;
 mod guard;
 mod machine;
@@ -50,6 +51,7 @@ pub use self::{
     nginx::BIG_BYTES,
     options::{Balancers, DEFAULT_NAME, Options, TEST_PREFIX, test_name},
     paths::RUN as RUN_DIR,
+    postgres::config as postgres_config,
     process::Program,
     steered::LONG_MTU,
     teardown::down,
@@ -392,8 +394,16 @@ impl Lab {
 
     /// Writes the balancers' configuration.
     fn write_config(&self) -> Result<()> {
-        let config = self.options.config.clone().unwrap_or_else(balancer::config);
-        fs::write(self.config(), config).context("write ballast.toml")
+        postgres::write_password(self)?;
+        let database = || if self.options.postgres { postgres::config() } else { String::new() };
+        let config = self.options.config.clone();
+        let config = config.unwrap_or_else(|| balancer::config() + &database());
+        fs::write(self.config(), self.complete_config(&config)).context("write ballast.toml")
+    }
+
+    /// A configuration in which `@LAB@` is the lab's folder, as in [`postgres_config`].
+    pub fn complete_config(&self, text: &str) -> String {
+        text.replace(postgres::FOLDER, &self.state_dir().display().to_string())
     }
 
     fn start_all(&self) -> Result<()> {

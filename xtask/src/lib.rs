@@ -7,6 +7,7 @@ pub mod bench;
 pub mod bpffs;
 pub mod build;
 pub mod cli;
+pub mod drill;
 pub mod interrupt;
 pub mod lab;
 pub mod run;

@@ -14,7 +14,7 @@ use crate::{
     setup, wait,
 };
 
-mod client;
+pub(crate) mod client;
 mod live;
 mod report;
 pub mod status;

@@ -20,20 +20,20 @@ mod again;
 pub enum Tier {
     /// The source's form, and tests on the host
     Unit,
+    /// Simulated failures: thousands of runs of the machines that decide
+    Sim,
     /// Packets through the program in the kernel; needs root
     Kernel,
     /// The same on Debian 12's kernel, in a virtual machine that the first run fetches
     Vm,
-    /// Whole systems in network namespaces; needs root
+    /// The proxy beside nginx; whole systems in network namespaces, which need root
     Netns,
-    /// Simulated failures; comes with a later version
-    Sim,
     /// The dashboard; comes with a later version
     Browser,
 }
 
 /// What is run when no tier is named.
-const ALL: [Tier; 4] = [Tier::Unit, Tier::Kernel, Tier::Vm, Tier::Netns];
+const ALL: [Tier; 5] = [Tier::Unit, Tier::Sim, Tier::Kernel, Tier::Vm, Tier::Netns];
 
 /// Labs that stand at the same time: their servers share the machine's cores with the clients that
 /// they must answer in time.
@@ -62,18 +62,23 @@ impl Tier {
             }),
             step("unit", || cargo(&["test"])),
         ];
+        const SIM: [Step; 1] =
+            [step("sim", || cargo(&["test", "--package", "lb-tests", "--test", "sim"]))];
         const KERNEL: [Step; 1] = [step("kernel", || {
             privileged()?;
             cargo(&["test", "--package", "lb-tests", "--lib", "--test", "kernel"])
         })];
         const VM: [Step; 1] = [step("vm", vm::test)];
-        const NETNS: [Step; 1] = [step("netns", netns)];
+        const NETNS: [Step; 2] = [
+            step("proxy", || cargo(&["test", "--package", "lb-tests", "--test", "proxy"])),
+            step("netns", netns),
+        ];
         match self {
             Self::Unit => Ok(&UNIT),
+            Self::Sim => Ok(&SIM),
             Self::Kernel => Ok(&KERNEL),
             Self::Vm => Ok(&VM),
             Self::Netns => Ok(&NETNS),
-            Self::Sim => bail!("the tests `sim` come with a later version, with the failure logic"),
             Self::Browser => {
                 bail!("the tests `browser` come with a later version, with the dashboard")
             }
@@ -190,10 +195,8 @@ mod tests {
 
     #[test]
     fn tiers_of_later_versions_say_so() {
-        for tier in [Tier::Sim, Tier::Browser] {
-            let error = tier.steps().err().expect("no steps");
-            assert!(error.to_string().contains("later version"), "{error}");
-        }
+        let error = Tier::Browser.steps().err().expect("no steps");
+        assert!(error.to_string().contains("later version"), "{error}");
     }
 
     #[test]

@@ -249,6 +249,15 @@ impl Setup {
         self
     }
 
+    /// With these flags, in all services so far.
+    #[must_use]
+    pub fn flagged(mut self, flags: u32) -> Self {
+        for (_, service) in &mut self.services {
+            service.flags |= flags;
+        }
+        self
+    }
+
     /// With a backend.
     #[must_use]
     pub fn backend(mut self, id: u32, backend: Backend) -> Self {

@@ -18,6 +18,7 @@ use lb_common::{
         DEFAULT_BACKENDS, DEFAULT_SERVICES, DEFAULT_SLOTS, REPLAY_BUDGET, REPLAY_COST,
         STEERED_WORDS, VIP_WORDS,
     },
+    news::{Begun4, Begun6, Node, TELL},
     reason::Reason,
     service::{STEERED, Service, ServiceKey, Slot},
     source::{Bucket, LIST_BITS, RateKey, Source},
@@ -64,6 +65,8 @@ pub struct FakeTables {
     samples: RefCell<Vec<Sample>>,
     stage: Cell<Stage>,
     answered_ns: Cell<u64>,
+    node: Cell<Node>,
+    news: RefCell<Vec<News>>,
     meanwhile: RefCell<Option<Meanwhile>>,
     /// The flow tables of IPv4.
     pub v4: FlowTables<V4>,
@@ -78,6 +81,19 @@ pub enum Step {
     Establish,
     /// A half-open connection is taken from its backend, or given to the next.
     Replay,
+}
+
+/// A record of `NEWS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// An IPv4 connection is established.
+    Begun4(Begun4),
+    /// An IPv6 connection is established.
+    Begun6(Begun6),
+    /// An IPv4 connection has ended.
+    Ended4(FlowKey4),
+    /// An IPv6 connection has ended.
+    Ended6(FlowKey6),
 }
 
 /// What happens elsewhere while a packet is in work.
@@ -117,6 +133,8 @@ impl FakeTables {
             samples: RefCell::default(),
             stage: Cell::new(Stage::Filter),
             answered_ns: Cell::new(0),
+            node: Cell::new(Node::ZERO),
+            news: RefCell::default(),
             meanwhile: RefCell::default(),
             v4: FlowTables::new(0, HalfOpen4::ZERO),
             v6: FlowTables::new([0; 2], HalfOpen6::ZERO),
@@ -270,6 +288,17 @@ impl FakeTables {
         forwarded + self.reasons.borrow().iter().sum::<u64>()
     }
 
+    /// What this node is among the others, from now on.
+    pub fn set_node(&self, node: Node) {
+        self.node.set(node);
+    }
+
+    /// Takes what was told to the other nodes.
+    #[must_use]
+    pub fn take_news(&self) -> Vec<News> {
+        self.news.take()
+    }
+
     /// Takes the reports to user space. (The kernel sends each reason once a second and CPU; here
     /// they all are.)
     #[must_use]
@@ -420,8 +449,11 @@ impl Tables for FakeTables {
     fn count_connection(&self, service: u32, backend: u32) {
         let mut services = self.service_stats.borrow_mut();
         services.entry(service).or_insert(ServiceStats::ZERO).connections += 1;
-        let mut backends = self.backend_stats.borrow_mut();
-        backends.entry(backend).or_insert(BackendStats::ZERO).connections += 1;
+        // As in the kernel, where no element has that number.
+        if backend != u32::MAX {
+            let mut backends = self.backend_stats.borrow_mut();
+            backends.entry(backend).or_insert(BackendStats::ZERO).connections += 1;
+        }
     }
 
     fn count_answered(&self, backend: u32) {
@@ -480,6 +512,10 @@ impl Tables for FakeTables {
         true
     }
 
+    fn node(&self) -> Node {
+        self.node.get()
+    }
+
     fn report(&self, event: Event) {
         self.events.borrow_mut().push(event);
     }
@@ -493,7 +529,16 @@ impl Tables for FakeTables {
 }
 
 macro_rules! flows {
-    ($family:ty, $key:ty, $entry:ty, $half:ty, $tables:ident) => {
+    (
+        $family:ty,
+        $key:ty,
+        $entry:ty,
+        $half:ty,
+        $tables:ident,
+        $begun_type:ident,
+        $begun:ident,
+        $ended:ident
+    ) => {
         impl Flows<$family> for FakeTables {
             fn flow(&self, key: &$key) -> Option<&mut $entry> {
                 self.$tables.flows.get(key)
@@ -531,6 +576,21 @@ macro_rules! flows {
                 Some(unsafe { &mut *self.$tables.scratch() })
             }
 
+            fn tell_begun(&self) {
+                let scratch = Flows::<$family>::scratch(self).copied();
+                let Some(Scratch { client, server, entry, .. }) = scratch else { return };
+                if self.node.get().flags & TELL != 0 {
+                    let begun = $begun_type { client, server, entry };
+                    self.news.borrow_mut().push(News::$begun(begun));
+                }
+            }
+
+            fn tell_ended(&self, server: &$key) {
+                if self.node.get().flags & TELL != 0 {
+                    self.news.borrow_mut().push(News::$ended(*server));
+                }
+            }
+
             fn find_port(&self) -> bool {
                 connect::find_port::<$family, Self>(self)
             }
@@ -556,8 +616,8 @@ macro_rules! flows {
     };
 }
 
-flows!(V4, FlowKey4, FlowEntry4, HalfOpen4, v4);
-flows!(V6, FlowKey6, FlowEntry6, HalfOpen6, v6);
+flows!(V4, FlowKey4, FlowEntry4, HalfOpen4, v4, Begun4, Begun4, Ended4);
+flows!(V6, FlowKey6, FlowEntry6, HalfOpen6, v6, Begun6, Begun6, Ended6);
 
 /// The tuple of packets between two hosts of the family.
 ///

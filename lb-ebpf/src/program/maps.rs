@@ -10,10 +10,12 @@ use lb_common::{
     backend::Backend,
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
+    lease::{Lease, LeaseKey},
     limits::{
         DEFAULT_BACKENDS, DEFAULT_FLOWS, DEFAULT_HALF_OPEN, DEFAULT_SERVICES, DEFAULT_SLOTS,
-        EVENTS_BYTES, MAX_RATES, MAX_SOURCES, STEERED_WORDS, VIP_WORDS,
+        EVENTS_BYTES, MAX_LEASES, MAX_RATES, MAX_SOURCES, STEERED_WORDS, VIP_WORDS,
     },
+    news::{NEWS_BYTES, Node},
     reason::Reason,
     service::{Service, ServiceKey, Slot},
     source::{Bucket, RateKey, Source},
@@ -25,7 +27,7 @@ use lb_ebpf::{
     tables::Scratch,
 };
 
-use super::trace;
+use super::{clock, trace};
 
 #[btf_map]
 pub(crate) static VIPS: Array<u64, { VIP_WORDS as usize }> = Array::new();
@@ -93,6 +95,13 @@ pub(crate) static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::n
 #[btf_map]
 pub(crate) static SAMPLES: RingBuf<Sample, { SAMPLES_BYTES as usize }> = RingBuf::new();
 
+#[btf_map]
+pub(crate) static NODE: Array<Node, 1> = Array::new();
+
+/// Of records of several kinds; this is one of them.
+#[btf_map]
+pub(crate) static NEWS: RingBuf<FlowKey4, { NEWS_BYTES as usize }> = RingBuf::new();
+
 /// Written by user space only; here so that it is created and pinned with the others.
 #[btf_map]
 pub(crate) static META: Array<Meta, 1> = Array::new();
@@ -109,6 +118,19 @@ pub(crate) static ANSWERED: PerCpuArray<u64, 1> = PerCpuArray::new();
 /// back. (Zero is a full budget, which is what the kernel makes the map of.)
 #[btf_map]
 pub(crate) static SPENT: PerCpuArray<u64, { DEFAULT_SERVICES as usize }> = PerCpuArray::new();
+
+/// Until when this node may answer for a floating address. One that is not here has no lease, and needs
+/// none.
+#[btf_map]
+pub(crate) static LEASES: HashMap<LeaseKey, Lease, { MAX_LEASES as usize }> = HashMap::new();
+
+/// Whether the lease of an address is over.
+#[inline(always)]
+pub(crate) fn is_closed(address: [u8; 16]) -> bool {
+    // SAFETY: the value is copied at once.
+    let lease = unsafe { LEASES.get(&LeaseKey { address }) }.copied();
+    lease.is_some_and(|lease| lease.until_ns <= clock::exact_ns())
+}
 
 /// Scratch of IPv4.
 #[btf_map]

@@ -1,7 +1,9 @@
 //! The data path's state, in BPF maps.
 
+use core::mem::offset_of;
+
 use aya_ebpf::{
-    bindings::{BPF_EXIST, BPF_NOEXIST, xdp_md},
+    bindings::{BPF_EXIST, BPF_NOEXIST, BPF_RB_NO_WAKEUP, xdp_md},
     btf_maps::lpm_trie::Key as Prefixed,
     helpers::bpf_get_prandom_u32,
 };
@@ -11,6 +13,7 @@ use lb_common::{
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
     hash,
     limits::{REPLAY_BUDGET, REPLAY_COST},
+    news::{Begun4, Begun6, Node, TELL},
     service::{Service, ServiceKey, Slot},
     source::{Bucket, RateKey, SOURCE_BITS, Source},
     stats::handshake_class,
@@ -29,8 +32,8 @@ use super::{
     atomic, clock,
     maps::{
         ACTIVE, ANSWERED, BACKEND_SIGNALS, BACKEND_STATS, BACKENDS, CURSORS, EVENTS, FLOWS, FLOWS6,
-        HALF_OPEN, HALF_OPEN6, MAGLEV, RATES, REPORTED, SAMPLES, SCRATCH, SCRATCH6, SERVICE_STATS,
-        SERVICES, SOURCES, SPENT, STEERED, VIPS,
+        HALF_OPEN, HALF_OPEN6, MAGLEV, NEWS, NODE, RATES, REPORTED, SAMPLES, SCRATCH, SCRATCH6,
+        SERVICE_STATS, SERVICES, SOURCES, SPENT, STEERED, VIPS,
     },
     trace,
 };
@@ -285,6 +288,11 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
     }
 
     #[inline(always)]
+    fn node(&self) -> Node {
+        NODE.get(0).copied().unwrap_or(Node::ZERO)
+    }
+
+    #[inline(always)]
     fn report(&self, event: Event) {
         let Some(reported) = REPORTED.get_ptr_mut(event.reason) else { return };
         // SAFETY: this CPU's own element.
@@ -324,6 +332,15 @@ extern "C" fn show_sample(ctx: *mut xdp_md, l3: u32, backend: u32, bytes: u32) -
         let _ = SAMPLES.output(sample, 0);
     }
     0
+}
+
+/// Tells the other nodes something, if there are any. The daemon looks often enough not to be woken.
+#[inline(always)]
+fn tell<T>(news: &T) {
+    if Maps::<false>.node().flags & TELL != 0 {
+        // A full buffer means that the daemon is gone or slow: it looks at all connections then.
+        let _ = NEWS.output_untyped::<T>(news, u64::from(BPF_RB_NO_WAKEUP));
+    }
 }
 
 /// The search for a port, IPv4. A global subprogram: the verifier looks at it once.
@@ -388,6 +405,7 @@ macro_rules! flows {
         $key:ty,
         $entry:ty,
         $half:ty,
+        $begun:ty,
         $flows:ident,
         $half_open:ident,
         $scratch:ident,
@@ -443,6 +461,26 @@ macro_rules! flows {
             }
 
             #[inline(always)]
+            fn tell_begun(&self) {
+                const {
+                    assert!(offset_of!(Scratch<$family>, client) == offset_of!($begun, client));
+                    assert!(offset_of!(Scratch<$family>, server) == offset_of!($begun, server));
+                    assert!(offset_of!(Scratch<$family>, entry) == offset_of!($begun, entry));
+                }
+                if let Some(scratch) = Flows::<$family>::scratch(self) {
+                    let start: *const Scratch<$family> = scratch;
+                    // SAFETY: the scratch begins with the fields of the record (asserted above), and is
+                    // aligned as its entry, which the record's alignment comes from too.
+                    tell::<$begun>(unsafe { &*start.cast() });
+                }
+            }
+
+            #[inline(always)]
+            fn tell_ended(&self, server: &$key) {
+                tell::<$key>(server);
+            }
+
+            #[inline(always)]
             fn find_port(&self) -> bool {
                 $find_port() != 0
             }
@@ -466,10 +504,10 @@ macro_rules! flows {
 }
 
 flows!(
-    V4, FlowKey4, FlowEntry4, HalfOpen4, FLOWS, HALF_OPEN, SCRATCH, find_port4, take_port4, judge4,
-    consider4
+    V4, FlowKey4, FlowEntry4, HalfOpen4, Begun4, FLOWS, HALF_OPEN, SCRATCH, find_port4, take_port4,
+    judge4, consider4
 );
 flows!(
-    V6, FlowKey6, FlowEntry6, HalfOpen6, FLOWS6, HALF_OPEN6, SCRATCH6, find_port6, take_port6,
-    judge6, consider6
+    V6, FlowKey6, FlowEntry6, HalfOpen6, Begun6, FLOWS6, HALF_OPEN6, SCRATCH6, find_port6,
+    take_port6, judge6, consider6
 );

@@ -10,6 +10,7 @@ mod driver;
 mod eviction;
 mod icmp;
 mod lifecycle;
+mod nodes;
 mod ports;
 mod races;
 mod replay;

@@ -18,6 +18,7 @@ use crate::{
         verdict::Admin,
     },
     events::Event,
+    vrrp::router::Released,
 };
 
 /// `ballast status`.
@@ -114,9 +115,23 @@ pub(super) fn reset(socket: &Path, call: Call, backend: &str, json: bool) -> any
     Ok(print(&out)?)
 }
 
-/// `ballast release`.
-pub(super) fn release(socket: &Path) -> anyhow::Result<()> {
-    Ok(print(&block_on(Call::post(&["release"]).text(socket))?)?)
+/// `ballast release`: fails if this node still has addresses.
+pub(super) fn release(socket: &Path, json: bool) -> anyhow::Result<ExitCode> {
+    let text = block_on(Call::post(&["release"]).text(socket))?;
+    let released: Vec<Released> =
+        serde_json::from_str(&text).context("understand the daemon's answer")?;
+    let mut out = String::new();
+    if json {
+        out = format!("{text}\n");
+    } else {
+        for Released { vrid, outcome, .. } in &released {
+            // Writing to a `String` cannot fail.
+            let _ = writeln!(out, "vrid {vrid}: {outcome}");
+        }
+    }
+    print(&out)?;
+    let kept = released.iter().any(|released| released.kept);
+    Ok(if kept { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// `ballast flows`.
@@ -196,7 +211,7 @@ fn event(line: &str) -> anyhow::Result<String> {
     Ok(format!("{:.3}  {mark}{about}{}{cause}\n", event.time, event.message))
 }
 
-fn block_on<T>(future: impl Future<Output = Result<T, Error>>) -> anyhow::Result<T> {
+pub(super) fn block_on<T>(future: impl Future<Output = Result<T, Error>>) -> anyhow::Result<T> {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().build().context("start the runtime")?;
     Ok(runtime.block_on(future)?)

@@ -3,6 +3,9 @@
 use std::fmt::Write as _;
 
 use super::output::{age, bytes, columns};
+
+mod vrrp;
+
 use crate::{
     control::{
         status::{Backend, PassiveState, Service, Slots, Status},
@@ -10,6 +13,8 @@ use crate::{
     },
     dataplane::AttachMode,
     health::Health,
+    peer::Fit,
+    proxy,
 };
 
 /// The whole picture.
@@ -30,6 +35,14 @@ pub(super) fn render(status: &Status) -> String {
     }
     out.push_str("\nFLOATING ADDRESSES\n");
     out.push_str(&columns(&floating(status), 2));
+    if !status.peers.is_empty() {
+        out.push_str("\nOTHER NODES\n");
+        out.push_str(&columns(&peers(status), 2));
+    }
+    if !status.vrrp.is_empty() {
+        out.push_str("\nVRRP\n");
+        out.push_str(&columns(&vrrp::rows(&status.vrrp), 2));
+    }
     out.push_str("\nDATA PLANE\n");
     out.push_str(&columns(&dataplane(status), 2));
     for service in &status.services {
@@ -44,6 +57,13 @@ pub(super) fn render(status: &Status) -> String {
         let now = status.started.as_second() + status.uptime_seconds as i64;
         rows.extend(service.backends.iter().map(|backend| row(backend, now)));
         out.push_str(&columns(&rows, 2));
+        if let Some(proxy) = &service.proxy {
+            out.push_str(&requests(proxy));
+        }
+    }
+    for database in &status.postgres {
+        out.push('\n');
+        out.push_str(&super::pg::render(database));
     }
     if !status.retiring.is_empty() {
         out.push_str("\nREMOVED BACKENDS WITH CONNECTIONS\n");
@@ -71,9 +91,46 @@ fn floating(status: &Status) -> Vec<Vec<String>> {
             (Some(problem), _) => problem.clone(),
             (None, true) => "held".to_owned(),
             (None, false) if floating.holder == status.node => "not held yet".to_owned(),
+            (None, false) if floating.holder.is_empty() => "held by nobody known".to_owned(),
             (None, false) => format!("held by {}", floating.holder),
         };
         vec![floating.address.clone(), format!("vrid {}", floating.vrid), state]
+    });
+    rows.collect()
+}
+
+fn peers(status: &Status) -> Vec<Vec<String>> {
+    let now = status.started.as_second() + status.uptime_seconds as i64;
+    let rows = status.peers.iter().map(|peer| {
+        let state = match (peer.up, &peer.problem) {
+            (true, _) => "up".to_owned(),
+            (false, Some(problem)) => format!("refused: {problem}"),
+            (false, None) => "not heard".to_owned(),
+        };
+        let mut row = vec![
+            peer.name.clone(),
+            peer.address.to_string(),
+            state,
+            age((now - peer.since.as_second()).max(0) as u64),
+        ];
+        if peer.up {
+            let config = match peer.same_config {
+                Some(false) => "OTHER CONFIGURATION",
+                Some(true) => "same configuration",
+                None => "configuration not known",
+            };
+            let sync = if peer.in_sync { "in sync" } else { "not in sync" };
+            let time = peer.round_trip_us.map_or(String::new(), |us| format!("{us} us"));
+            let fit = peer
+                .services
+                .map_or(String::new(), |Fit { fit, all }| format!("{fit} of {all} services serve"));
+            let flows = format!("{} changes sent, {} received", peer.sent, peer.received);
+            row.extend([time, config.to_owned(), sync.to_owned(), fit, flows]);
+            if peer.backlog > 0 {
+                row.push(format!("{} behind", peer.backlog));
+            }
+        }
+        row
     });
     rows.collect()
 }
@@ -131,6 +188,9 @@ fn head(service: &Service) -> String {
         flags.push_str("  DOWN: no backend serves");
     }
     let forward = match &service.encapsulation {
+        _ if service.path == "proxy" => "proxy".to_owned(),
+        _ if service.path == "auto" && service.proxied => "nat (auto: now by the proxy)".to_owned(),
+        _ if service.path == "auto" => "nat (auto)".to_owned(),
         Some(encapsulation) => format!("{} ({encapsulation})", service.forward),
         None => service.forward.clone(),
     };
@@ -157,6 +217,33 @@ fn head(service: &Service) -> String {
         service.connections_per_second,
         service.refused,
     )
+}
+
+/// What the proxy has to tell.
+fn requests(proxy: &proxy::Status) -> String {
+    let proxy::Status { requests, active, open, tunnels, .. } = proxy;
+    let mut out = format!("  {requests} requests, {active} under way; {open} connections");
+    let counts = [
+        (*tunnels, "upgraded"),
+        (proxy.retries, "retried"),
+        (proxy.reopened, "sent anew as a kept connection was closed"),
+        (proxy.budget_spent, "not retried as the budget was spent"),
+        (proxy.bad_gateway, "answered 502"),
+        (proxy.gateway_timeout, "answered 504"),
+        (proxy.truncated, "broken off"),
+        (proxy.gone, "left by the client"),
+        (proxy.slow_heads, "too slow"),
+        (proxy.handshakes, "without a TLS handshake"),
+    ];
+    for (count, what) in counts.iter().filter(|(count, _)| *count > 0) {
+        // Writing to a `String` cannot fail.
+        let _ = write!(out, ", {count} {what}");
+    }
+    for (reason, count) in &proxy.refused {
+        let _ = write!(out, ", {count} refused ({reason})");
+    }
+    out.push('\n');
+    out
 }
 
 const HEAD: [&str; 10] =
@@ -188,7 +275,7 @@ fn row(backend: &Backend, now: i64) -> Vec<String> {
         state.to_owned(),
         age((now - backend.since.as_second()).max(0) as u64),
         format!("{}{share}", backend.weight),
-        backend.active.to_string(),
+        (backend.active + backend.proxy.as_ref().map_or(0, |proxy| proxy.active)).to_string(),
         format!("{:.1}", backend.connections_per_second),
         format!("{}/s", bytes(backend.forward_bytes_per_second as u64)),
         format!("{}/s", bytes(backend.return_bytes_per_second as u64)),

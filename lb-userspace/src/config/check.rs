@@ -20,23 +20,28 @@ mod health;
 mod later;
 mod network;
 mod passive;
+mod postgres;
+mod proxy;
 mod room;
 pub(super) mod secret;
 mod service;
+mod vrrp;
 
 /// Checks everything that does not need the file system. If `findings` has errors afterwards, the
 /// result is incomplete and of no use.
 pub(super) fn check(file: &File, findings: &mut Findings) -> Config {
     let nodes = network::nodes(file, findings);
-    let (floating, held) = network::floating(file, findings);
+    let (floating, held) = network::floating(file, &nodes, findings);
     let mut listeners = Listeners::default();
-    let services = service::services(file, &held, &mut listeners, findings);
-    later::check(file, &held, &mut listeners, findings);
+    let mut services = service::services(file, &held, &mut listeners, findings);
+    let databases = postgres::databases(file, &held, &mut listeners, &mut services, findings);
+    later::check(file, findings);
     let config = Config {
         cluster: cluster(&file.cluster),
         nodes,
         floating,
         services,
+        databases,
         dataplane: dataplane(&file.dataplane, findings),
         paths: paths(&file.paths, findings),
     };
@@ -82,11 +87,15 @@ impl<K: Ord> Seen<K> {
     }
 }
 
+/// UDP port of the channel between nodes.
+const DEFAULT_PEER_PORT: u16 = 9181;
+
 fn cluster(raw: &Field<raw::Cluster>) -> Cluster {
     let raw = raw.or(raw::Cluster::default());
     Cluster {
         name: raw.name.value().map_or_else(|| "ballast".to_owned(), |name| name.0.clone()),
         secret_file: raw.secret_file.value().map(|path| path.0.clone()),
+        peer_port: whole(&raw.peer_port, DEFAULT_PEER_PORT.into()) as u16,
     }
 }
 

@@ -12,7 +12,7 @@ use lb_common::{
 };
 
 use super::{
-    Encapsulation, OnDown, Protocol,
+    Encapsulation, OnDown, Promotion, Protocol,
     read::{List, section},
     value::{
         AbsolutePath, Argument, Bytes, Host, Interface, Name, Secret, Share, Text, Url, UrlPath,
@@ -20,7 +20,7 @@ use super::{
         address::{Address, Endpoint, Prefix},
         expect::Expect,
         source::Source,
-        word::{AlertKind, Checksum, Forward, NextUpstream, Probe, Promotion, Route},
+        word::{AlertKind, Checksum, Forward, NextUpstream, Probe, ReadFallback, Route},
     },
 };
 
@@ -33,7 +33,7 @@ section! {
         service: List<Service>;
         dataplane: Dataplane;
         paths: Paths;
-        postgres: List<Postgres>, later "nothing watches PostgreSQL or routes to it";
+        postgres: List<Postgres>;
         consensus: Consensus, later "nothing is kept in etcd";
         alert: List<Alert>, later "no alert is sent";
         api: Api, later "no metrics, dashboard or health page is served";
@@ -44,7 +44,8 @@ section! {
     /// `[cluster]`.
     Cluster "[cluster]" {
         name: Name;
-        secret_file: AbsolutePath, later "the nodes do not talk to each other";
+        secret_file: AbsolutePath;
+        peer_port: Whole<1, 65_535>;
     }
 }
 
@@ -63,13 +64,13 @@ section! {
     Floating "[[floating]]" {
         vrid: Whole<1, 255>, required "vrid = 51";
         addresses: List<Prefix>, required r#"addresses = ["192.0.2.100/24"]"#;
-        interval: Duration, later "no VRRP adverts are sent";
-        version: Whole<2, 3>, later "no VRRP adverts are sent";
-        password: Secret, later "no VRRP adverts are sent or heard";
-        preempt: bool, later "addresses do not move between nodes";
-        preempt_delay: Duration, later "addresses do not move between nodes";
-        unicast: bool, later "no VRRP adverts are sent";
-        checksum: Checksum, later "no VRRP adverts are sent";
+        interval: Duration;
+        version: Whole<2, 3>;
+        password: Secret;
+        preempt: bool;
+        preempt_delay: Duration;
+        unicast: bool;
+        checksum: Checksum;
     }
 }
 
@@ -95,7 +96,7 @@ section! {
         backend: List<Backend>, required "[[service.backend]]` with `name` and `address";
         health: Health;
         passive: Passive;
-        proxy: Proxy, later "no request is proxied or retried";
+        proxy: Proxy;
     }
 }
 
@@ -139,10 +140,23 @@ section! {
         connect_timeout: Duration;
         send_timeout: Duration;
         read_timeout: Duration;
+        client_timeout: Duration;
         keepalive: Whole<0, 65_535>;
         next_upstream: List<NextUpstream>;
         next_upstream_tries: Whole<0, 65_535>;
         next_upstream_timeout: Duration;
+        retry_budget: Share;
+        body_buffer: Bytes;
+        access_log: AbsolutePath;
+        certificate: List<Certificate>;
+    }
+}
+
+section! {
+    /// `[[service.proxy.certificate]]`.
+    Certificate "[[service.proxy.certificate]]" {
+        chain: AbsolutePath, required r#"chain = "/etc/ballast/example.org.pem""#;
+        key: AbsolutePath, required r#"key = "/etc/ballast/example.org.key""#;
     }
 }
 
@@ -177,6 +191,11 @@ section! {
         read_only: Endpoint;
         user: Text, required r#"user = "ballast""#;
         password_file: AbsolutePath;
+        database: Text;
+        ca_file: AbsolutePath;
+        read_only_fallback: ReadFallback;
+        interval: Duration;
+        timeout: Duration;
         promotion: Promotion;
         max_loss: Bytes;
         max_lag: Bytes;

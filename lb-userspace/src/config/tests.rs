@@ -16,8 +16,10 @@ mod forward;
 mod guard;
 mod later;
 mod network;
+mod proxy;
 mod service;
 mod value;
+mod vrrp;
 
 const EXAMPLE: &str = include_str!("../../../ballast.example.toml");
 

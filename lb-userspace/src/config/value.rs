@@ -9,6 +9,7 @@ use super::{
     report::Findings,
     units,
 };
+use crate::vrrp::packet::Password;
 
 pub(super) mod address;
 pub(super) mod expect;
@@ -241,12 +242,13 @@ impl Read for AbsolutePath {
     }
 }
 
-/// A password in the file itself. This version needs no more of it than its length, so it keeps no
-/// more.
+/// A password in the file itself: that of VRRP version 2, as it goes on the wire.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Secret {
-    /// Length in bytes.
+    /// Length in bytes, as it stands in the file.
     pub(super) len: usize,
+    /// The bytes of it that count.
+    pub(super) password: Password,
 }
 
 impl Read for Secret {
@@ -258,6 +260,6 @@ impl Read for Secret {
                 .help(format!("write the peers' password, or leave `{key}` out"));
             return None;
         }
-        Some(Self { len: text.len() })
+        Some(Self { len: text.len(), password: Password::new(text) })
     }
 }

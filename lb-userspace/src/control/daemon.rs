@@ -1,8 +1,8 @@
 //! The life of the daemon: from the checked configuration to the orderly end.
 //!
-//! At its end the data plane and the floating addresses stay. The kernel program goes on forwarding
-//! with the last tables, so that a restart or an upgrade loses nothing. `ballast detach` takes them
-//! away.
+//! At its end the data plane stays: the kernel program goes on forwarding with the last tables, so that
+//! a restart or an upgrade loses nothing. `ballast detach` takes it away. The floating addresses are
+//! handed over to another node; if there is none, they stay too.
 
 use std::{
     collections::BTreeSet,
@@ -29,7 +29,13 @@ use crate::{
     config::{self, Config, Loaded, Node},
     dataplane::{self, Dataplane},
     events::{Kind, Note, Timeline},
-    net, vrrp,
+    net,
+    postgres::{
+        databases::{self, Databases},
+        peers::NoPeers,
+    },
+    proxy::Proxy,
+    vrrp,
 };
 
 mod lock;
@@ -79,20 +85,38 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
 
     let (wanted, receiver) = watch::channel(BTreeSet::<IpAddr>::new());
     let (next_hops, _task) = net::watch_next_hops(receiver).context("watch next hops")?;
+    let proxy = Proxy::default();
+    let (databases_sender, database_configs) = watch::channel(config.databases.clone());
+    let others = config.nodes.iter().filter(|it| it.name != node.name);
+    let peers = others.map(|it| it.name.clone()).collect();
     let mut handle = Task::start(Setup {
+        databases: databases_sender,
         node: node.name.clone(),
         config_path: options.config_path,
         warnings: super::task::warnings(&warnings),
         config,
-        state_dir,
+        state_dir: state_dir.clone(),
         kernel,
         timeline: Arc::clone(&timeline),
         next_hops,
         wanted,
+        proxy: proxy.clone(),
     })
     .await?;
+    let databases = Databases::default();
+    let setup = databases::Setup {
+        node: node.name.clone(),
+        peers,
+        state_dir,
+        control: handle.clone(),
+        timeline: Arc::clone(&timeline),
+        channel: Arc::new(NoPeers),
+    };
+    let first = database_configs.borrow().clone();
+    databases.follow(&setup, first).await;
+    tokio::spawn(databases.clone().run(setup, database_configs));
     let server = admin::Server::bind(&socket)?;
-    let server = tokio::spawn(server.run(handle.clone()));
+    let server = tokio::spawn(server.run(handle.clone(), databases));
     let message = format!("ballast {} runs as node {}", env!("CARGO_PKG_VERSION"), node.name);
     timeline.add(Note::new(Kind::Started, message));
 
@@ -105,6 +129,8 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     notify(&[NotifyState::Stopping]);
     handle.stop().await;
     server.abort();
+    // New connections do not come to it any more.
+    proxy.stop().await;
     // After the end of the task, so that a follower of events sees it last.
     let message = "ballast ends; forwarding goes on as it is. `ballast detach` ends that too";
     timeline.add(Note::new(Kind::Stopped, message).because(signal));
@@ -177,9 +203,9 @@ async fn open_kernel(
 
 /// Takes floating addresses off that an earlier daemon, with another configuration, left behind.
 async fn forget_stale_addresses(config: &Config, node: &Node, timeline: &Timeline) {
-    let holds = config.owner().is_some_and(|owner| owner.name == node.name);
+    // Those that it shares with other nodes, VRRP takes off if they are not this one's.
     let floating = config.floating.iter().flat_map(|block| block.addresses.iter().copied());
-    let keep: Vec<_> = floating.filter(|_| holds).collect();
+    let keep: Vec<_> = floating.collect();
     match vrrp::address::remove_stale(&node.interface, &keep).await {
         Ok(removed) => {
             for (address, prefix) in removed {

@@ -9,13 +9,18 @@ use std::{
 
 use lb_common::{
     event::Event,
+    news::Node,
     stats::BackendSignals,
     trace::{Sample, TraceFilter},
 };
 
-use crate::dataplane::{
-    Adopted, AttachMode, Connection, Counters, Cut, Dataplane, Flow, Info, Op, Reader, Signals,
-    Sweep, Sweeper, Timeouts, Traced, Tracer, replay::Replayer,
+use crate::{
+    dataplane::{
+        Adopted, AttachMode, Connection, Counters, Cut, Dataplane, Flow, Info, KernelLeases, Op,
+        Reader, Signals, Sweep, Sweeper, Timeouts, Traced, Tracer, replay::Replayer,
+        sync::FlowSync,
+    },
+    vrrp::router::Leases,
 };
 
 /// What the control plane asks of the kernel's side. The calls block; they are made from blocking
@@ -55,8 +60,14 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn set_trace(&self, index: u32, filter: Option<&TraceFilter>) -> anyhow::Result<()>;
     /// See [`Dataplane::take_traces`].
     fn take_traces(&self) -> anyhow::Result<Traced>;
+    /// See [`Dataplane::set_node`].
+    fn set_node(&self, node: Node) -> anyhow::Result<()>;
+    /// See [`Dataplane::flow_sync`]. `None`: there are no flow tables to keep alike.
+    fn flow_sync(&self) -> anyhow::Result<Option<FlowSync>>;
     /// See [`Dataplane::replayer`]. `None`: there is nothing that could be replayed.
     fn replayer(&self) -> anyhow::Result<Option<Replayer>>;
+    /// Where the leases of floating addresses are.
+    fn leases(&self) -> Arc<dyn Leases>;
 }
 
 /// The data plane, shared by the reconcile task, the sweeps and the readers of `status`.
@@ -70,6 +81,7 @@ pub struct Shared {
     reader: Arc<Reader>,
     /// Outside the lock, which a long list of writes holds for long.
     signals: Signals,
+    leases: Arc<KernelLeases>,
 }
 
 impl Shared {
@@ -77,7 +89,8 @@ impl Shared {
     pub fn new(dataplane: Dataplane) -> anyhow::Result<Self> {
         let (sweeper, reader) = (dataplane.sweeper(), dataplane.reader());
         let signals = dataplane.signals()?;
-        Ok(Self { dataplane: Mutex::new(dataplane), sweeper, reader, signals })
+        let leases = Arc::new(dataplane.leases()?);
+        Ok(Self { dataplane: Mutex::new(dataplane), sweeper, reader, signals, leases })
     }
 
     fn lock(&self) -> MutexGuard<'_, Dataplane> {
@@ -161,7 +174,19 @@ impl Kernel for Shared {
         self.lock().take_traces()
     }
 
+    fn set_node(&self, node: Node) -> anyhow::Result<()> {
+        self.lock().set_node(node)
+    }
+
+    fn flow_sync(&self) -> anyhow::Result<Option<FlowSync>> {
+        self.lock().flow_sync().map(Some)
+    }
+
     fn replayer(&self) -> anyhow::Result<Option<Replayer>> {
         self.lock().replayer().map(Some)
+    }
+
+    fn leases(&self) -> Arc<dyn Leases> {
+        Arc::<KernelLeases>::clone(&self.leases)
     }
 }

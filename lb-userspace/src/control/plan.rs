@@ -51,6 +51,7 @@ mod tests;
 mod write;
 
 pub use encode::service_key;
+pub use guard::Proxied;
 use numbers::Numbers;
 pub use steer::Swept as SweptSteered;
 
@@ -93,6 +94,8 @@ pub struct DesiredService {
     pub backends: Vec<DesiredBackend>,
     /// Who may connect, and how often.
     pub guard: Guard,
+    /// What the proxy has of it.
+    pub proxied: Proxied,
 }
 
 /// A backend as it should be.

@@ -11,8 +11,8 @@ use std::{
 };
 
 use super::{
-    plan::{Desired, DesiredBackend, DesiredService, service_key},
-    verdict::{self, Admin, Facts, Judgement, Rules, Verdict, Why},
+    plan::{Desired, DesiredBackend, DesiredService, Proxied, service_key},
+    verdict::{self, Admin, Appointed, Facts, Judgement, Rules, Verdict, Why},
 };
 use crate::{
     config::{self, Probe},
@@ -21,9 +21,11 @@ use crate::{
     net::NextHops,
 };
 
+mod path;
 mod rise;
 mod watch;
 
+use path::Path;
 use rise::Rise;
 pub use watch::Watched;
 
@@ -55,6 +57,8 @@ pub struct Record {
     pub verdict: Verdict,
     /// What the connections of clients have shown of it.
     pub track: Track,
+    /// What it is there for, if it is a server of a database.
+    pub appointed: Appointed,
     /// Its slow start, since it came back.
     rise: Option<Rise>,
 }
@@ -80,6 +84,8 @@ pub struct ServiceState {
     pub panic: bool,
     /// Backups serve because no other can.
     pub on_backups: bool,
+    /// Which path its connections take.
+    path: Path,
     /// What has changed since the last verdicts.
     news: News,
     /// What the maps should say of it, by the last verdicts.
@@ -104,6 +110,8 @@ enum News {
 pub struct State {
     services: Vec<ServiceState>,
     by_name: HashMap<String, usize>,
+    /// The places of those that have a proxy.
+    proxied: Vec<usize>,
     next_hops: Arc<NextHops>,
     revision: u64,
 }
@@ -131,6 +139,9 @@ impl State {
         self.services = states.collect();
         let names = self.services.iter().enumerate();
         self.by_name = names.map(|(at, service)| (service.config.name.clone(), at)).collect();
+        let places = self.services.iter().enumerate();
+        let proxied = places.filter(|(_, service)| service.config.proxy.is_some());
+        self.proxied = proxied.map(|(at, _)| at).collect();
         self.revision += 1;
     }
 
@@ -139,28 +150,34 @@ impl State {
         self.revision
     }
 
-    /// Takes what a probe found.
-    pub fn observe(&mut self, report: &Report, now: Duration) -> Option<Note> {
-        let service = &mut self.services[*self.by_name.get(&report.service)?];
-        let slow_start = service.config.slow_start;
-        let record = service.records.iter_mut().find(|it| it.config.name == report.backend)?;
-        service.news.add_facts();
-        record.reason.clone_from(&report.reason);
-        let before = std::mem::replace(&mut record.health, report.health);
-        if before == report.health {
-            return None;
-        }
-        record.since = now;
-        // At the daemon's start a backend goes from unknown to up: it was warm before we came.
-        let rises = before == Health::Down && report.health == Health::Up;
-        record.rise = if rises { Rise::start(slow_start, now) } else { None };
-        let word = match report.health {
-            Health::Unknown => "unknown",
-            Health::Up => "up",
-            Health::Down => "down",
+    /// Takes what a probe found. The notes say what has changed.
+    pub fn observe(&mut self, report: &Report, now: Duration) -> Vec<Note> {
+        let Some(&at) = self.by_name.get(&report.service) else { return Vec::new() };
+        let service = &mut self.services[at];
+        let Some(note) = service.observe(report, now) else { return Vec::new() };
+        let is_down = report.health == Health::Down;
+        let because = || format!("{}: {}", report.backend, report.reason);
+        let sign = is_down.then(|| service.sign(&because(), now)).flatten();
+        std::iter::once(note).chain(sign).collect()
+    }
+
+    /// Takes what a server of a database is there for.
+    pub fn appoint(&mut self, service: &str, backend: &str, appointed: Appointed, now: Duration) {
+        let Some(&at) = self.by_name.get(service) else { return };
+        let service = &mut self.services[at];
+        let Some(record) = service.records.iter_mut().find(|it| it.config.name == backend) else {
+            return;
         };
-        let note = Note::new(Kind::Health, format!("{} is {word}", report.backend));
-        Some(note.service(&report.service).backend(&report.backend).because(&report.reason))
+        let health = match appointed {
+            Appointed::Serves(_) | Appointed::Rests(_) => Health::Up,
+            Appointed::Barred(_) => Health::Down,
+        };
+        if record.health != health {
+            (record.health, record.since) = (health, now);
+        }
+        appointed.why().clone_into(&mut record.reason);
+        record.appointed = appointed;
+        service.news.add_facts();
     }
 
     /// Takes what the operator wants of a backend.
@@ -169,6 +186,15 @@ impl State {
         let service = &mut self.services[at];
         if let Some(record) = service.records.iter_mut().find(|it| it.config.name == backend) {
             record.wish = wish;
+            service.news.add_facts();
+        }
+    }
+
+    /// Takes whether the proxy can take a service's connections.
+    pub fn set_listens(&mut self, service: &str, listens: bool) {
+        let Some(&at) = self.by_name.get(service) else { return };
+        let service = &mut self.services[at];
+        if std::mem::replace(&mut service.path.listens, listens) != listens {
             service.news.add_facts();
         }
     }
@@ -199,6 +225,7 @@ impl State {
         for service in &mut self.services {
             if service.news != News::Nothing || service.is_timed() {
                 service.judge(&self.next_hops, now, &mut notes);
+                service.lower(now, &mut notes);
                 service.describe();
             }
         }
@@ -218,8 +245,10 @@ impl State {
 
     /// When a verdict changes by time alone: a drain ends, or a slow start takes its next step.
     pub fn next_deadline(&self, now: Duration) -> Option<Duration> {
-        let timed = self.services.iter().filter(|service| service.is_timed());
-        let records = timed.flat_map(|service| service.records.iter().map(move |it| (service, it)));
+        let timed = || self.services.iter().filter(|service| service.is_timed());
+        let lifts = timed().filter_map(|service| service.path.until());
+        let records =
+            timed().flat_map(|service| service.records.iter().map(move |it| (service, it)));
         let deadlines = records.flat_map(|(service, record)| {
             let drain = (record.wish.admin == Admin::Draining)
                 .then(|| record.wish.since + service.config.drain_timeout)
@@ -227,7 +256,7 @@ impl State {
             let step = record.rise.and_then(|rise| rise.next_step());
             drain.into_iter().chain(step)
         });
-        deadlines.min()
+        deadlines.chain(lifts).min()
     }
 
     /// Whether every backend has been probed and has a route: nothing is left to guess.
@@ -240,8 +269,7 @@ impl State {
 
     /// What to probe, and what is known of its health.
     pub fn targets(&self) -> Vec<(Target, Health)> {
-        let probed =
-            self.records().filter(|(service, _)| service.config.health.probe != Probe::None);
+        let probed = self.records().filter(|(service, _)| service.config.health.probe.is_active());
         probed
             .map(|(service, record)| {
                 let target = Target {
@@ -258,6 +286,11 @@ impl State {
     /// The service of this name.
     pub fn service(&self, name: &str) -> Option<&ServiceState> {
         self.by_name.get(name).map(|&at| &self.services[at])
+    }
+
+    /// The services that have a proxy.
+    pub fn proxied(&self) -> impl Iterator<Item = &ServiceState> {
+        self.proxied.iter().map(|&at| &self.services[at])
     }
 
     /// The services.
@@ -296,6 +329,7 @@ impl ServiceState {
     ) -> Self {
         let (panic, on_backups) =
             old.as_ref().map_or((false, false), |old| (old.panic, old.on_backups));
+        let path = Path::after(old.as_ref().map(|old| old.path), service);
         let old = old.into_iter().flat_map(|old| old.records);
         let mut known: HashMap<String, Record> =
             old.map(|record| (record.config.name.clone(), record)).collect();
@@ -315,6 +349,7 @@ impl ServiceState {
                     wish,
                     verdict: Verdict::default(),
                     track: Track::default(),
+                    appointed: Appointed::Barred("nothing is known of it yet".into()),
                     rise: None,
                 },
             };
@@ -327,9 +362,46 @@ impl ServiceState {
             record
         });
         let records: Vec<Record> = records.collect();
-        let desired = Arc::new(desired(service, &records));
-        let config = service.clone();
-        Self { config, records, panic, on_backups, news: News::Facts, desired }
+        let desired = Arc::new(desired(service, &records, Proxied::None));
+        let mut this = Self {
+            config: service.clone(),
+            records,
+            panic,
+            on_backups,
+            path,
+            news: News::Facts,
+            desired,
+        };
+        this.describe();
+        this.news = News::Facts;
+        this
+    }
+
+    fn observe(&mut self, report: &Report, now: Duration) -> Option<Note> {
+        let slow_start = self.config.slow_start;
+        let record = self.records.iter_mut().find(|it| it.config.name == report.backend)?;
+        self.news.add_facts();
+        record.reason.clone_from(&report.reason);
+        let before = std::mem::replace(&mut record.health, report.health);
+        if before == report.health {
+            return None;
+        }
+        record.since = now;
+        // At the daemon's start a backend goes from unknown to up: it was warm before we came.
+        let rises = before == Health::Down && report.health == Health::Up;
+        record.rise = if rises { Rise::start(slow_start, now) } else { None };
+        let word = match report.health {
+            Health::Unknown => "unknown",
+            Health::Up => "up",
+            Health::Down => "down",
+        };
+        let note = Note::new(Kind::Health, format!("{} is {word}", report.backend));
+        Some(note.service(&report.service).backend(&report.backend).because(&report.reason))
+    }
+
+    /// What the maps should say of it, by the last verdicts: another value whenever that changes.
+    pub fn desired(&self) -> &Arc<DesiredService> {
+        &self.desired
     }
 
     /// Whether time alone may change a verdict, or what is said of it.
@@ -337,11 +409,12 @@ impl ServiceState {
         self.records
             .iter()
             .any(|record| record.wish.admin == Admin::Draining || record.rise.is_some())
+            || self.path.is_lifted()
     }
 
     /// Makes `desired` what follows from the verdicts.
     fn describe(&mut self) {
-        let desired = desired(&self.config, &self.records);
+        let desired = desired(&self.config, &self.records, self.proxied());
         if self.news == News::NextHop || *self.desired != desired {
             self.desired = Arc::new(desired);
         }
@@ -357,6 +430,11 @@ impl ServiceState {
                 rise.advance(above, now);
             }
         }
+        if self.config.health.probe == Probe::Database {
+            let judgement = self.judge_servers(next_hops, now);
+            self.take_judgement(judgement, notes);
+            return;
+        }
         let passive: Vec<_> = self.records.iter().map(Record::passive).collect();
         let facts: Vec<_> = self
             .records
@@ -371,12 +449,27 @@ impl ServiceState {
                 backup: record.config.backup,
                 passive,
                 ramp: record.rise.map(|rise| rise.ramp()),
-                resolved: next_hops
-                    .get(&record.config.address.ip())
-                    .is_some_and(|hop| hop.mac.is_some()),
+                resolved: is_reached(&self.config, record, next_hops),
             })
             .collect();
-        let Judgement { verdicts, panic, on_backups } = verdict::judge(rules, &facts);
+        let judgement = verdict::judge(rules, &facts);
+        self.take_judgement(judgement, notes);
+    }
+
+    fn judge_servers(&self, next_hops: &NextHops, now: Duration) -> Judgement {
+        let drain_timeout = self.config.drain_timeout;
+        let servers = self.records.iter().map(|record| verdict::Server {
+            appointed: &record.appointed,
+            admin: record.wish.admin,
+            drain_left: (record.wish.since + drain_timeout).saturating_sub(now),
+            weight: record.weight(),
+            resolved: is_reached(&self.config, record, next_hops),
+        });
+        verdict::judge_servers(&servers.collect::<Vec<_>>())
+    }
+
+    fn take_judgement(&mut self, judgement: Judgement, notes: &mut Vec<Note>) {
+        let Judgement { verdicts, panic, on_backups } = judgement;
         let name = self.config.name.clone();
         let alone = verdicts.iter().filter(|verdict| verdict.serving).count() == 1;
         for (record, verdict) in self.records.iter_mut().zip(verdicts) {
@@ -407,8 +500,16 @@ impl ServiceState {
     }
 }
 
+/// Whether packets to a backend find their way. The proxy's are sent by the kernel, which finds it by
+/// itself.
+fn is_reached(service: &config::Service, record: &Record, next_hops: &NextHops) -> bool {
+    let hop = || next_hops.get(&record.config.address.ip());
+    service.proxy.as_ref().is_some_and(|proxy| !proxy.auto)
+        || hop().is_some_and(|hop| hop.mac.is_some())
+}
+
 /// What the maps should say of a service with these backends.
-fn desired(service: &config::Service, records: &[Record]) -> DesiredService {
+fn desired(service: &config::Service, records: &[Record], proxied: Proxied) -> DesiredService {
     DesiredService {
         key: service_key(service.listen, service.protocol),
         balance: service.balance,
@@ -416,6 +517,7 @@ fn desired(service: &config::Service, records: &[Record]) -> DesiredService {
         replay: service.replay,
         drain_timeout: service.drain_timeout,
         guard: service.guard.clone(),
+        proxied,
         backends: records
             .iter()
             .map(|record| DesiredBackend {

@@ -11,6 +11,10 @@ use crate::{
     config::{Encapsulation, Forwarding, Protocol},
     dataplane::{Flow, Info},
     health::Health,
+    peer::Peer,
+    postgres::status::Database,
+    proxy,
+    vrrp::router::InstanceStatus,
 };
 
 /// The state of a node.
@@ -32,6 +36,12 @@ pub struct Status {
     pub config_loaded: Timestamp,
     /// Floating addresses.
     pub floating: Vec<Floating>,
+    /// The other nodes, if this one talks to them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<Peer>,
+    /// How VRRP stands, for each `[[floating]]`; empty if this node is alone.
+    #[serde(default)]
+    pub vrrp: Vec<InstanceStatus>,
     /// The kernel's side.
     pub dataplane: Info,
     /// Connections in the flow tables, by the last sweep.
@@ -40,6 +50,9 @@ pub struct Status {
     pub services: Vec<Service>,
     /// Backends that are configured no longer and whose connections are not over.
     pub retiring: Vec<Retiring>,
+    /// Databases.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub postgres: Vec<Database>,
     /// Packets not forwarded, by reason.
     pub reasons: BTreeMap<String, u64>,
     /// What a human should look at.
@@ -66,8 +79,11 @@ pub struct Floating {
     pub vrid: u8,
     /// Address with prefix length.
     pub address: String,
-    /// Name of the node that should hold it.
+    /// Name, or else address, of the node that has it; empty while nobody is known to.
     pub holder: String,
+    /// What this node is for it, by VRRP; none if it is alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
     /// Whether this node has it on its interface.
     pub held: bool,
     /// What is wrong with it.
@@ -84,6 +100,12 @@ pub struct Service {
     pub listen: SocketAddr,
     /// `tcp` or `udp`.
     pub protocol: String,
+    /// Who hands on its connections: `kernel`, `proxy`, or with `auto` now one and now the other.
+    #[serde(default)]
+    pub path: String,
+    /// New ones go to the proxy now.
+    #[serde(default)]
+    pub proxied: bool,
     /// How packets get to the backends: `nat`, `direct` or `tunnel`.
     #[serde(default)]
     pub forward: String,
@@ -117,6 +139,9 @@ pub struct Service {
     /// Configured backends.
     #[serde(default)]
     pub backend_count: usize,
+    /// What the proxy has counted, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<proxy::Status>,
     /// Backends, in the order of the configuration. Empty, whatever `backend_count` says, in an
     /// overview of very many: see [`View`].
     pub backends: Vec<Backend>,
@@ -185,6 +210,9 @@ pub struct Backend {
     pub forward_bytes_per_second: f64,
     /// Bytes a second from it.
     pub return_bytes_per_second: f64,
+    /// What the proxy has counted of it, if its service has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<proxy::BackendStatus>,
 }
 
 /// What the connections of clients say of a backend.

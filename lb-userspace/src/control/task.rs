@@ -27,21 +27,27 @@ use super::{
 };
 use crate::{
     clock,
-    config::{Config, sizes},
+    config::{Config, Postgres, sizes},
     events::{Kind, Note, Timeline},
     health::{Report, passive::TICK as WATCH},
     net::NextHops,
+    proxy::Proxy,
     trace::show::Names,
+    vrrp::router::Released,
 };
 
 mod addresses;
+mod appoint;
 mod attach;
 mod faults;
+mod fitness;
 mod flood;
 mod handle;
 mod names;
 mod passive;
+mod peers;
 mod probes;
+mod proxied;
 mod reconcile;
 mod reload;
 mod replay;
@@ -51,11 +57,14 @@ mod trace;
 mod wish;
 
 use addresses::Addresses;
+pub use appoint::Appointment;
 use attach::Attachments;
 use faults::{Faults, KernelNews};
+use fitness::Weight;
 use flood::Flood;
 pub use handle::{FlowsError, Handle, ResetError, TraceError};
 use passive::Readings;
+use peers::Peers;
 use probes::Probes;
 pub(crate) use reload::warnings;
 pub use reload::{Refused, Reloaded};
@@ -94,6 +103,10 @@ pub struct Setup {
     pub next_hops: watch::Receiver<NextHops>,
     /// Addresses whose next hops are wanted.
     pub wanted: watch::Sender<BTreeSet<IpAddr>>,
+    /// What requests are handed on by.
+    pub proxy: Proxy,
+    /// Told of the databases that the configuration has, at each reload.
+    pub databases: watch::Sender<Vec<Postgres>>,
 }
 
 /// What others ask of the task.
@@ -105,6 +118,8 @@ enum Command {
     TraceNames(oneshot::Sender<Names>),
     Reload(oneshot::Sender<Result<Reloaded, Refused>>),
     Wish(wish::Request, oneshot::Sender<Result<Vec<Wished>, WishError>>),
+    Appoint(Vec<Appointment>, oneshot::Sender<Result<(), String>>),
+    Release(oneshot::Sender<Option<anyhow::Result<Vec<Released>>>>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -120,6 +135,7 @@ pub struct Task {
     kernel: Arc<dyn Kernel>,
     timeline: Arc<Timeline>,
     wanted: watch::Sender<BTreeSet<IpAddr>>,
+    databases: watch::Sender<Vec<Postgres>>,
     started: Timestamp,
     state: State,
     planner: Planner,
@@ -133,6 +149,8 @@ pub struct Task {
     readings: Readings,
     addresses: Addresses,
     attachments: Attachments,
+    peers: Peers,
+    weight: Weight,
     faults: Faults,
     kernel_news: KernelNews,
     flood: Flood,
@@ -144,6 +162,9 @@ pub struct Task {
     flows: u64,
     rates: Arc<Rates>,
     sampled: Sampled,
+    proxy: Proxy,
+    /// A listener of the proxy is missing.
+    proxy_lacks: bool,
     /// The backends whose next hops have been asked for, by the numbers that their sets have.
     hops_wanted_of: Option<(u64, u64)>,
 }
@@ -187,6 +208,7 @@ impl Task {
             kernel,
             timeline,
             wanted: setup.wanted,
+            databases: setup.databases,
             started: clock::wall(),
             state: State::default(),
             adopted: !planner.is_empty(),
@@ -198,6 +220,8 @@ impl Task {
             readings: Readings::default(),
             addresses: Addresses::default(),
             attachments: Attachments::default(),
+            peers: Peers::default(),
+            weight: Weight::default(),
             faults: Faults::default(),
             kernel_news: KernelNews::default(),
             flood: Flood::default(),
@@ -208,17 +232,25 @@ impl Task {
             flows: 0,
             rates: Arc::default(),
             sampled: Sampled::default(),
+            proxy: setup.proxy,
+            proxy_lacks: false,
             hops_wanted_of: None,
         };
         task.attachments.adopt(&info.attachments);
         let interface = task.interface()?;
+        // Before it gives out a port.
+        task.share_ports().await?;
         task.attach_first(&interface).await?;
+        let leases = task.kernel.leases();
+        let prepared = task.addresses.prepare(&task.config, &task.node, leases).await;
+        task.fault("floating addresses", prepared.err().map(|error| format!("{error:#}")));
         task.configure().await;
         let handle = Handle::new(
             command_sender,
             task.settled.subscribe(),
             Arc::clone(&task.kernel),
             Arc::clone(&task.timeline),
+            task.peers.others(),
         );
         let inputs = Inputs { commands, reports, next_hops: setup.next_hops, swept };
         replay::spawn(Arc::clone(&task.kernel), Arc::clone(&task.timeline));
@@ -242,6 +274,10 @@ impl Task {
             tokio::select! {
                 Some(command) = inputs.commands.recv() => {
                     if let Command::Stop(done) = command {
+                        self.hand_to_kernel().await;
+                        self.addresses.stop().await;
+                        let notes = self.addresses.news();
+                        self.tell(notes);
                         let _ = done.send(());
                         return;
                     }
@@ -265,7 +301,9 @@ impl Task {
                 () = self.addresses.changed() => {}
                 _ = tick.tick() => {
                     self.start_sweep();
+                    self.tell_peers();
                     self.attachments.retry();
+                    self.retry_listening();
                     self.detach_where_idle(clock::monotonic()).await;
                 }
                 _ = watchdog.tick() => {
@@ -281,7 +319,8 @@ impl Task {
         // Who asked may have gone away meanwhile; then nobody wants the answer.
         match command {
             Command::Snapshot(view, answer) => {
-                let _ = answer.send(self.snapshot(&view));
+                let vrrp = self.addresses.overview().await;
+                let _ = answer.send(self.snapshot(&view, vrrp));
             }
             Command::FlowNames(service, answer) => {
                 let _ = answer.send(self.flow_names(service.as_deref()));
@@ -302,6 +341,16 @@ impl Task {
                 self.reconcile().await;
                 let _ = answer.send(result);
             }
+            Command::Appoint(appointments, answer) => {
+                let _ = answer.send(self.appoint(appointments).await);
+            }
+            Command::Release(answer) => match self.addresses.release() {
+                None => drop(answer.send(None)),
+                Some(release) => {
+                    let work = async move { answer.send(Some(release.await)) };
+                    tokio::spawn(work);
+                }
+            },
             Command::Stop(answer) => {
                 let _ = answer.send(());
             }
@@ -309,7 +358,7 @@ impl Task {
     }
 
     fn observe(&mut self, report: &Report) {
-        if let Some(note) = self.state.observe(report, clock::monotonic()) {
+        for note in self.state.observe(report, clock::monotonic()) {
             self.timeline.add(note);
         }
     }
@@ -330,6 +379,7 @@ impl Task {
             now,
         );
         self.planner.set_density(sizes::needs(&self.config).density);
+        self.listen();
         let targets = self.state.targets();
         self.probes.keep(targets.iter().map(|(target, _)| target)).await;
         self.probes.start(targets);

@@ -7,6 +7,10 @@ use std::{fmt, time::Duration};
 
 use crate::{config::OnDown, health::Health};
 
+mod appointed;
+
+pub use appointed::{Appointed, Server, judge as judge_servers};
+
 /// A table weight is the configured weight times this, so that the fractions of a slow start matter.
 pub const WEIGHT_SCALE: u32 = 16;
 
@@ -131,6 +135,8 @@ pub enum Why {
     SlowStart(u32),
     /// It is fit.
     Fit,
+    /// It is a server of a database, and this is what it is there.
+    Appointed(String),
 }
 
 impl fmt::Display for Why {
@@ -154,6 +160,7 @@ impl fmt::Display for Why {
             Self::Panic => out.write_str("panic: no backend is fit, so all that are enabled serve"),
             Self::SlowStart(percent) => write!(out, "slow start: {percent} % of its weight"),
             Self::Fit => out.write_str("fit"),
+            Self::Appointed(what) => out.write_str(what),
         }
     }
 }

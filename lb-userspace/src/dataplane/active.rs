@@ -85,6 +85,11 @@ impl Active {
         self.raw(backend).max(0) as u64
     }
 
+    /// A connection has come from another node.
+    pub(super) fn open(&self, backend: u32) {
+        self.subtract(backend, -1);
+    }
+
     /// A connection was forgotten.
     pub(super) fn close(&self, backend: u32) {
         self.subtract(backend, 1);

@@ -25,6 +25,7 @@ use crate::clock;
 
 mod cut;
 mod sweep;
+pub mod sync;
 
 pub use cut::{Connection, Cut};
 pub use sweep::Sweeper;

@@ -12,7 +12,9 @@ use lb_common::{
     backend::Backend,
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
+    lease::{Lease, LeaseKey},
     limits, names,
+    news::{NEWS_BYTES, Node},
     reason::Reason,
     service::{Service, ServiceKey, Slot},
     source::{Bucket, RateKey, Source},
@@ -76,6 +78,7 @@ pub(super) fn layouts(options: &Options) -> Vec<Layout> {
         map::<RateKey, Bucket>(names::RATES, MapType::LruHash, limits::MAX_RATES),
         sized::<u32, u64>(names::ACTIVE, MapType::Array, backends),
         sized::<u32, u64>(names::CURSORS, MapType::Array, services),
+        map::<LeaseKey, Lease>(names::LEASES, MapType::Hash, limits::MAX_LEASES),
         Layout {
             key_size: 0,
             value_size: 0,
@@ -85,6 +88,12 @@ pub(super) fn layouts(options: &Options) -> Vec<Layout> {
             key_size: 0,
             value_size: 0,
             ..map::<(), Sample>(names::SAMPLES, MapType::RingBuf, SAMPLES_BYTES)
+        },
+        map::<u32, Node>(names::NODE, MapType::Array, 1),
+        Layout {
+            key_size: 0,
+            value_size: 0,
+            ..map::<(), ()>(names::NEWS, MapType::RingBuf, NEWS_BYTES)
         },
         map::<u32, Meta>(names::META, MapType::Array, 1),
     ]

@@ -49,6 +49,7 @@ const RETRY: Duration = Duration::from_millis(500);
 
 pub(super) enum Command {
     Set(Vec<(IpAddr, u8)>, oneshot::Sender<()>),
+    Announce,
     Release(oneshot::Sender<Result<(), Error>>),
 }
 
@@ -121,6 +122,13 @@ impl Entry {
         self.announce_at = clock::timer();
     }
 
+    /// Begins a burst, unless one has only just begun.
+    fn announce_again(&mut self, now: Instant) {
+        if self.announced != 1 || now >= self.announce_at {
+            (self.announced, self.announce_at) = (0, now);
+        }
+    }
+
     fn fail(&mut self, problem: String) {
         self.public.held = false;
         if self.public.problem.as_ref() != Some(&problem) {
@@ -182,6 +190,12 @@ impl Hold {
                         // The caller may have gone; the addresses are released all the same.
                         let _ = done.send(self.release().await);
                         return Ok(());
+                    }
+                    Some(Command::Announce) => {
+                        let now = clock::timer();
+                        for entry in &mut self.entries {
+                            entry.announce_again(now);
+                        }
                     }
                     Some(Command::Set(addresses, done)) => {
                         self.set(&addresses).await;

@@ -39,6 +39,7 @@ pub fn cases() -> Vec<Case> {
             odd::wrong(&talk),
             steered::rows(net),
             protection::sources(&talk),
+            protection::proxied(&talk),
             protection::windows(&talk),
             protection::oddities(&talk),
             replay::rows(&talk),

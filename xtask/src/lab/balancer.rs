@@ -47,7 +47,8 @@ pub fn config() -> String {
     }
     let _ = write!(
         text,
-        "[[floating]]\nvrid = 51\naddresses = [\"{FLOATING_V4}/24\", \"{FLOATING_V6}/64\"]\n"
+        "[[floating]]\nvrid = 51\naddresses = [\"{FLOATING_V4}/24\", \"{FLOATING_V6}/64\"]\n\
+         interval = \"100ms\"\n"
     );
     let http = "probe = \"http\"\n  path = \"/id\"\n  expect = \"200\"";
     // The echo accepts TCP connections too.

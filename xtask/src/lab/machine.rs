@@ -81,7 +81,8 @@ pub fn host(machine: Machine) -> Result<()> {
 
 /// The balancers' configuration, for this interface.
 fn config(interface: &str) -> String {
-    balancer::config().replace("interface = \"eth0\"", &format!("interface = \"{interface}\""))
+    let text = balancer::config() + &postgres::config();
+    text.replace("interface = \"eth0\"", &format!("interface = \"{interface}\""))
 }
 
 /// What a host needs of [`setup`]'s programs.

@@ -12,11 +12,21 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nix::unistd::User;
 
-use super::{HostName, Lab, netns, paths, process::Program, topology::POSTGRES_PORT};
+use super::{
+    HostName, Lab, netns, paths,
+    process::Program,
+    topology::{FLOATING_V4, POSTGRES_PORT},
+};
 use crate::{shell, wait};
 
 /// Where Debian and others put the server's programs, which are in nobody's `PATH`.
 const FOLDERS: [&str; 2] = ["/usr/lib/postgresql/15/bin", "/usr/pgsql-15/bin"];
+
+/// Name of the file with the password that the balancers have, in the lab's folder.
+const PASSWORD_FILE: &str = "pg.password";
+
+/// Stands for the lab's folder in a configuration.
+pub(super) const FOLDER: &str = "@LAB@";
 
 /// Superuser of the servers, and the operating system's user that runs them.
 const USER: &str = "postgres";
@@ -24,11 +34,17 @@ const USER: &str = "postgres";
 /// Password of the role that standbys stream with.
 const REPLICATION_PASSWORD: &str = "replication";
 
-/// What a new cluster is given: the application's database, and the roles.
+/// What a new cluster is given: the application's database, and the roles. The one of ballast is as
+/// `ballast pg setup` makes it. A line is a statement.
 const ROLES: &str = "\
 CREATE ROLE app LOGIN PASSWORD 'app';
 CREATE DATABASE app OWNER app;
-CREATE ROLE ballast LOGIN PASSWORD 'ballast' IN ROLE pg_monitor;
+CREATE ROLE ballast LOGIN PASSWORD 'ballast' IN ROLE pg_monitor, pg_checkpoint;
+GRANT EXECUTE ON FUNCTION pg_promote(boolean, integer), pg_reload_conf() TO ballast;
+GRANT ALTER SYSTEM ON PARAMETER primary_conninfo, primary_slot_name TO ballast;
+CREATE SCHEMA ballast AUTHORIZATION ballast;
+CREATE TABLE ballast.mark (epoch bigint PRIMARY KEY, server text NOT NULL, node text NOT NULL, written timestamptz NOT NULL DEFAULT now());
+ALTER TABLE ballast.mark OWNER TO ballast;
 CREATE ROLE replication LOGIN REPLICATION PASSWORD 'replication';
 ";
 
@@ -51,6 +67,10 @@ max_wal_size = 256MB
 # A returning primary can be rewound.
 wal_log_hints = on
 hot_standby = on
+# A link that is silent is found out.
+wal_receiver_timeout = 5s
+wal_sender_timeout = 5s
+wal_retrieve_retry_interval = 500ms
 jit = off
 logging_collector = off
 log_line_prefix = '%m [%p] '
@@ -65,6 +85,9 @@ host  all         all         2001:db8::/64  scram-sha-256
 host  replication replication 192.0.2.0/24   scram-sha-256
 host  replication replication 2001:db8::/64  scram-sha-256
 ";
+
+/// Password of the role `ballast`.
+const BALLAST_PASSWORD: &str = "ballast\n";
 
 /// How long the standby may take until it streams.
 const STREAM_LIMIT: Duration = Duration::from_secs(30);
@@ -98,6 +121,29 @@ pub(super) const PRIMARY: HostName = HostName::Pg01;
 
 /// The server that begins as its standby.
 const STANDBY: HostName = HostName::Pg02;
+/// Writes the file with the password that the balancers have.
+pub(super) fn write_password(lab: &Lab) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let path = lab.state_dir().join(PASSWORD_FILE);
+    fs::write(&path, BALLAST_PASSWORD).context("write the password of ballast")?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).context("keep it from others")
+}
+
+/// The balancers' configuration of the database.
+pub fn config() -> String {
+    let mut text = format!(
+        "\n[[postgres]]\nname = \"appdb\"\nread_write = \"{FLOATING_V4}:5432\"\n\
+         read_only = \"{FLOATING_V4}:5433\"\nuser = \"ballast\"\n\
+         password_file = \"{FOLDER}/{PASSWORD_FILE}\"\n"
+    );
+    for host in [HostName::Pg01, HostName::Pg02] {
+        let address = host.sockets(POSTGRES_PORT)[0];
+        text.push_str("  [[postgres.server]]\n");
+        text.push_str(&["  name = \"", host.as_str(), "\"\n"].concat());
+        text.push_str(&["  address = \"", &address.to_string(), "\"\n"].concat());
+    }
+    text
+}
 
 /// Brings up the servers: the primary, and then the standby, cloned from it the first time.
 pub(super) fn start(lab: &Lab) -> Result<()> {

@@ -25,23 +25,23 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What came of the requests of a phase.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Tally {
+pub(crate) struct Tally {
     /// Answered ones, by the name in the answer.
-    pub(super) answers: BTreeMap<String, u64>,
+    pub(crate) answers: BTreeMap<String, u64>,
     /// Failed ones, by error.
-    pub(super) failures: BTreeMap<String, u64>,
+    pub(crate) failures: BTreeMap<String, u64>,
     /// The slowest, answered or not.
-    pub(super) slowest: Duration,
+    pub(crate) slowest: Duration,
 }
 
 impl Tally {
     /// Answered requests.
-    pub(super) fn answered(&self) -> u64 {
+    pub(crate) fn answered(&self) -> u64 {
         self.answers.values().sum()
     }
 
     /// Failed requests.
-    pub(super) fn failed(&self) -> u64 {
+    pub(crate) fn failed(&self) -> u64 {
         self.failures.values().sum()
     }
 
@@ -56,7 +56,7 @@ impl Tally {
 }
 
 /// Requests that are under way until it is [stopped](Load::stop) or dropped.
-pub(super) struct Load {
+pub(crate) struct Load {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<Result<()>>>,
 }
@@ -82,7 +82,7 @@ impl Shared {
 
 impl Load {
     /// Starts `threads` threads on a host, in phase 0.
-    pub(super) fn start(host: &Host, target: SocketAddr, threads: usize) -> Self {
+    pub(crate) fn start(host: &Host, target: SocketAddr, threads: usize) -> Self {
         let shared = Arc::new(Shared {
             target,
             stop: AtomicBool::new(false),
@@ -102,7 +102,7 @@ impl Load {
 
     /// Requests from now on belong to the next phase. Waits until those of the last are answered,
     /// so that what happens next is not held against them.
-    pub(super) fn next_phase(&self) -> Result<()> {
+    pub(crate) fn next_phase(&self) -> Result<()> {
         let phase = self.shared.phase.fetch_add(1, Ordering::Relaxed) + 1;
         // Connecting, writing and reading may each take their time.
         wait::until(4 * TIMEOUT, "the client's threads", || {
@@ -116,7 +116,7 @@ impl Load {
     }
 
     /// Everything so far, of all phases.
-    pub(super) fn total(&self) -> Tally {
+    pub(crate) fn total(&self) -> Tally {
         let mut total = Tally::default();
         let tallies = self.shared.tallies.lock().unwrap_or_else(PoisonError::into_inner);
         for tally in tallies.iter() {
@@ -133,7 +133,7 @@ impl Load {
     }
 
     /// Ends the requests in order and gives what came of them, phase by phase.
-    pub(super) fn stop(mut self) -> Result<Vec<Tally>> {
+    pub(crate) fn stop(mut self) -> Result<Vec<Tally>> {
         self.shared.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
             match thread.join() {

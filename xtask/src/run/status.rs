@@ -55,9 +55,14 @@ pub(super) struct Packets {
 }
 
 impl Status {
-    /// Asks the daemon.
+    /// Asks the daemon of the node that holds the floating addresses of a lab with one balancer.
     pub fn of(lab: &Lab) -> Result<Self> {
-        let text = shell::output(lab.ballast_command(NODE, "status").arg("--json"))?;
+        Self::of_host(lab, NODE)
+    }
+
+    /// Asks the daemon of a balancer.
+    pub fn of_host(lab: &Lab, host: &str) -> Result<Self> {
+        let text = shell::output(lab.ballast_command(host, "status").arg("--json"))?;
         Self::parse(&text)
     }
 

@@ -20,7 +20,7 @@ const fn tool(program: &'static str, package: &'static str) -> Tool {
 }
 
 /// What the lab, the tests and the benchmarks run.
-pub(super) const TOOLS: [Tool; 15] = [
+pub(super) const TOOLS: [Tool; 16] = [
     // A linker for Rust, and a C compiler for the cryptography that `https` probes use.
     tool("cc", "gcc"),
     tool("bpftool", "bpftool"),
@@ -28,6 +28,7 @@ pub(super) const TOOLS: [Tool; 15] = [
     tool("ethtool", "ethtool"),
     tool("haproxy", "haproxy"),
     tool("ip", "iproute2"),
+    tool("keepalived", "keepalived"),
     tool("nft", "nftables"),
     tool("nginx", "nginx"),
     tool("nsenter", "util-linux"),

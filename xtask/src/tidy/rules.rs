@@ -170,7 +170,8 @@ const DEPENDENCIES: [Dependency; 4] = [
 ];
 
 /// Machines that are given inputs and the time, and give actions.
-const PURE: [&str; 14] = [
+const PURE: [&str; 37] = [
+    "lb-userspace/src/control/lift.rs",
     "lb-userspace/src/control/plan.rs",
     "lb-userspace/src/control/state.rs",
     "lb-userspace/src/control/table.rs",
@@ -183,8 +184,30 @@ const PURE: [&str; 14] = [
     "lb-userspace/src/health/passive/trial.rs",
     "lb-userspace/src/health/passive/window.rs",
     "lb-userspace/src/health/threshold.rs",
+    "lb-userspace/src/peer/hub.rs",
+    "lb-userspace/src/peer/session.rs",
+    "lb-userspace/src/peer/stream.rs",
+    "lb-userspace/src/peer/window.rs",
+    "lb-userspace/src/postgres/choose.rs",
     "lb-userspace/src/postgres/failover.rs",
+    "lb-userspace/src/postgres/failover/command.rs",
+    "lb-userspace/src/postgres/failover/follow.rs",
+    "lb-userspace/src/postgres/failover/known.rs",
+    "lb-userspace/src/postgres/failover/run.rs",
+    "lb-userspace/src/postgres/lsn.rs",
+    "lb-userspace/src/postgres/record.rs",
+    "lb-userspace/src/postgres/route.rs",
+    "lb-userspace/src/postgres/sample.rs",
+    "lb-userspace/src/postgres/sync.rs",
+    "lb-userspace/src/proxy/decide.rs",
+    "lb-userspace/src/proxy/select.rs",
+    "lb-userspace/src/proxy/strict.rs",
+    "lb-userspace/src/proxy/strict/chunks.rs",
+    "lb-userspace/src/proxy/strict/head.rs",
     "lb-userspace/src/vrrp/machine.rs",
+    "lb-userspace/src/vrrp/machine/state.rs",
+    "lb-userspace/src/vrrp/packet.rs",
+    "lb-userspace/src/vrrp/priority.rs",
 ];
 
 /// What a pure machine must not name.

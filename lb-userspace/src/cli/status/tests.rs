@@ -6,6 +6,7 @@ use super::*;
 use crate::{
     control::status::{Floating, Passive, Retiring},
     dataplane::{Attachment, Info, MapSize},
+    peer::Peer,
 };
 
 fn backend(name: &str) -> Backend {
@@ -34,6 +35,7 @@ fn backend(name: &str) -> Backend {
         connections_per_second: 2.5,
         forward_bytes_per_second: 1500.0,
         return_bytes_per_second: 0.0,
+        proxy: None,
     }
 }
 
@@ -58,8 +60,27 @@ fn status() -> Status {
             address: "192.0.2.100/24".into(),
             holder: "lb-01".into(),
             held: true,
+            role: None,
             problem: None,
         }],
+        peers: vec![Peer {
+            name: "lb-02".into(),
+            address: "192.0.2.12:9181".parse().unwrap(),
+            up: true,
+            since: Timestamp::from_second(1_700_000_065).unwrap(),
+            round_trip_us: Some(300),
+            same_config: Some(false),
+            in_sync: true,
+            holds: Some(false),
+            services: Some(Fit { fit: 1, all: 2 }),
+            backends: Some(Fit { fit: 3, all: 4 }),
+            sent: 70,
+            received: 80,
+            backlog: 9,
+            repeated: 0,
+            problem: None,
+        }],
+        vrrp: Vec::new(),
         dataplane: Info {
             program_id: 7,
             traces: 0,
@@ -76,6 +97,9 @@ fn status() -> Status {
         services: vec![Service {
             serving_count: 1,
             backend_count: 2,
+            path: "kernel".into(),
+            proxied: false,
+            proxy: None,
             name: "web".into(),
             listen: "192.0.2.100:80".parse().unwrap(),
             protocol: "tcp".into(),
@@ -97,6 +121,7 @@ fn status() -> Status {
             address: "192.0.2.29:8080".parse().unwrap(),
             seconds_left: Some(12),
         }],
+        postgres: Vec::new(),
         reasons: BTreeMap::from([("no_service".into(), 5)]),
         warnings: vec!["something".into()],
     }
@@ -109,6 +134,8 @@ fn all_that_matters_is_there() {
         "node lb-01 of edge, ballast 0.1.0, up 2 min 5 s, process 42",
         "warning: something",
         "  192.0.2.100/24  vrid 51  held",
+        "  lb-02  192.0.2.12:9181  up  1 min 0 s  300 us  OTHER CONFIGURATION  in sync  1 of 2 services \
+         serve  70 changes sent, 80 received  9 behind",
         "  interface    eth0, generic mode (slow: the driver has no XDP)",
         "  maps         2.0 MB in 1",
         "SERVICE web  tcp 192.0.2.100:80  tunnel (gue)  least_conn  20 connections (2.5/s), 1 \
@@ -121,6 +148,15 @@ fn all_that_matters_is_there() {
     let row = |name: &str| text.lines().find(|line| line.trim_start().starts_with(name)).unwrap();
     assert!(row("app-01").contains("serves") && row("app-01").ends_with("HTTP 200"));
     assert!(row("app-02").ends_with("down: connection refused"));
+}
+
+#[test]
+fn a_node_that_is_not_heard_says_why() {
+    let mut status = status();
+    status.peers[0].up = false;
+    assert!(render(&status).contains("  not heard  "));
+    status.peers[0].problem = Some("it is sealed with another key".into());
+    assert!(render(&status).contains("  refused: it is sealed with another key  "));
 }
 
 #[test]

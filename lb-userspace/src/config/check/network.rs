@@ -8,7 +8,7 @@ use std::{
 
 use toml::Spanned;
 
-use super::{Seen, whole};
+use super::{Seen, vrrp, whole};
 use crate::config::{
     Floating, Node,
     raw::{self, File},
@@ -73,25 +73,25 @@ pub(super) fn nodes(file: &File, findings: &mut Findings) -> Vec<Node> {
             findings.error_of_file("no `[[node]]`").help(help);
         }
     }
-    warn_of_peers(&nodes, findings);
+    warn_of_equals(&nodes, findings);
     nodes.into_iter().map(|(_, node)| node).collect()
 }
 
-/// More than one node needs VRRP.
-fn warn_of_peers(nodes: &[(Range<usize>, Node)], findings: &mut Findings) {
-    let [_, (second, _), ..] = nodes else { return };
-    let Some((place, owner)) = crate::config::owner(nodes, |(_, node)| node) else { return };
-    findings
-        .warning(
-            second.clone(),
-            format!(
-                "VRRP is not in this version yet: only `{}` takes the floating addresses, and no \
-                 other node takes them over",
-                owner.name
-            ),
-        )
-        .help("the node with the highest `priority` takes them, the first of equals")
-        .label(place.clone(), format!("priority {}", owner.priority));
+/// Between nodes of the same priority their addresses decide, which nobody remembers.
+fn warn_of_equals(nodes: &[(Range<usize>, Node)], findings: &mut Findings) {
+    for (at, (place, node)) in nodes.iter().enumerate() {
+        let Some((first, other)) = nodes[..at].iter().find(|it| it.1.priority == node.priority)
+        else {
+            continue;
+        };
+        findings
+            .warning(
+                place.clone(),
+                format!("`{}` and `{}` have the same priority", other.name, node.name),
+            )
+            .help("give the node that is preferred a higher `priority`; of equals, the higher address is")
+            .label(first.clone(), format!("priority {}", other.priority));
+    }
 }
 
 /// The floating addresses, for checks of what listens on them.
@@ -146,7 +146,11 @@ impl Held {
     }
 }
 
-pub(super) fn floating(file: &File, findings: &mut Findings) -> (Vec<Floating>, Held) {
+pub(super) fn floating(
+    file: &File,
+    nodes: &[Node],
+    findings: &mut Findings,
+) -> (Vec<Floating>, Held) {
     let mut vrids = Seen::default();
     let mut seen = Seen::default();
     let mut held = Held {
@@ -183,10 +187,12 @@ pub(super) fn floating(file: &File, findings: &mut Findings) -> (Vec<Floating>, 
             addresses.extend(prefix.get_ref().length.map(|l| (prefix.get_ref().address, l)));
         }
         if let Some(vrid) = instance.vrid.value() {
-            instances.push(Floating { vrid: vrid.0 as u8, addresses });
+            instances.push((raw.span(), vrrp::floating(instance, vrid.0 as u8, addresses)));
         }
+        vrrp::check(instance, findings);
     }
-    (instances, held)
+    vrrp::check_families(&instances, nodes, findings);
+    (instances.into_iter().map(|(_, floating)| floating).collect(), held)
 }
 
 fn check_address(

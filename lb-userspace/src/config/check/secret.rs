@@ -4,13 +4,22 @@ use std::{fs, io, os::unix::fs::PermissionsExt as _};
 
 use toml::Spanned;
 
-use crate::config::{raw::File, read::Field, report::Findings, value::AbsolutePath};
+use crate::{
+    config::{
+        raw::{self, File},
+        read::Field,
+        report::Findings,
+        value::AbsolutePath,
+    },
+    proxy::tls,
+};
 
 /// Permission bits of the group and of all others.
 const OTHERS: u32 = 0o077;
 
 /// Checks every file of a secret that the configuration names.
 pub(in crate::config) fn check(file: &File, findings: &mut Findings) {
+    let mut pairs = Vec::new();
     let mut check = |field: &Field<AbsolutePath>, key: &str| {
         if let Some(path) = field.get() {
             check_file(path, key, findings);
@@ -19,11 +28,29 @@ pub(in crate::config) fn check(file: &File, findings: &mut Findings) {
     if let Some(cluster) = file.cluster.value() {
         check(&cluster.secret_file, "secret_file");
     }
+    for service in file.service.items() {
+        let proxy = service.get_ref().proxy.value();
+        for certificate in proxy.iter().flat_map(|proxy| proxy.certificate.items()) {
+            let raw::Certificate { chain, key } = certificate.get_ref();
+            check(key, "key");
+            pairs.extend(chain.get().zip(key.value()));
+        }
+    }
     for postgres in file.postgres.items() {
         check(&postgres.get_ref().password_file, "password_file");
     }
     for alert in file.alert.items() {
         check(&alert.get_ref().token_file, "token_file");
+    }
+    for (chain, key) in pairs {
+        // What is wrong with the key's file itself has been said.
+        if key.0.is_file()
+            && let Err(error) = tls::load(&chain.get_ref().0, &key.0)
+        {
+            findings
+                .error(chain.span(), error.to_string())
+                .help("write the files of a certificate and of its own key, both in PEM");
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use toml::Spanned;
 
-use super::{Listeners, Seen, forward, guard, health, network::Held, passive, whole};
+use super::{Listeners, Seen, forward, guard, health, network::Held, passive, proxy, whole};
 use crate::config::{
     Backend, OnDown, Protocol, Replay, Service,
     raw::{self, File},
@@ -32,7 +32,8 @@ pub(super) fn services(
     let mut names = Seen::default();
     let mut services = Vec::new();
     let mut prefixes = 0;
-    if file.service.is_absent() || file.service.value().is_some_and(List::is_empty) {
+    let none = file.service.is_absent() || file.service.value().is_some_and(List::is_empty);
+    if none && file.postgres.is_absent() {
         findings
             .warning_of_file("no `[[service]]`: nothing is forwarded")
             .help("add a `[[service]]` with `name`, `listen` and a `[[service.backend]]`");
@@ -56,7 +57,7 @@ pub(super) fn services(
                 note_listener(address, protocol, listen, listeners, findings);
             }
         }
-        check_path(service, findings);
+        let proxy = proxy::proxy(service, protocol, findings);
         let forward = forward::check(service, findings);
         let checked = check_backends(raw, held, findings);
         let health = health::health(raw, protocol, findings);
@@ -77,6 +78,7 @@ pub(super) fn services(
                 health,
                 guard,
                 passive,
+                proxy,
             });
         }
     }
@@ -120,34 +122,6 @@ fn replay(service: &raw::Service, protocol: Protocol, findings: &mut Findings) -
     let tries = if replays { whole(&service.replay_tries, REPLAY_TRIES) } else { 0 };
     let per_mille = service.replay_budget.value().map_or(REPLAY_PER_MILLE, |share| share.0);
     Replay { tries, per_mille }
-}
-
-/// `path`: what this version cannot do.
-fn check_path(service: &raw::Service, findings: &mut Findings) {
-    let Some(path) = service.path.get() else { return };
-    match path.get_ref() {
-        Route::Kernel => {}
-        Route::Auto if forward::is_steered(service) => {
-            findings.error(path.span(), "`path = \"auto\"` needs `forward = \"nat\"`").help(
-                "write `path = \"kernel\"`: the backends answer the clients by themselves, so no \
-                 request can be retried",
-            );
-        }
-        Route::Auto => {
-            findings
-                .warning(
-                    path.span(),
-                    "`path = \"auto\"` is not in this version yet: connections always take the \
-                     kernel path, also while a backend is shaky",
-                )
-                .help("write `path = \"kernel\"` to say so");
-        }
-        Route::Proxy => {
-            findings
-                .error(path.span(), "`path = \"proxy\"` is not in this version yet")
-                .help("write `path = \"kernel\"`: requests are then forwarded, but not retried");
-        }
-    }
 }
 
 /// Checks the backends of one service.
@@ -236,7 +210,7 @@ fn check_address(
             .error(span, format!("{ip} is the broadcast address of a floating network"))
             .help("write the backend's own address")
             .label(place, "the network");
-    } else if ip.is_loopback() {
+    } else if ip.is_loopback() && service.path.or(Route::Kernel) != Route::Proxy {
         findings
             .warning(
                 span,

@@ -4,7 +4,7 @@ use lb_common::service::Balance;
 use toml::{Spanned, de::DeValue};
 
 use crate::config::{
-    Encapsulation, OnDown, Protocol,
+    Encapsulation, OnDown, Promotion, Protocol,
     read::{Read, distance, string},
     report::Findings,
 };
@@ -91,7 +91,7 @@ macro_rules! word {
 
 word! {
     /// `path` of a service.
-    Route, 2 later { Kernel = "kernel", Auto = "auto", Proxy = "proxy", }
+    Route, 0 later { Kernel = "kernel", Auto = "auto", Proxy = "proxy", }
 }
 
 word! {
@@ -116,9 +116,15 @@ word! {
     Checksum, 0 later { PseudoHeader = "pseudo_header", Rfc9568 = "rfc9568", }
 }
 
+impl Word for Promotion {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("manual", Self::Manual), ("veto", Self::Veto), ("automatic", Self::Automatic)];
+    const LATER: usize = 2;
+}
+
 word! {
-    /// `promotion` of a database.
-    Promotion, 0 later { Manual = "manual", Veto = "veto", Automatic = "automatic", }
+    /// `read_only_fallback` of a database.
+    ReadFallback, 0 later { Primary = "primary", None = "none", }
 }
 
 word! {

@@ -1,4 +1,4 @@
-//! Who may connect: the lists in `SOURCES`, and what services say of them.
+//! Who may connect, and to what: the lists in `SOURCES`, and what services say of them and of the proxy.
 //!
 //! A service refers to one of its two lists. A changed list is written whole as the other one, then the
 //! service turns to it in one step, and then the old one goes: a packet sees the old list or the new
@@ -11,12 +11,24 @@ use std::{
 };
 
 use lb_common::{
-    service::{FILTERED, SECOND_LIST, Service, ServiceKey},
+    service::{FILTERED, LISTENED, PROXIED, SECOND_LIST, Service, ServiceKey},
     source::{self, ALLOW, DENY, FLOATING, LIST_BITS, SOURCE_BITS, Source},
 };
 
 use super::{Desired, Placed, Planner, encode};
 use crate::{config::Guard, dataplane::Op};
+
+/// What the proxy has of a service's connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Proxied {
+    /// None.
+    #[default]
+    None,
+    /// Some that go on; new ones are forwarded by the kernel.
+    Old,
+    /// The new ones.
+    New,
+}
 
 /// Entries of `SOURCES`, by key and length of the prefix in bits.
 pub(super) type Sources = BTreeMap<(Source, u32), u32>;
@@ -44,6 +56,7 @@ impl Planner {
                 );
                 wanted.extend(entries);
             }
+            let flags = flags | proxied_flags(service.proxied);
             let guarded = |written| guarded(written, flags, service.guard.rate);
             refer(ops, &planned, service.key, placed.written, guarded);
         }
@@ -110,10 +123,18 @@ fn planned(ops: &[Op]) -> BTreeMap<ServiceKey, usize> {
     services.collect()
 }
 
-/// The service with its list, and with the rate of each source.
+fn proxied_flags(proxied: Proxied) -> u32 {
+    match proxied {
+        Proxied::None => 0,
+        Proxied::Old => LISTENED,
+        Proxied::New => LISTENED | PROXIED,
+    }
+}
+
+/// The service with its list, with the rate of each source, and with what the proxy has of it.
 fn guarded(service: Service, flags: u32, rate: Option<(u32, u32)>) -> Service {
     let (source_rate, source_burst) = rate.unwrap_or_default();
-    let flags = service.flags & !(FILTERED | SECOND_LIST) | flags;
+    let flags = service.flags & !(FILTERED | SECOND_LIST | LISTENED | PROXIED) | flags;
     Service { flags, source_rate, source_burst, ..service }
 }
 

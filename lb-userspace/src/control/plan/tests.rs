@@ -197,6 +197,7 @@ fn service(port: u16, hosts: &[u8]) -> DesiredService {
         drain_timeout: Duration::from_secs(30),
         backends: hosts.iter().map(serving).collect(),
         guard: Guard::default(),
+        proxied: Proxied::None,
     }
 }
 

@@ -35,6 +35,7 @@ pub(crate) fn service(name: &str, backends: &[&str]) -> config::Service {
         },
         guard: config::Guard::default(),
         passive: Some(config::Passive { eject_percent: 50, eject_time: Duration::from_secs(10) }),
+        proxy: None,
     }
 }
 
@@ -89,7 +90,7 @@ fn a_start_goes_from_unknown_to_full_weight() {
 fn down_and_up_again_is_told_with_its_cause_and_rises_slowly() {
     let mut state = running();
     let note = state.observe(&report("app-01", Health::Down, "connection refused"), seconds(5));
-    assert_eq!(note.unwrap().cause.as_deref(), Some("connection refused"));
+    assert_eq!(note[0].cause.as_deref(), Some("connection refused"));
     let notes = state.judge(seconds(5));
     assert_eq!(messages(&notes), ["app-01 serves no longer"]);
     assert_eq!(notes[0].cause.as_deref(), Some("down: connection refused"));

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use lb_common::stats::BackendSignals;
 
-use super::{Record, ServiceState, State, rise::Rise};
+use super::{Record, ServiceState, State, is_reached, rise::Rise};
 use crate::{
     config,
     control::verdict::{Admin, Passive},
     events::{Kind, Note},
     health::{
         Health,
-        passive::{self, Input, News, Restored, Rules, Stand},
+        passive::{self, Ejection, Failing, Input, News, Restored, Rules, Stand},
     },
     net::NextHops,
 };
@@ -79,14 +79,13 @@ impl ServiceState {
             .iter_mut()
             .enumerate()
             .map(|(place, record)| {
-                let hop = next_hops.get(&record.config.address.ip());
-                let probed = *probe != config::Probe::None;
+                let probed = probe.is_active();
                 let is_ejected = matches!(record.track.stand(), Stand::Ejected(_));
                 let input = Input {
                     signals: reading(place),
                     eligible: record.wish.admin == Admin::Enabled
                         && record.health == Health::Up
-                        && hop.is_some_and(|hop| hop.mac.is_some()),
+                        && is_reached(&self.config, record, next_hops),
                     down: record.health == Health::Down,
                     confirmed: probed
                         .then(|| is_ejected && passes(name, &record.config.name) >= *rise),
@@ -94,15 +93,36 @@ impl ServiceState {
                 (&mut record.track, input)
             })
             .collect();
+        // Of all of them, or it says nothing beside the sum before.
+        let failures: Option<u64> = backends
+            .iter()
+            .map(|(_, input)| {
+                input.signals.map(|(_, it)| it.refused + it.unreachable + it.unanswered)
+            })
+            .sum();
         let outcome = passive::judge(rules, &mut backends, now);
         drop(backends);
+        let name = name.clone();
+        let failed = failures.map_or(0, |failures| self.path.failed(failures));
+        if failed > 0 {
+            let because = format!("{failed} connections refused or not answered");
+            let raised = self.sign(&because, now);
+            watched.changed |= raised.is_some();
+            watched.notes.extend(raised);
+        }
         if outcome.changed {
             watched.changed = true;
             self.news.add_facts();
         }
         for (place, news) in outcome.news {
-            let record = &mut self.records[place];
             let slow_start = self.config.slow_start;
+            if let News::Ejected(Ejection { evidence, .. }, _)
+            | News::Failing(Failing { evidence, .. }) = &news
+            {
+                let because = format!("{}: {evidence}", self.records[place].config.name);
+                watched.notes.extend(self.sign(&because, now));
+            }
+            let record = &mut self.records[place];
             match news {
                 News::Ejected(..) => {
                     watched.ejected.push((name.clone(), record.config.name.clone()));
@@ -116,7 +136,7 @@ impl ServiceState {
                 | News::Recovered
                 | News::Share(_) => {}
             }
-            watched.notes.push(note(record, news).service(name).backend(&record.config.name));
+            watched.notes.push(note(record, news).service(&name).backend(&record.config.name));
         }
     }
 }

@@ -1,41 +1,98 @@
-//! The floating addresses, as far as this node should hold them.
+//! The floating addresses, as far as this node should hold them: always, if it is alone; if there are
+//! several nodes, while VRRP says so.
 
-use std::{future::pending, net::IpAddr};
+use std::{future::pending, net::IpAddr, sync::Arc, time::Duration};
 
-use tokio::sync::watch;
+use anyhow::Context as _;
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
 
 use crate::{
     config::Config,
     events::{Kind, Note},
-    vrrp::{HeldAddress, Holder, HolderState},
+    vrrp::{
+        HeldAddress, Holder, HolderState,
+        router::{Leases, Overview, Released, Router, Setup},
+    },
 };
+
+/// How long the thread of VRRP may take to say how it stands.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Holds the addresses while this node is the one that should.
 #[derive(Debug, Default)]
 pub(super) struct Addresses {
-    holder: Option<(Holder, watch::Receiver<HolderState>)>,
+    who: Option<Who>,
+    state: Option<watch::Receiver<HolderState>>,
     known: Vec<HeldAddress>,
+    /// What the thread of VRRP has told.
+    told: Vec<Note>,
+}
+
+/// Who decides.
+#[derive(Debug)]
+enum Who {
+    /// Nobody: this node is alone.
+    Alone(Holder),
+    /// VRRP.
+    Shared(Router, mpsc::Receiver<Note>),
 }
 
 impl Addresses {
-    /// Takes, changes or gives up addresses, so that they are those of the configuration if `node`
-    /// should hold them.
-    pub(super) async fn follow(&mut self, config: &Config, node: &str) -> anyhow::Result<()> {
-        let holds = config.owner().is_some_and(|owner| owner.name == node);
-        let wanted = if holds { all(config) } else { Vec::new() };
-        match &self.holder {
-            Some((holder, _)) if holds => holder.set_addresses(wanted).await,
-            Some(_) => {
-                if let Some((holder, _)) = self.holder.take() {
-                    holder.release().await?;
-                }
-                self.known.clear();
+    /// Starts VRRP if there are several nodes; it takes part from [`Addresses::follow`] on. If an
+    /// earlier daemon held the addresses until a moment ago, this one does from now on.
+    pub(super) async fn prepare(
+        &mut self,
+        config: &Config,
+        node: &str,
+        leases: Arc<dyn Leases>,
+    ) -> anyhow::Result<()> {
+        if !config.is_shared() || config.floating.is_empty() {
+            return Ok(());
+        }
+        let setup = Setup::new(config, node).context("find this node in the configuration")?;
+        let (router, notes) = Router::start(setup, leases).await?;
+        self.state = Some(router.holder());
+        self.who = Some(Who::Shared(router, notes));
+        Ok(())
+    }
+
+    /// Takes, changes or gives up addresses, so that they are those of the configuration, as far as
+    /// `node` should hold them. `leases` are for a VRRP that has to be started.
+    pub(super) async fn follow(
+        &mut self,
+        config: &Config,
+        node: &str,
+        leases: Arc<dyn Leases>,
+    ) -> anyhow::Result<()> {
+        let shared = config.is_shared();
+        if self.who.as_ref().is_some_and(|who| matches!(who, Who::Shared(..)) != shared) {
+            // Another node has come into the configuration, or the last other one has gone.
+            if let Some(Who::Shared(router, _)) = self.who.take() {
+                router.stop().await;
             }
-            None if holds && !wanted.is_empty() => {
+            self.who = None;
+            self.known.clear();
+        }
+        if shared && self.who.is_none() {
+            self.prepare(config, node, Arc::clone(&leases)).await?;
+        }
+        match &self.who {
+            Some(Who::Shared(router, _)) => {
+                if let Some(setup) = Setup::new(config, node) {
+                    router.configure(setup).await;
+                }
+                router.begin().await;
+            }
+            Some(Who::Alone(holder)) => holder.set_addresses(all(config)).await,
+            None if !shared && !config.floating.is_empty() => {
+                leases.keep(&[])?;
                 let interface = config.node(node).map(|node| node.interface.clone());
-                let holder = Holder::start(interface.unwrap_or_default(), wanted)?;
-                let state = holder.state();
-                self.holder = Some((holder, state));
+                let holder = Holder::start(interface.unwrap_or_default(), all(config))?;
+                self.state = Some(holder.state());
+                self.who = Some(Who::Alone(holder));
             }
             None => {}
         }
@@ -44,31 +101,95 @@ impl Addresses {
 
     /// Returns when there is news of the addresses.
     pub(super) async fn changed(&mut self) {
-        if let Some((_, state)) = &mut self.holder
-            && state.changed().await.is_ok()
-        {
-            return;
+        let notes = match &mut self.who {
+            Some(Who::Shared(_, notes)) => Some(notes),
+            _ => None,
+        };
+        tokio::select! {
+            true = moved(self.state.as_mut()) => {}
+            Some(note) = told(notes) => self.told.push(note),
+            else => pending().await,
         }
-        pending::<()>().await;
     }
 
     /// What has changed since the last call.
     pub(super) fn news(&mut self) -> Vec<Note> {
-        let Some((_, state)) = &mut self.holder else { return Vec::new() };
+        let mut notes = std::mem::take(&mut self.told);
+        if let Some(Who::Shared(_, more)) = &mut self.who {
+            notes.extend(std::iter::from_fn(|| more.try_recv().ok()));
+        }
+        let Some(state) = &mut self.state else { return notes };
         let state = state.borrow_and_update().clone();
-        let mut notes = Vec::new();
         for now in &state.addresses {
             let before = self.known.iter().find(|known| known.address == now.address);
             notes.extend(changes(before, now, &state.interface));
         }
+        for gone in self.known.iter().filter(|known| known.held) {
+            if !state.addresses.iter().any(|now| now.address == gone.address) {
+                let message = format!("{} is off {}", gone.address, state.interface);
+                notes.push(Note::new(Kind::Address, message));
+            }
+        }
         self.known = state.addresses;
         notes
+    }
+
+    /// Whether any address is held.
+    pub(super) fn holds(&self) -> bool {
+        self.known.iter().any(|known| known.held)
     }
 
     /// What is known of an address, if this node should hold it.
     pub(super) fn get(&self, address: IpAddr) -> Option<&HeldAddress> {
         self.known.iter().find(|known| known.address == address)
     }
+
+    /// Advertises another priority from now on.
+    pub(super) async fn set_priority(&self, priority: u8) {
+        if let Some(Who::Shared(router, _)) = &self.who {
+            router.set_priority(priority).await;
+        }
+    }
+
+    /// How VRRP stands; none if this node is alone.
+    pub(super) async fn overview(&self) -> Option<Overview> {
+        let Some(Who::Shared(router, _)) = &self.who else { return None };
+        let overview = match timeout(PATIENCE, router.overview()).await {
+            Ok(Ok(overview)) => return Some(overview),
+            Ok(Err(error)) => format!("{error:#}; restart ballast"),
+            Err(_) => "the thread of VRRP does not answer".to_owned(),
+        };
+        Some(Overview { instances: Vec::new(), problems: vec![overview] })
+    }
+
+    /// Hands the addresses over; none if this node is alone. It may take some seconds, so it is done
+    /// elsewhere.
+    pub(super) fn release(
+        &self,
+    ) -> Option<impl Future<Output = anyhow::Result<Vec<Released>>> + 'static> {
+        let Some(Who::Shared(router, _)) = &self.who else { return None };
+        let router = router.clone();
+        Some(async move { router.release().await })
+    }
+
+    /// Ends: with others, the addresses are handed over; alone, they stay.
+    pub(super) async fn stop(&mut self) {
+        if let Some(Who::Shared(router, _)) = &self.who {
+            router.stop().await;
+        }
+    }
+}
+
+/// Whether something has changed; false if nothing will any more.
+async fn moved(state: Option<&mut watch::Receiver<HolderState>>) -> bool {
+    match state {
+        Some(state) => state.changed().await.is_ok(),
+        None => false,
+    }
+}
+
+async fn told(notes: Option<&mut mpsc::Receiver<Note>>) -> Option<Note> {
+    notes?.recv().await
 }
 
 /// All floating addresses.

@@ -36,6 +36,11 @@ impl Attachments {
         self.done.extend(attachments.iter().map(|it| (it.ifindex, it.mode)));
     }
 
+    /// Whether the program is on an interface.
+    pub(super) fn has(&self, ifindex: u32) -> bool {
+        self.done.contains_key(&ifindex)
+    }
+
     /// Lets what failed be tried again.
     pub(super) fn retry(&mut self) {
         self.failed.clear();

@@ -5,7 +5,7 @@ use std::{ops::ControlFlow, sync::Arc};
 use anyhow::Context as _;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Change, Command, Refused, Reloaded, WishError, Wished, wish};
+use super::{Appointment, Change, Command, Refused, Reloaded, WishError, Wished, wish};
 use crate::{
     control::{
         kernel::Kernel,
@@ -13,11 +13,13 @@ use crate::{
         status::{NamedFlow, Status, View},
     },
     events::{Kind, Note, Timeline},
+    peer::Others,
     trace::{
         Request,
         hub::{BeginError, Hub, Trace},
         show::{Names, Unknown},
     },
+    vrrp::router::Released,
 };
 
 /// Connections that are handed over together.
@@ -34,6 +36,7 @@ pub struct Handle {
     kernel: Arc<dyn Kernel>,
     timeline: Arc<Timeline>,
     traces: Hub,
+    others: Others,
 }
 
 /// Why there is no list of connections.
@@ -83,9 +86,15 @@ impl Handle {
         settled: watch::Receiver<bool>,
         kernel: Arc<dyn Kernel>,
         timeline: Arc<Timeline>,
+        others: Others,
     ) -> Self {
         let traces = Hub::start(Arc::clone(&kernel));
-        Self { commands, settled, kernel, timeline, traces }
+        Self { commands, settled, kernel, timeline, traces, others }
+    }
+
+    /// The other nodes: how they stand, and what is asked of them.
+    pub fn others(&self) -> &Others {
+        &self.others
     }
 
     /// The timeline.
@@ -168,6 +177,15 @@ impl Handle {
         self.ask(|answer| Command::Wish(request, answer)).await
     }
 
+    /// Puts what servers of a database are there for into force. It is an error if the kernel's tables do
+    /// not say so yet; why.
+    pub async fn appoint(
+        &self,
+        appointments: Vec<Appointment>,
+    ) -> anyhow::Result<Result<(), String>> {
+        self.ask(|answer| Command::Appoint(appointments, answer)).await
+    }
+
     /// Ends the open connections of a backend, in one service or in all that have it: of one client if
     /// it is named, `rate` a second. See [`reset::end`].
     ///
@@ -193,6 +211,19 @@ impl Handle {
         note.service = service.map(str::to_owned);
         self.timeline.add(note);
         Ok(resets)
+    }
+
+    /// Hands the floating addresses to another node. Answers when one has them, or when it is clear that
+    /// none takes them. `None`: this node shares them with nobody.
+    pub async fn release(&self) -> anyhow::Result<Option<Vec<Released>>> {
+        let released = self.ask(Command::Release).await?.transpose()?;
+        if let Some(released) = &released {
+            for Released { vrid, outcome, .. } in released {
+                let message = format!("hand-over of vrid {vrid}: {outcome}");
+                self.timeline.add(Note::new(Kind::Wish, message));
+            }
+        }
+        Ok(released)
     }
 
     /// Ends the task. Forwarding goes on with the tables as they are.

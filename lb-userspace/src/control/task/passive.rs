@@ -48,7 +48,7 @@ impl Task {
         let ids: Vec<_> = turn.iter().map(|(id, _)| *id).collect();
         let kernel = Arc::clone(&self.kernel);
         let read = tokio::task::spawn_blocking(move || kernel.signals(&ids)).await;
-        let signals = match read.map_err(anyhow::Error::from).and_then(|read| read) {
+        let mut signals = match read.map_err(anyhow::Error::from).and_then(|read| read) {
             Ok(signals) => signals,
             Err(error) => {
                 self.fault("passive health", Some(format!("{error:#}")));
@@ -56,6 +56,7 @@ impl Task {
             }
         };
         self.fault("passive health", None);
+        self.add_proxied(turn, &mut signals);
         let by_place: BTreeMap<(usize, usize), (u32, &BackendSignals)> = turn
             .iter()
             .zip(&signals)
@@ -76,6 +77,28 @@ impl Task {
             self.timeline.add(note);
         }
         watched.changed
+    }
+
+    /// Adds what requests have shown to what the kernel's connections have.
+    fn add_proxied(&self, turn: &[Placed], signals: &mut [BackendSignals]) {
+        let services = self.state.services();
+        for (&(_, (service, backend)), signals) in turn.iter().zip(signals) {
+            let service = &services[service];
+            if service.config.proxy.is_none() {
+                continue;
+            }
+            let address = service.records[backend].config.address;
+            let Some(seen) = self.proxy.signals(&service.config.name, address) else { continue };
+            signals.attempts += seen.attempts;
+            signals.answered += seen.answered;
+            signals.refused += seen.refused;
+            signals.unreachable += seen.unreachable;
+            signals.unanswered += seen.unanswered;
+            signals.resets += seen.resets;
+            for (sum, seen) in signals.handshakes.iter_mut().zip(seen.handshakes) {
+                *sum = sum.wrapping_add(seen);
+            }
+        }
     }
 
     /// The identifiers of the backends that are watched, with their places in the state.

@@ -34,6 +34,7 @@ impl Task {
         let now = clock::monotonic();
         let notes = self.state.judge(now);
         self.tell(notes);
+        self.tell_proxy();
         self.want_next_hops();
         for note in self.addresses.news() {
             self.timeline.add(note);
@@ -46,6 +47,7 @@ impl Task {
         if !*self.settled.borrow() && self.is_settled(now) {
             self.settle().await;
         }
+        self.weigh(now).await;
         let deadlines = [
             self.state.next_deadline(now),
             self.planner.next_deadline(),
@@ -56,19 +58,21 @@ impl Task {
         instant(next.unwrap_or(now + IDLE))
     }
 
-    fn is_settled(&self, now: Duration) -> bool {
+    pub(super) fn is_settled(&self, now: Duration) -> bool {
         *self.settled.borrow() || now >= self.settle_by || self.state.is_settled()
     }
 
     /// Takes the floating addresses, now that their services are ready.
     async fn settle(&mut self) {
+        self.follow_peers().await;
         self.follow_addresses().await;
         self.settled.send_replace(true);
     }
 
     /// Holds the floating addresses that this node should hold.
     pub(super) async fn follow_addresses(&mut self) {
-        let result = self.addresses.follow(&self.config, &self.node).await;
+        let leases = self.kernel.leases();
+        let result = self.addresses.follow(&self.config, &self.node, leases).await;
         self.fault("floating addresses", result.err().map(|error| format!("{error:#}")));
     }
 

@@ -7,7 +7,7 @@ use super::Task;
 use crate::{
     clock,
     config::{
-        self, Config, Probe,
+        self, Config,
         report::{Diagnostic, Severity, render, summary},
         sizes,
     },
@@ -82,6 +82,7 @@ impl Task {
         }
         self.config = loaded.config;
         self.config_loaded = clock::wall();
+        self.publish_databases();
         self.warnings = warnings(&loaded.warnings);
         // Probes whose questions have changed end first, so that what they have found is not taken
         // for what the new ones find.
@@ -92,6 +93,7 @@ impl Task {
         self.forget_wishes().await;
         self.configure().await;
         if *self.settled.borrow() {
+            self.follow_peers().await;
             self.follow_addresses().await;
         }
         Ok(Reloaded {
@@ -138,7 +140,7 @@ fn refused(obstacles: &[String]) -> Refused {
 }
 
 fn targets(config: &Config) -> Vec<crate::health::Target> {
-    let probed = config.services.iter().filter(|service| service.health.probe != Probe::None);
+    let probed = config.services.iter().filter(|service| service.health.probe.is_active());
     probed
         .flat_map(|service| {
             service.backends.iter().map(|backend| crate::health::Target {

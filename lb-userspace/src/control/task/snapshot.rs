@@ -15,7 +15,7 @@ use crate::{
     config::{Forwarding, tunnel_bytes},
     control::{
         kernel::Kernel,
-        plan::service_key,
+        plan::{Proxied, service_key},
         state::{Record, ServiceState},
         status::{
             Backend, Floating, MANY_BACKENDS, Passive, PassiveState, Retiring, Service, Slots,
@@ -26,6 +26,7 @@ use crate::{
     dataplane::{AttachMode, Counters, Info},
     health::passive::Stand,
     net::Mac,
+    vrrp::router::{InstanceStatus, Overview},
 };
 
 /// Bytes of the longest IP packets that most clients send.
@@ -55,7 +56,7 @@ impl Task {
         (index, records.map(|record| id(record.config.address)).collect())
     }
 
-    pub(super) fn snapshot(&self, view: &View) -> Snapshot {
+    pub(super) fn snapshot(&self, view: &View, vrrp: Option<Overview>) -> Snapshot {
         let shown = |service: &&ServiceState| {
             view.service.as_ref().is_none_or(|name| *name == service.config.name)
         };
@@ -64,6 +65,7 @@ impl Task {
         let listed = view.all || view.service.is_some() || backends <= MANY_BACKENDS;
         let now = clock::monotonic();
         let wall = clock::wall();
+        let Overview { instances: vrrp, problems } = vrrp.unwrap_or_default();
         let retiring = self.planner.retiring().map(|retiring| Retiring {
             id: retiring.id,
             address: retiring.address,
@@ -77,13 +79,16 @@ impl Task {
             started: self.started,
             uptime_seconds: wall.duration_since(self.started).as_secs().max(0) as u64,
             config_loaded: self.config_loaded,
-            floating: self.floating(),
+            floating: self.floating(&vrrp),
+            vrrp,
+            peers: self.peers.board().peers,
             dataplane: Info::default(),
             flows: self.flows,
             services: shown.iter().map(|service| self.service(service, listed)).collect(),
             retiring: retiring.take(if listed { usize::MAX } else { MANY_BACKENDS }).collect(),
+            postgres: Vec::new(),
             reasons: BTreeMap::new(),
-            warnings: self.current_warnings(),
+            warnings: problems.into_iter().chain(self.current_warnings()).collect(),
         };
         let numbers = shown.iter().map(|service| self.numbers(service, listed)).collect();
         Snapshot { status, numbers, rates: Arc::clone(&self.rates) }
@@ -127,16 +132,19 @@ impl Task {
         })
     }
 
-    fn floating(&self) -> Vec<Floating> {
-        let holder = self.config.owner().map_or_else(String::new, |owner| owner.name.clone());
+    fn floating(&self, vrrp: &[InstanceStatus]) -> Vec<Floating> {
         let entry = |vrid: u8, address: IpAddr, prefix: u8| {
+            let instance = vrrp.iter().find(|instance| instance.vrid == vrid);
+            let alone = || (!self.config.is_shared()).then(|| self.node.clone());
+            let holder = instance.and_then(|instance| instance.active.clone()).or_else(alone);
             let known = self.addresses.get(address);
             let conflict = known.and_then(|known| known.conflict.as_ref());
             let conflict = conflict.map(|mac| format!("claimed by another host, {mac}"));
             Floating {
                 vrid,
                 address: format!("{address}/{prefix}"),
-                holder: holder.clone(),
+                holder: holder.unwrap_or_default(),
+                role: instance.map(|instance| instance.role.clone()),
                 held: known.is_some_and(|known| known.held),
                 problem: conflict.or_else(|| known.and_then(|known| known.problem.clone())),
             }
@@ -160,6 +168,8 @@ impl Task {
             name: service.config.name.clone(),
             listen: service.config.listen,
             protocol: protocol_word(service.config.protocol).into(),
+            path: path_word(service).into(),
+            proxied: service.proxied() == Proxied::New,
             forward: forward.into(),
             encapsulation: encapsulation.map(Into::into),
             slots: slots.map(|(disturbed, total)| Slots { total, disturbed }),
@@ -173,6 +183,7 @@ impl Task {
             connections_per_second: 0.0,
             serving_count: serving,
             backend_count: service.records.len(),
+            proxy: self.proxy.status(&service.config.name),
             backends: records.map(|record| self.backend(service, record)).collect(),
         }
     }
@@ -206,7 +217,17 @@ impl Task {
             connections_per_second: 0.0,
             forward_bytes_per_second: 0.0,
             return_bytes_per_second: 0.0,
+            proxy: self.proxy.backend_status(&service.config.name, record.config.address),
         }
+    }
+}
+
+/// The word for who hands on a service's connections.
+fn path_word(service: &ServiceState) -> &'static str {
+    match &service.config.proxy {
+        None => "kernel",
+        Some(proxy) if proxy.auto => "auto",
+        Some(_) => "proxy",
     }
 }
 

@@ -190,7 +190,7 @@ impl Task {
     }
 }
 
-fn timeouts(dataplane: &Dataplane) -> Timeouts {
+pub(super) fn timeouts(dataplane: &Dataplane) -> Timeouts {
     let ns = |timeout: Duration| u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
     Timeouts {
         tcp_idle_ns: ns(dataplane.tcp_idle_timeout),

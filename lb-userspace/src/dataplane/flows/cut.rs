@@ -17,7 +17,7 @@ use lb_common::{
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, state},
 };
 
-use super::{Key, Reader, TCP, Table, View, backend};
+use super::{Key, Reader, TCP, Table, View, backend, sync::Ended};
 use crate::{
     dataplane::{Dataplane, batch},
     net::rst::Rst,
@@ -190,6 +190,11 @@ impl Dataplane {
             };
             let Some(Halves { client, details, server_ack }) = halves else { continue };
             self.active.close(connection.backend);
+            self.cuts.add(Ended {
+                protocol: connection.protocol,
+                backend: client.new_dst,
+                nat: client.new_src,
+            });
             if connection.protocol != TCP {
                 cuts.push(Cut::default());
                 continue;

@@ -412,7 +412,7 @@ impl<K: Key, V: Value<K>> Table<K, V> {
 
     /// Takes an entry out, if it is still the one that was judged. Another one is put back, unless
     /// yet another has come in its place.
-    fn take_if(
+    pub(super) fn take_if(
         &self,
         key: &K,
         same: impl Fn(&K::Entry) -> bool,

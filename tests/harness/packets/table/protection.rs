@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use lb_common::reason::Reason;
+use lb_common::{
+    reason::Reason,
+    service::{LISTENED, PROXIED},
+};
 use lb_ebpf::{
     fake::{Error, Frame, setup::OUR_MAC},
     family::protocol,
@@ -92,6 +95,35 @@ pub(super) fn sources(talk: &Talk) -> Vec<Case> {
             .drops(&Frame::syn(land, net.vip), Reason::Spoofed)
             .drops(&Frame::syn(next_door, net.vip), Reason::Spoofed)
             .drops(&Frame::udp(land, net.vip, b"x"), Reason::Spoofed),
+    ]
+}
+
+/// Services whose connections the proxy has, and what of the rest stays as it is.
+pub(super) fn proxied(talk: &Talk) -> Vec<Case> {
+    let net = &talk.net;
+    let host = if net.vip.is_ipv4() { 32 } else { 128 };
+    let client = net.client.ip();
+    let proxied = |name: &str| Case::new(name, net.single().flagged(LISTENED | PROXIED));
+    let was_proxied = |name: &str| Case::new(name, net.single().flagged(LISTENED));
+    let filtered = net.single().flagged(LISTENED | PROXIED).filtered(&[(client, host, false)]);
+    let limited = net.single().flagged(LISTENED | PROXIED).limited(1, 1);
+    let again = |port| Frame::syn(SocketAddr::new(client, port), net.vip);
+    vec![
+        proxied("proxied: first and later packets are the node's")
+            .passes(&talk.syn(), Reason::Proxied)
+            .passes(&talk.up(ACK).payload(b"data"), Reason::Proxied)
+            .passes(&talk.up(FIN | ACK), Reason::Proxied)
+            .passes(&talk.up(RST), Reason::Proxied),
+        was_proxied("proxied before: new connections are forwarded, old ones are the node's")
+            .passes(&talk.up(ACK), Reason::Proxied)
+            .then(talk, &[talk.syn()])
+            .also(talk, &[talk.syn_ack()])
+            .then(talk, &[talk.up(ACK).payload(b"data")]),
+        Case::new("proxied: who is denied is denied", filtered).drops(&talk.syn(), Reason::Denied),
+        Case::new("proxied: who is limited is limited", limited)
+            .passes(&again(2001), Reason::Proxied)
+            .drops(&again(2002), Reason::RateLimited)
+            .reported(),
     ]
 }
 

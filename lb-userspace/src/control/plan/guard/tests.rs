@@ -82,6 +82,7 @@ fn desired(guards: &[Guard]) -> Desired {
         drain_timeout: Duration::ZERO,
         backends: Vec::new(),
         guard: guard.clone(),
+        proxied: Proxied::None,
     });
     let services = services.map(Arc::new);
     Desired { services: services.collect(), ..Desired::default() }

@@ -4,12 +4,13 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     ops::ControlFlow,
-    sync::Mutex,
+    sync::{Arc, Mutex},
 };
 
 use lb_common::{
     backend::{self, Backend},
     event::Event,
+    news::Node,
     reason::Reason,
     service::{Service, ServiceKey},
     source::Source,
@@ -21,8 +22,9 @@ use crate::{
     control::{kernel::Kernel, plan::service_key},
     dataplane::{
         Adopted, AttachMode, Attachment, Connection, Counters, Cut, Flow, Info, Op, Sizes, Sweep,
-        Timeouts, Traced, replay::Replayer,
+        Timeouts, Traced, replay::Replayer, sync::FlowSync,
     },
+    vrrp::router::{Leases, NoLeases},
 };
 
 /// A model of the maps.
@@ -45,6 +47,7 @@ pub(super) struct Maps {
     pub(super) sizes: Sizes,
     pub(super) connections: Vec<Connection>,
     pub(super) signals: BTreeMap<u32, BackendSignals>,
+    pub(super) node: Option<Node>,
 }
 
 impl FakeKernel {
@@ -205,8 +208,21 @@ impl Kernel for FakeKernel {
         Ok(std::mem::replace(&mut maps.traced, Traced { records: Vec::new(), lost }))
     }
 
+    fn set_node(&self, node: Node) -> anyhow::Result<()> {
+        self.maps().node = Some(node);
+        Ok(())
+    }
+
+    fn flow_sync(&self) -> anyhow::Result<Option<FlowSync>> {
+        Ok(None)
+    }
+
     fn replayer(&self) -> anyhow::Result<Option<Replayer>> {
         Ok(None)
+    }
+
+    fn leases(&self) -> Arc<dyn Leases> {
+        Arc::new(NoLeases)
     }
 }
 

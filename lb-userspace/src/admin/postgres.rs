@@ -1,0 +1,71 @@
+//! Requests about databases.
+
+use hyper::{Method, Response, StatusCode};
+
+use super::{Body, Done, Target, json, problem, unknown};
+use crate::postgres::{
+    databases::{Databases, Error},
+    failover::Command,
+};
+
+pub(super) async fn answer(
+    method: &Method,
+    what: &[&str],
+    target: &Target,
+    databases: &Databases,
+) -> Response<Body> {
+    let db = target.get("db");
+    let server = target.get("server").map(str::to_owned);
+    match (method, what) {
+        (&Method::GET, []) => json(StatusCode::OK, &databases.status()),
+        (&Method::GET, ["plan"]) => match databases.plan(db, server).await {
+            Ok(plan) => json(StatusCode::OK, &plan),
+            Err(error) => refuse(&error),
+        },
+        (&Method::GET, ["rejoin", server]) => done(databases.rejoin(db, server)),
+        (&Method::POST, what) => match command(what, target, server) {
+            Some(Ok(command)) => done(databases.command(db, command).await),
+            Some(Err(wrong)) => problem(StatusCode::BAD_REQUEST, &wrong),
+            None => unknown(target),
+        },
+        _ => unknown(target),
+    }
+}
+
+/// What the operator commands.
+fn command(
+    what: &[&str],
+    target: &Target,
+    server: Option<String>,
+) -> Option<Result<Command, String>> {
+    let absent = target.get("absent").unwrap_or_default();
+    let absent = absent.split(',').filter(|it| !it.is_empty()).map(str::to_owned).collect();
+    let force = !matches!(target.get("force"), None | Some("" | "false"));
+    Some(Ok(match what {
+        ["promote"] => {
+            let Ok(may_lose) = target.get("may_lose").map(str::parse).transpose() else {
+                return Some(Err("may_lose is no number of bytes".into()));
+            };
+            Command::Promote { server, may_lose, absent, force }
+        }
+        ["switchover"] => Command::Switchover { server, absent },
+        ["fence", server] => Command::Fence((*server).to_owned()),
+        ["unfence", server] => Command::Unfence { server: (*server).to_owned(), force },
+        _ => return None,
+    }))
+}
+
+fn done(result: Result<String, Error>) -> Response<Body> {
+    match result {
+        Ok(message) => json(StatusCode::OK, &Done { message }),
+        Err(error) => refuse(&error),
+    }
+}
+
+fn refuse(error: &Error) -> Response<Body> {
+    let status = match error {
+        Error::Unknown(_) => StatusCode::NOT_FOUND,
+        Error::Refused(_) => StatusCode::CONFLICT,
+    };
+    problem(status, &error.to_string())
+}

@@ -1,0 +1,79 @@
+//! `[[postgres]]`: a database and its servers.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+/// `[[postgres]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Postgres {
+    /// Name, unique.
+    pub name: String,
+    /// Where clients write: leads to the primary only.
+    pub read_write: Option<SocketAddr>,
+    /// Where clients read: leads to the standbys that are not too late.
+    pub read_only: Option<SocketAddr>,
+    /// The primary serves reads while no standby is fit.
+    pub read_from_primary: bool,
+    /// The role that the servers are asked as.
+    pub user: String,
+    /// File with its password.
+    pub password_file: Option<PathBuf>,
+    /// The database that is connected to.
+    pub database: String,
+    /// Certificates that the servers' are verified by; without them, connections are not encrypted.
+    pub ca_file: Option<PathBuf>,
+    /// Time between two questions to a server.
+    pub interval: Duration,
+    /// A question that takes longer has failed.
+    pub timeout: Duration,
+    /// Who changes the primary.
+    pub promotion: Promotion,
+    /// Bytes of acknowledged log that a promotion without a person may lose.
+    pub max_loss: u64,
+    /// Bytes that a standby may be behind and still serve reads.
+    pub max_lag: u64,
+    /// Its servers, the preferred candidates first; at least one.
+    pub servers: Vec<Server>,
+}
+
+/// `[[postgres.server]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Name, unique within the database.
+    pub name: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+/// Who changes the primary of a database.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Promotion {
+    /// A person, by `ballast pg promote`.
+    #[default]
+    Manual,
+    /// The balancers, unless a person says no in time.
+    Veto,
+    /// The balancers.
+    Automatic,
+}
+
+/// Which of the two services of a database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// `read_write`.
+    ReadWrite,
+    /// `read_only`.
+    ReadOnly,
+}
+
+impl Postgres {
+    /// Name of the service that is made of an address of the database.
+    #[must_use]
+    pub fn service(&self, access: Access) -> String {
+        let word = match access {
+            Access::ReadWrite => "read_write",
+            Access::ReadOnly => "read_only",
+        };
+        format!("{}.{word}", self.name)
+    }
+}

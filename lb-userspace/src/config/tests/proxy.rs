@@ -1,0 +1,102 @@
+//! `path` and `[service.proxy]`.
+
+use std::time::Duration;
+
+use super::*;
+use crate::{
+    config::Proxy,
+    proxy::decide::{Class, Classes, Rules},
+};
+
+/// [`GOOD`] with more keys of its service, and a section of it.
+fn with(keys: &str, section: &str) -> String {
+    let text = changed("name = \"web\"", &format!("name = \"web\"\n{keys}"));
+    format!("{text}[service.proxy]\n{section}\n")
+}
+
+fn proxy(section: &str) -> Proxy {
+    let text = with("path = \"proxy\"", section);
+    let loaded = parse("test.toml", &text).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(loaded.warnings, []);
+    loaded.config.services[0].proxy.as_deref().expect("a proxy").clone()
+}
+
+#[test]
+fn what_holds_without_a_word() {
+    let text = changed("name = \"web\"", "name = \"web\"\npath = \"proxy\"");
+    let loaded = parse("test.toml", &text).unwrap_or_else(|error| panic!("{error}"));
+    let usual = Proxy {
+        auto: false,
+        connect_timeout: Duration::from_secs(5),
+        send_timeout: Duration::from_secs(30),
+        read_timeout: Duration::from_secs(30),
+        client_timeout: Duration::from_mins(1),
+        keepalive: 32,
+        next_upstream: Rules {
+            classes: Classes::of(&[Class::Error, Class::Timeout]),
+            tries: 0,
+            timeout: Duration::ZERO,
+        },
+        retry_per_mille: 200,
+        body_buffer: 1 << 20,
+        access_log: None,
+        certificates: Vec::new(),
+    };
+    assert_eq!(loaded.config.services[0].proxy.as_deref(), Some(&usual));
+    assert_eq!(proxy(""), usual);
+    let text = changed("name = \"web\"", "name = \"web\"\npath = \"auto\"");
+    let auto = parse("test.toml", &text).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(auto.warnings, []);
+    let lifted = Proxy { auto: true, ..usual };
+    assert_eq!(auto.config.services[0].proxy.as_deref(), Some(&lifted));
+    let kernel = parse("test.toml", GOOD).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(kernel.config.services[0].proxy, None);
+}
+
+#[test]
+fn nginx_words() {
+    let listed = proxy(
+        "next_upstream = [\"http_503\", \"non_idempotent\", \"invalid_header\"]\n\
+         next_upstream_tries = 2\nnext_upstream_timeout = \"3s\"\nretry_budget = \"5%\"\n\
+         body_buffer = \"64KiB\"\naccess_log = \"/var/log/web.log\"\nkeepalive = 0",
+    );
+    let classes = [Class::Http503, Class::NonIdempotent, Class::InvalidHeader];
+    let rules = Rules { classes: Classes::of(&classes), tries: 2, timeout: Duration::from_secs(3) };
+    assert_eq!(listed.next_upstream, rules);
+    assert_eq!((listed.retry_per_mille, listed.body_buffer, listed.keepalive), (50, 65_536, 0));
+    assert_eq!(listed.access_log.as_deref(), Some("/var/log/web.log".as_ref()));
+    let off = proxy("next_upstream = [\"off\"]");
+    assert_eq!(off.next_upstream.classes, Classes::default());
+}
+
+#[test]
+fn mistakes() {
+    for (section, message) in [
+        ("read_timeout = \"0s\"", "`read_timeout` is zero"),
+        ("next_upstream = [\"off\", \"error\"]", "`next_upstream` has \"off\" beside other words"),
+        ("body_buffer = \"2GiB\"", "`body_buffer` is above 1GiB"),
+    ] {
+        let text = with("path = \"proxy\"", section);
+        let line = text.matches('\n').count();
+        assert_eq!(errors(&text), [(line, message.to_owned())]);
+    }
+    warning(
+        &format!("{GOOD}▶[service.proxy]\nkeepalive = 8\n"),
+        "`[service.proxy]` has no effect with `path = \"kernel\"`",
+        "`path = \"proxy\"`",
+    );
+    mistake(
+        &with("path = \"auto\"", "▶[[service.proxy.certificate]]\nchain = \"/a\"\nkey = \"/b\""),
+        "a certificate needs `path = \"proxy\"`",
+        "`path = \"proxy\"`",
+    );
+    let path = |lines: &str| changed("name = \"web\"", &format!("name = \"web\"\n{lines}"));
+    mistake(
+        &path("path = ▶\"proxy\"\nforward = \"tunnel\"").replace("21:8080", "21:80"),
+        "`path = \"proxy\"` needs `forward = \"nat\"`",
+        "`path = \"kernel\"`",
+    );
+    let udp = path("path = \"proxy\"\nprotocol = \"udp\"");
+    let message = "`path = \"proxy\"` needs `protocol = \"tcp\"`";
+    assert_eq!(errors(&udp), [(13, message.to_owned())]);
+}

@@ -1,0 +1,544 @@
+//! Flow tables of several nodes, kept alike: what this node's kernel program has begun and ended, and
+//! what that of another has.
+//!
+//! A connection crosses as its addresses and ports ([`Change`]): numbers of backends and interfaces, MAC
+//! addresses and clocks are each node's own, and are put in by the one that takes it. What is taken
+//! counts as open, and ages here as it does there, since its age comes along.
+//!
+//! Everything here is a handle of its own on the maps, apart from [`crate::dataplane::Dataplane`].
+
+use std::{
+    collections::HashSet,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use aya::maps::{Map, MapData, RingBuf};
+use lb_common::{
+    flow::{FlowKey4, FlowKey6, state},
+    names,
+};
+
+use self::{cuts::Cuts, directory::Directory};
+use super::{Table, View};
+use crate::dataplane::{
+    Timeouts,
+    active::Active,
+    batch::{Chunk, Cursor},
+    flows::Key,
+};
+
+mod apply;
+pub(in crate::dataplane) mod cuts;
+mod directory;
+pub mod entry;
+pub mod record;
+
+pub use entry::Side;
+
+/// A change of a flow table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// There is a connection.
+    Begun(Begun),
+    /// There no longer is.
+    Ended(Ended),
+}
+
+/// A connection that is established.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Begun {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Bits of [`lb_common::flow::state`], as far as they describe the connection: who has sent FIN, and
+    /// whether it is steered.
+    pub state: u8,
+    /// The client.
+    pub client: SocketAddr,
+    /// The floating address and port that it talks to.
+    pub listen: SocketAddr,
+    /// The backend.
+    pub backend: SocketAddr,
+    /// The port of the floating address that the backend sees; 0 if the connection is steered.
+    pub nat_port: u16,
+    /// Where the client's packets come from.
+    pub client_mac: [u8; 6],
+    /// Milliseconds since its last packet.
+    pub idle_ms: u32,
+}
+
+/// A connection that is over, by its backend's side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// The backend.
+    pub backend: SocketAddr,
+    /// The floating address and the port of it that the backend sees.
+    pub nat: SocketAddr,
+}
+
+/// Bits of [`Begun::state`].
+const STATE_BITS: u32 = state::CLIENT_FIN | state::BACKEND_FIN | state::STEERED;
+
+/// Records of `NEWS` that are read at once.
+const NEWS_AT_ONCE: usize = 8192;
+
+/// Entries that one step of a walk reads.
+const WALK_ENTRIES: usize = 2048;
+
+/// Entries that one look for connections to forget reads.
+const FORGET_ENTRIES: usize = 16_384;
+
+/// A connection's other half is asked for its age if the client's half has been quiet for so long.
+const QUIET_NS: u64 = 5_000_000_000;
+
+/// The longest time between two walks that refresh connections, and the shortest.
+const LONGEST_ROUND: Duration = Duration::from_secs(30);
+const SHORTEST_ROUND: Duration = Duration::from_secs(1);
+
+/// The most rounds in which each TCP connection is refreshed once.
+const MOST_ROUNDS: u64 = 16;
+
+/// What became of changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Connections that are new here.
+    pub begun: u64,
+    /// Connections that were here.
+    pub known: u64,
+    /// Connections that have been removed.
+    pub ended: u64,
+    /// Connections that have not been taken, because others of this node have their places.
+    pub conflicts: u64,
+    /// Connections that have not been taken, because this node does not know their services or backends.
+    pub unknown: u64,
+}
+
+impl std::ops::AddAssign for Applied {
+    fn add_assign(&mut self, other: Self) {
+        self.begun += other.begun;
+        self.known += other.known;
+        self.ended += other.ended;
+        self.conflicts += other.conflicts;
+        self.unknown += other.unknown;
+    }
+}
+
+/// When connections are refreshed at other nodes, so that they do not age there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refresh {
+    /// Time between two walks.
+    pub every: Duration,
+    /// Each TCP connection is refreshed in one of so many walks.
+    pub rounds: u64,
+}
+
+impl Refresh {
+    /// Four times within each timeout, as far as that is not too often or needlessly so.
+    #[must_use]
+    pub fn new(timeouts: &Timeouts) -> Self {
+        let shortest = Duration::from_nanos(timeouts.udp_idle_ns.min(timeouts.tcp_closing_ns) / 4);
+        let every = shortest.clamp(SHORTEST_ROUND, LONGEST_ROUND);
+        let every_ns = every.as_nanos() as u64;
+        Self { every, rounds: (timeouts.tcp_idle_ns / 4 / every_ns).clamp(1, MOST_ROUNDS) }
+    }
+}
+
+/// Which connections a walk is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// All that are open, for a node whose table is of this age, nanoseconds. One that it must have had, and
+    /// that had no packet here since, is its own matter.
+    All {
+        /// 0: it has nothing.
+        table_age_ns: u64,
+    },
+    /// Those that have had packets here since they were last refreshed; this is the walk of that number.
+    Active(Refresh, u64),
+}
+
+/// A walk over the flow tables, a step at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Walk {
+    which: Which,
+    /// In `FLOWS6`.
+    second: bool,
+    cursor: Cursor,
+}
+
+impl Walk {
+    /// From the beginning.
+    #[must_use]
+    pub fn new(which: Which) -> Self {
+        Self { which, second: false, cursor: Cursor::default() }
+    }
+}
+
+/// The flow tables as the other nodes see them.
+pub struct FlowSync {
+    news: RingBuf<MapData>,
+    flows: Table<FlowKey4>,
+    flows6: Table<FlowKey6>,
+    directory: Directory,
+    active: Arc<Active>,
+    cuts: Arc<Cuts>,
+    created: Duration,
+    /// While all connections of another node come: hashes of those that have.
+    mentioned: Option<HashSet<u64>>,
+    forgetting: Option<Forgetting>,
+}
+
+/// Looks for connections that the other node has not mentioned.
+#[derive(Debug)]
+struct Forgetting {
+    mentioned: HashSet<u64>,
+    walk: Walk,
+    /// Since when the other node would have had them: `CLOCK_MONOTONIC_COARSE`, nanoseconds.
+    since_ns: u64,
+}
+
+impl std::fmt::Debug for FlowSync {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FlowSync").finish_non_exhaustive()
+    }
+}
+
+impl Drop for FlowSync {
+    fn drop(&mut self) {
+        self.cuts.listen(false);
+    }
+}
+
+impl FlowSync {
+    /// Opens the pinned maps. There should be one at a time: each takes what it reads out of `NEWS`.
+    pub(in crate::dataplane) fn open(
+        pins: &Path,
+        active: Arc<Active>,
+        cuts: Arc<Cuts>,
+        created: Duration,
+    ) -> anyhow::Result<Self> {
+        let news = Map::RingBuf(crate::dataplane::pinned(pins, names::NEWS)?);
+        cuts.listen(true);
+        Ok(Self {
+            news: news.try_into().context("open NEWS")?,
+            flows: Table::open(pins, names::FLOWS, false)?,
+            flows6: Table::open(pins, names::FLOWS6, false)?,
+            directory: Directory::open(pins)?,
+            active,
+            cuts,
+            created,
+            mentioned: None,
+            forgetting: None,
+        })
+    }
+
+    /// When the tables were created, on the monotonic clock; 0 if that is not known.
+    pub fn created(&self) -> Duration {
+        self.created
+    }
+
+    /// Takes what the kernel program has told since the last call, in order; a bounded number of
+    /// changes, the last call of a row gives none.
+    pub fn news(&mut self) -> Vec<Change> {
+        let mut changes: Vec<Change> = self.cuts.take().into_iter().map(Change::Ended).collect();
+        let directory = &self.directory;
+        while changes.len() < NEWS_AT_ONCE
+            && let Some(item) = self.news.next()
+        {
+            changes.extend(record::change(&item, &|id| directory.address(id)));
+        }
+        changes
+    }
+
+    /// Goes on with a walk: adds to `changes`, and says whether there is more. `now_ns` is the time of
+    /// `CLOCK_MONOTONIC_COARSE`.
+    pub fn walk(
+        &self,
+        walk: &mut Walk,
+        now_ns: u64,
+        changes: &mut Vec<Change>,
+    ) -> anyhow::Result<bool> {
+        if walk.second {
+            return self.step(&self.flows6, walk, now_ns, changes);
+        }
+        if !self.step(&self.flows, walk, now_ns, changes)? {
+            (walk.second, walk.cursor) = (true, Cursor::default());
+        }
+        Ok(true)
+    }
+
+    fn step<K: entry::Synced>(
+        &self,
+        table: &Table<K>,
+        walk: &mut Walk,
+        now_ns: u64,
+        changes: &mut Vec<Change>,
+    ) -> anyhow::Result<bool> {
+        let mut chunk = Chunk::<K, K::Entry>::of(WALK_ENTRIES);
+        let more = chunk.read(table.fd(), &mut walk.cursor).context("read the flow table")?;
+        for (key, entry) in chunk.entries() {
+            let view = key.view(entry);
+            if view.is_return() || state::closed(view.state) {
+                continue;
+            }
+            let age_ns = age_ns(table, key, entry, &view, now_ns)?;
+            if is_wanted(walk.which, key, &view, age_ns) {
+                let idle_ms = u32::try_from(age_ns / 1_000_000).unwrap_or(u32::MAX);
+                changes.extend(self.begun(&view, K::client_mac(entry), idle_ms));
+            }
+        }
+        Ok(more)
+    }
+
+    /// `None` if a steered connection's backend is not known.
+    fn begun(&self, client: &View, client_mac: [u8; 6], idle_ms: u32) -> Option<Change> {
+        let steered = client.is_steered();
+        let backend =
+            if steered { self.directory.address(client.backend)? } else { client.new_dst };
+        Some(Change::Begun(Begun {
+            protocol: client.protocol,
+            state: (client.state & STATE_BITS) as u8,
+            client: client.src,
+            listen: client.dst,
+            backend,
+            nat_port: if steered { 0 } else { client.new_src.port() },
+            client_mac,
+            idle_ms,
+        }))
+    }
+
+    /// From here on, all connections of the other node come.
+    pub fn begin_all(&mut self) {
+        (self.mentioned, self.forgetting) = (Some(HashSet::new()), None);
+    }
+
+    /// All have come. Its table is of this age.
+    pub fn end_all(&mut self, table_age_ns: u64, now_ns: u64) {
+        self.forgetting = self.mentioned.take().map(|mentioned| Forgetting {
+            mentioned,
+            walk: Walk::new(Which::All { table_age_ns: 0 }),
+            since_ns: now_ns.saturating_sub(table_age_ns),
+        });
+    }
+
+    /// Forgets some of the connections that the other node has not mentioned although it must have had
+    /// them, and that had no packet here since it spoke of them last: they have ended. Says how many, and
+    /// whether there may be more.
+    pub fn forget(&mut self, now_ns: u64) -> anyhow::Result<(u64, bool)> {
+        let Some(Forgetting { mentioned, mut walk, since_ns }) = self.forgetting.take() else {
+            return Ok((0, false));
+        };
+        let (walked_6, mut gone) = (walk.second, Vec::new());
+        let more = if walked_6 {
+            step_over(&self.flows6, &mut walk.cursor, |view| {
+                gone.extend(unmentioned(view, &mentioned, since_ns));
+            })?
+        } else {
+            let more = step_over(&self.flows, &mut walk.cursor, |view| {
+                gone.extend(unmentioned(view, &mentioned, since_ns));
+            })?;
+            if !more {
+                (walk.second, walk.cursor) = (true, Cursor::default());
+            }
+            true
+        };
+        let gone: Vec<Change> = gone.into_iter().map(Change::Ended).collect();
+        let side = Side { ifindex: 0, mac: [0; 6] };
+        let forgotten = self.apply(&gone, side, now_ns)?.ended;
+        if more {
+            self.forgetting = Some(Forgetting { mentioned, walk, since_ns });
+        }
+        Ok((forgotten, more))
+    }
+
+    /// Makes changes of another node here. `side` is where clients are, on this node.
+    pub fn apply(
+        &mut self,
+        changes: &[Change],
+        side: Side,
+        now_ns: u64,
+    ) -> anyhow::Result<Applied> {
+        self.directory.forget_checks();
+        if let Some(mentioned) = &mut self.mentioned {
+            mentioned.extend(changes.iter().filter_map(|change| match change {
+                Change::Begun(begun) => Some(mark(begun.client, begun.listen, begun.protocol)),
+                Change::Ended(_) => None,
+            }));
+        }
+        let mut applied = Applied::default();
+        for change in changes {
+            applied += match change {
+                Change::Begun(begun) if begun.client.is_ipv4() => apply::begin(
+                    &self.flows,
+                    &self.active,
+                    &mut self.directory,
+                    begun,
+                    side,
+                    now_ns,
+                ),
+                Change::Begun(begun) => apply::begin(
+                    &self.flows6,
+                    &self.active,
+                    &mut self.directory,
+                    begun,
+                    side,
+                    now_ns,
+                ),
+                Change::Ended(ended) if ended.nat.is_ipv4() => {
+                    apply::end(&self.flows, &self.active, ended)
+                }
+                Change::Ended(ended) => apply::end(&self.flows6, &self.active, ended),
+            }?;
+        }
+        Ok(applied)
+    }
+}
+
+/// Shows some clients' halves of a table, and says whether there are more.
+fn step_over<K: Key>(
+    table: &Table<K>,
+    cursor: &mut Cursor,
+    mut each: impl FnMut(&View),
+) -> anyhow::Result<bool> {
+    let mut chunk = Chunk::<K, K::Entry>::of(FORGET_ENTRIES);
+    let more = chunk.read(table.fd(), cursor).context("read the flow table")?;
+    for (key, entry) in chunk.entries() {
+        let view = key.view(entry);
+        if !view.is_return() && !view.is_steered() {
+            each(&view);
+        }
+    }
+    Ok(more)
+}
+
+/// The end of a connection that another node must have had since then, and has not mentioned.
+fn unmentioned(client: &View, mentioned: &HashSet<u64>, since_ns: u64) -> Option<Ended> {
+    let ended = client.packets == 0
+        && client.last_seen_ns > since_ns
+        && !mentioned.contains(&mark(client.src, client.dst, client.protocol));
+    ended.then_some(Ended {
+        protocol: client.protocol,
+        backend: client.new_dst,
+        nat: client.new_src,
+    })
+}
+
+/// What a connection is remembered by while others come.
+fn mark(client: SocketAddr, listen: SocketAddr, protocol: u8) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (client, listen, protocol).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Time since the last packet of a connection, in either direction.
+fn age_ns<K: Key>(
+    table: &Table<K>,
+    key: &K,
+    entry: &K::Entry,
+    view: &View,
+    now_ns: u64,
+) -> anyhow::Result<u64> {
+    let age_ns = now_ns.saturating_sub(view.last_seen_ns);
+    if age_ns < QUIET_NS || view.is_steered() {
+        return Ok(age_ns);
+    }
+    let other = table.other_half(key, entry)?;
+    Ok(other.map_or(age_ns, |other| age_ns.min(now_ns.saturating_sub(other.last_seen_ns))))
+}
+
+/// Whether a walk is for a connection.
+fn is_wanted<K: Key>(which: Which, key: &K, client: &View, age_ns: u64) -> bool {
+    let (refresh, number) = match which {
+        Which::All { table_age_ns } => return client.packets > 0 || age_ns >= table_age_ns,
+        // Without a packet here it is another node's, and here only in case.
+        Which::Active(..) if client.packets == 0 => return false,
+        Which::Active(refresh, number) => (refresh, number),
+    };
+    let rounds =
+        if client.protocol == super::TCP && !client.is_steered() && !state::closing(client.state) {
+            refresh.rounds
+        } else {
+            1
+        };
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    let due = hasher.finish() % rounds == number % rounds;
+    // A little more than since it was last due: walks take their time.
+    due && age_ns <= (refresh.every * (rounds as u32 + 1)).as_nanos() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn timeouts(tcp: u64, closing: u64, udp: u64) -> Timeouts {
+        Timeouts {
+            tcp_idle_ns: tcp * SECOND,
+            tcp_closing_ns: closing * SECOND,
+            udp_idle_ns: udp * SECOND,
+        }
+    }
+
+    #[test]
+    fn connections_are_refreshed_well_within_their_timeouts() {
+        let refresh = Refresh::new(&timeouts(7440, 240, 120));
+        assert_eq!((refresh.every, refresh.rounds), (Duration::from_secs(30), 16));
+        for (tcp, closing, udp) in
+            [(7440, 240, 120), (60, 60, 60), (1000, 10, 600), (5, 5, 5), (100_000, 100, 1)]
+        {
+            let timeouts = timeouts(tcp, closing, udp);
+            let Refresh { every, rounds } = Refresh::new(&timeouts);
+            let ns = every.as_nanos() as u64;
+            assert!(ns * rounds * 4 <= timeouts.tcp_idle_ns.max(4 * ns), "{tcp} {closing} {udp}");
+            assert!(ns * 4 <= timeouts.udp_idle_ns.max(4 * SECOND), "{tcp} {closing} {udp}");
+            assert!(ns * 4 <= timeouts.tcp_closing_ns.max(4 * SECOND), "{tcp} {closing} {udp}");
+        }
+    }
+
+    #[test]
+    fn each_active_connection_is_refreshed_once_in_all_rounds() {
+        let refresh = Refresh { every: Duration::from_secs(30), rounds: 16 };
+        let socket = |port| SocketAddr::from(([192, 0, 2, 9], port));
+        let client = |packets, protocol, state| View {
+            protocol,
+            src: socket(1),
+            dst: socket(2),
+            new_src: socket(3),
+            new_dst: socket(4),
+            backend: 1,
+            state,
+            last_seen_ns: 0,
+            packets,
+            bytes: 0,
+        };
+        let walks = |port: u16, view: &View, age_ns| {
+            let key = FlowKey4 { src_port: port.to_be_bytes(), ..FlowKey4::ZERO };
+            let wanted =
+                |number: &u64| is_wanted(Which::Active(refresh, *number), &key, view, age_ns);
+            (0..16).filter(wanted).count()
+        };
+        for port in 0..100 {
+            assert_eq!(walks(port, &client(5, 6, 0), SECOND), 1);
+            assert_eq!(walks(port, &client(5, 6, 0), 600 * SECOND), 0, "idle since it was told");
+            assert_eq!(walks(port, &client(0, 6, 0), SECOND), 0, "not of this node");
+            assert_eq!(walks(port, &client(5, 17, 0), SECOND), 16);
+            assert_eq!(walks(port, &client(5, 6, state::CLIENT_FIN), SECOND), 16);
+            assert_eq!(walks(port, &client(5, 6, state::STEERED), SECOND), 16);
+        }
+        let key = FlowKey4::ZERO;
+        let all = |age_ns, packets| {
+            let which = Which::All { table_age_ns: 100 * SECOND };
+            is_wanted(which, &key, &client(packets, 6, 0), age_ns)
+        };
+        assert!(all(7000 * SECOND, 0), "the other node has lost it");
+        assert!(!all(99 * SECOND, 0), "the other node knows better");
+        assert!(all(99 * SECOND, 1), "this node knows better");
+    }
+}

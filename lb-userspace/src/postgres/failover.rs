@@ -1,0 +1,487 @@
+//! The failover machine of one database on one balancer. Pure: events and the time in, actions out.
+//!
+//! ```text
+//!            promote, switchover            all gates closed     receivers stopped, candidate chosen
+//!  Serving ──────────────────────▶ Fencing ──────────────────▶ (revoke) ──────────▶ Promoting
+//!     ▲  ▲                            │                            │                   │   │
+//!     │  └──── refused: as before ────┴────────────────────────────┘                   │   ▼
+//!     └──────────────────── epoch + 1: verified by a write ────────────────────────────┘  Frozen
+//! ```
+//!
+//! Each arrow is a new [`Record`], which is safe on disk before anything that it announces is done. So a
+//! balancer that dies at any point goes on from the record. Up to `Promoting` a failure leads back to
+//! `Serving` with the primary as before. After it, only the candidate can become the primary, unless a
+//! person decides otherwise.
+//!
+//! What holds at every moment ([`tests`] plays it through):
+//!
+//! - a gate is open only for the primary of the record, and not while the record is being changed;
+//! - nobody is promoted before every balancer has closed its gate, or was said to be off by the operator;
+//! - no more is lost than was agreed to, as far as the positions in the log can tell;
+//! - epochs grow, and each has one candidate.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    lsn::Lsn,
+    record::{Branch, Mark, Phase, Record},
+    sample::{Failure, Role, Sample},
+};
+use crate::events::{Kind, Note};
+
+mod command;
+mod follow;
+mod known;
+mod run;
+
+pub use known::{Known, Plan};
+use run::Work;
+
+/// What the machine is set up with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Name of the database.
+    pub name: String,
+    /// This balancer.
+    pub node: String,
+    /// The other balancers.
+    pub peers: BTreeSet<String>,
+    /// The servers, the preferred first, with their addresses.
+    pub servers: Vec<(String, IpAddr)>,
+}
+
+/// What the balancers tell each other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Message {
+    /// What is your record? The number comes back with the answer, so that none is taken for the answer
+    /// to a question of an earlier life.
+    Ask(u64),
+    /// My record, if I have one.
+    Answer(u64, Option<Box<Record>>),
+    /// My record, unasked.
+    Record(Box<Record>),
+    /// The record at this [place](Record::place) is safe with me, and my gate is as it says.
+    Ack((u64, u64)),
+    /// I do not take the record at this place; why.
+    Refuse((u64, u64), String),
+}
+
+/// What the operator wants.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// Make another server the primary.
+    Promote {
+        /// Which; the most advanced if absent.
+        server: Option<String>,
+        /// Bytes of acknowledged log that may be lost; no limit if absent.
+        may_lose: Option<u64>,
+        /// Balancers that are off.
+        absent: BTreeSet<String>,
+        /// Although the primary lives.
+        force: bool,
+    },
+    /// Make another server the primary and lose nothing.
+    Switchover {
+        /// Which; the most advanced if absent.
+        server: Option<String>,
+        /// Balancers that are off.
+        absent: BTreeSet<String>,
+    },
+    /// No packet for this server.
+    Fence(String),
+    /// Take a fence back, or a change that is stuck.
+    Unfence {
+        /// Which server.
+        server: String,
+        /// Although a candidate may have been promoted.
+        force: bool,
+    },
+}
+
+/// What a promotion has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Promotion {
+    /// The new timeline.
+    pub timeline: u32,
+    /// Where it begins.
+    pub switch: Lsn,
+}
+
+/// Why a promotion has come to nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PromoteError {
+    /// The server may have been told to promote itself.
+    pub sent: bool,
+    /// In words.
+    pub why: String,
+}
+
+/// What happens to the machine.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// Time passes. Comes several times a second.
+    Tick,
+    /// A server was asked.
+    Seen {
+        /// Its name.
+        server: String,
+        /// What it said.
+        found: Result<Sample, Failure>,
+    },
+    /// The operator commands.
+    Command(Command),
+    /// The record of this revision is safe.
+    Committed(u64),
+    /// The record of this revision could not be kept; why.
+    NotCommitted(u64, String),
+    /// Another balancer speaks.
+    Heard {
+        /// Its name.
+        node: String,
+        /// What it says.
+        message: Message,
+    },
+    /// The tables are as the gate of this number says.
+    Gated(u64),
+    /// [`Action::Revoke`] is done, and the server is as it was found then.
+    Revoked {
+        /// Its name.
+        server: String,
+        /// How it was found.
+        found: Result<Sample, Failure>,
+    },
+    /// [`Action::Quiesce`] is done: no transaction is open, and the log ends here.
+    Quiesced(Result<Lsn, String>),
+    /// [`Action::CatchUp`] is done.
+    CaughtUp(Result<(), String>),
+    /// [`Action::Promote`] is done.
+    Promoted {
+        /// The server.
+        server: String,
+        /// What it has come to.
+        result: Result<Promotion, PromoteError>,
+    },
+}
+
+/// Who may be reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Gate {
+    /// Grows with each gate of this machine.
+    pub number: u64,
+    /// The server that writes go to.
+    pub open: Option<String>,
+    /// Servers that get no packet whatever.
+    pub barred: BTreeSet<String>,
+}
+
+/// What the machine wants done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Keep the record, then [`Event::Committed`].
+    Commit(Box<Record>),
+    /// Make the tables so, then [`Event::Gated`].
+    Gate(Gate),
+    /// Tell another balancer. It may get lost.
+    Tell {
+        /// Its name.
+        node: String,
+        /// What.
+        message: Message,
+    },
+    /// Take a standby's way to its source, for good, then [`Event::Revoked`].
+    Revoke(String),
+    /// Let a standby follow this server.
+    Follow {
+        /// The standby.
+        standby: String,
+        /// The primary.
+        primary: String,
+    },
+    /// Wait until no transaction is open on the primary, then [`Event::Quiesced`].
+    Quiesce(String),
+    /// Wait until the standby has received the log up to there, then [`Event::CaughtUp`].
+    CatchUp {
+        /// The standby.
+        server: String,
+        /// The end of the primary's log.
+        end: Lsn,
+    },
+    /// Promote the server, unless it is already, and write the mark, then [`Event::Promoted`].
+    Promote {
+        /// The server.
+        server: String,
+        /// What it shall carry.
+        mark: Mark,
+        /// The history that it leaves.
+        from: Branch,
+    },
+    /// End the connections to a server that is the primary no longer.
+    CutOff(String),
+    /// Write a checkpoint, so that the old primary can be rewound.
+    Checkpoint(String),
+    /// Put it on the timeline.
+    Note(Note),
+    /// What the operator commanded is over.
+    Finish(Result<String, String>),
+}
+
+/// A record that is on its way to the disk.
+#[derive(Clone, Debug, PartialEq)]
+struct Pending {
+    record: Record,
+    /// When it is tried again.
+    again: Option<Duration>,
+    /// Another balancer's, which waits for an answer.
+    of: Option<String>,
+    /// That one has said it when we asked.
+    fresh: bool,
+}
+
+/// The machine.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    settings: Settings,
+    record: Option<Record>,
+    pending: Option<Pending>,
+    work: Work,
+    servers: BTreeMap<String, Known>,
+    /// The record is known to be the latest.
+    confirmed: bool,
+    /// The epoch whose primary has been seen to be one.
+    verified: Option<u64>,
+    /// What was wanted last, for the record of which revision, and the number of what the tables say.
+    gate: Option<(Gate, u64)>,
+    gated: Option<u64>,
+    /// Who waits for our gate.
+    ack: Option<(String, (u64, u64))>,
+    /// A command waits for its end.
+    commanded: bool,
+    /// What it has come to, if the tables follow.
+    outcome: Option<String>,
+    /// Why the last change came to nothing.
+    refused: Option<String>,
+    /// When standbys were last told whom to follow.
+    followed: BTreeMap<String, Duration>,
+    asked: Option<Duration>,
+}
+
+/// Time between two tries of what other balancers or servers did not answer.
+const AGAIN: Duration = Duration::from_secs(1);
+
+impl Machine {
+    /// A machine that begins with the record that was kept. `warm` says that the record was
+    /// [confirmed](Self::is_confirmed) since this host was started: no other balancer can have gone on
+    /// without it.
+    pub fn new(settings: Settings, record: Option<Record>, warm: bool) -> Self {
+        let trusted = warm || settings.peers.is_empty();
+        let serves = record.as_ref().filter(|it| it.phase == Phase::Serving);
+        Self {
+            verified: serves.filter(|_| trusted).map(|it| it.epoch),
+            confirmed: trusted,
+            work: Work::resume(record.as_ref(), &settings.node),
+            settings,
+            record,
+            pending: None,
+            servers: BTreeMap::new(),
+            gate: None,
+            gated: None,
+            ack: None,
+            commanded: false,
+            outcome: None,
+            refused: None,
+            followed: BTreeMap::new(),
+            asked: None,
+        }
+    }
+
+    /// Takes an event, and says what is to be done.
+    pub fn handle(&mut self, event: Event, now: Duration) -> Vec<Action> {
+        let mut out = Vec::new();
+        match event {
+            Event::Tick => self.tick(now, &mut out),
+            Event::Seen { server, found } => self.see(&server, found, now, &mut out),
+            Event::Command(command) => self.command(command, now, &mut out),
+            Event::Committed(revision) => self.committed(revision, now, &mut out),
+            Event::NotCommitted(revision, why) => {
+                self.not_committed(revision, &why, now, &mut out);
+            }
+            Event::Heard { node, message } => self.hear(&node, message, now, &mut out),
+            Event::Gated(number) => {
+                self.gated = Some(number);
+                self.acknowledge(&mut out);
+            }
+            Event::Revoked { server, found } => self.revoked(&server, found, now, &mut out),
+            Event::Quiesced(result) => self.quiesced(result, now, &mut out),
+            Event::CaughtUp(result) => self.caught_up(result, now, &mut out),
+            Event::Promoted { server, result } => self.promoted(&server, result, now, &mut out),
+        }
+        self.advance(now, &mut out);
+        self.update_gate(&mut out);
+        out
+    }
+
+    /// The record.
+    pub fn record(&self) -> Option<&Record> {
+        self.record.as_ref()
+    }
+
+    /// Whether the record is known to be the latest.
+    pub fn is_confirmed(&self) -> bool {
+        self.confirmed
+    }
+
+    /// What is known of the servers.
+    pub fn servers(&self) -> &BTreeMap<String, Known> {
+        &self.servers
+    }
+
+    /// Why the last change came to nothing.
+    pub fn refused(&self) -> Option<&str> {
+        self.refused.as_deref()
+    }
+
+    /// The server that writes go to, or why to none.
+    pub fn open(&self) -> Result<&str, String> {
+        let Some(record) = &self.record else {
+            return Err("no primary is known yet".into());
+        };
+        let primary = record.primary.as_str();
+        match record.phase {
+            Phase::Serving => {}
+            Phase::Fencing | Phase::Promoting => return Err("the primary is being changed".into()),
+            Phase::Frozen => return Err("the change of the primary is stuck".into()),
+        }
+        // A change that begins closes the gate before it is known to be kept.
+        if self.pending.as_ref().is_some_and(|it| it.record.phase != Phase::Serving) {
+            return Err("the primary is being changed".into());
+        }
+        if !self.confirmed {
+            return Err(format!(
+                "this balancer was off, and no other has confirmed yet that {primary} is still the \
+                 primary: `ballast pg unfence {primary}` says so"
+            ));
+        }
+        if record.fenced.contains(primary) {
+            return Err(format!("{primary} is fenced by command"));
+        }
+        if let Some(mark) = self.newer_mark() {
+            return Err(format!(
+                "{} was made the primary in epoch {}, and the record ends with epoch {}",
+                mark.server, mark.epoch, record.epoch
+            ));
+        }
+        if let Some(why) = self.contradiction(record) {
+            return Err(why);
+        }
+        if self.verified != Some(record.epoch) {
+            return Err(format!("{primary} has not been seen as the primary yet"));
+        }
+        Ok(primary)
+    }
+
+    /// What the primary says of itself that the record does not.
+    fn contradiction(&self, record: &Record) -> Option<String> {
+        let primary = &record.primary;
+        let sample = self.servers.get(primary)?.sample()?;
+        let Branch { system_id, timeline, .. } = record.branch;
+        if sample.system_id != system_id {
+            Some(format!("{primary} belongs to another cluster now ({})", sample.system_id))
+        } else if sample.role == Role::Standby {
+            Some(format!("{primary} is a standby now"))
+        } else if sample.timeline != timeline {
+            let has = sample.timeline;
+            Some(format!("{primary} is on timeline {has}, and the record says {timeline}"))
+        } else if let (Some(mark), Some(ours)) = (&sample.mark, &record.mark)
+            // Two balancers may have finished the same promotion, one after the other.
+            && (mark.epoch, &mark.server) != (ours.epoch, &ours.server)
+        {
+            Some(format!("{primary} does not carry the mark of epoch {}", record.epoch))
+        } else {
+            None
+        }
+    }
+
+    /// A mark that is newer than the record: another balancer has gone on without us.
+    fn newer_mark(&self) -> Option<&Mark> {
+        let record = self.record.as_ref()?;
+        let marks = self.servers.values().filter_map(|it| it.sample()?.mark.as_ref());
+        marks.filter(|mark| mark.epoch > record.epoch).max()
+    }
+
+    /// Servers that get no packet at all; why.
+    pub fn barred(&self) -> BTreeMap<String, String> {
+        let mut barred = BTreeMap::new();
+        let Some(record) = &self.record else { return barred };
+        for (name, known) in &self.servers {
+            let Some(sample) = known.sample() else { continue };
+            if sample.system_id != record.branch.system_id {
+                let why = format!("it belongs to another cluster ({})", sample.system_id);
+                barred.insert(name.clone(), why);
+            } else if sample.role == Role::Primary && *name != record.primary {
+                let why = format!(
+                    "it takes writes on timeline {}, and {} is the primary, on timeline {}",
+                    sample.timeline, record.primary, record.branch.timeline
+                );
+                barred.insert(name.clone(), why);
+            }
+        }
+        if record.phase != Phase::Serving {
+            let why = "the primary is being changed".to_owned();
+            barred.insert(record.primary.clone(), why);
+        }
+        for name in &record.fenced {
+            barred.insert(name.clone(), "fenced by command".into());
+        }
+        barred
+    }
+
+    fn update_gate(&mut self, out: &mut Vec<Action>) {
+        let revision = self.record.as_ref().map_or(0, |record| record.revision);
+        let number = self.gate.as_ref().map_or(0, |(gate, _)| gate.number);
+        let mut gate = Gate {
+            number,
+            open: self.open().ok().map(str::to_owned),
+            barred: self.barred().into_keys().collect(),
+        };
+        if self.gate.as_ref().is_none_or(|(old, of)| (old, *of) != (&gate, revision)) {
+            gate.number += 1;
+            self.gate = Some((gate.clone(), revision));
+            out.push(Action::Gate(gate));
+        }
+    }
+
+    /// Whether the tables are as the record says.
+    fn is_gated(&self) -> bool {
+        let (Some((gate, of)), Some(record)) = (&self.gate, &self.record) else { return false };
+        *of == record.revision && self.gated == Some(gate.number)
+    }
+
+    /// Keeps a record; what it announces begins in [`Self::committed`].
+    fn commit(&mut self, record: Record, of: Option<&str>, out: &mut Vec<Action>) {
+        out.push(Action::Commit(Box::new(record.clone())));
+        self.pending =
+            Some(Pending { record, again: None, of: of.map(str::to_owned), fresh: false });
+    }
+
+    fn note(&self, kind: Kind, message: impl Into<String>) -> Action {
+        Action::Note(Note::new(kind, message).service(&self.settings.name))
+    }
+}
+
+/// Tells these balancers the same.
+fn broadcast(nodes: &BTreeSet<String>, message: &Message, out: &mut Vec<Action>) {
+    for node in nodes {
+        out.push(Action::Tell { node: node.clone(), message: message.clone() });
+    }
+}
+
+#[cfg(test)]
+mod tests;

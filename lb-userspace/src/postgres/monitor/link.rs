@@ -1,0 +1,235 @@
+//! A server that is asked: how it is reached, and what its errors mean.
+
+use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
+
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use tokio::{task::JoinHandle, time::timeout};
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow, error::SqlState};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::{
+    config::{Postgres, Server},
+    postgres::sample::{Failure, FailureKind},
+};
+
+/// A server that is asked.
+#[derive(Clone, Debug)]
+pub struct Link {
+    /// Its name.
+    pub server: String,
+    /// Its address.
+    pub address: std::net::SocketAddr,
+    user: String,
+    database: String,
+    password_file: Option<PathBuf>,
+    ca_file: Option<PathBuf>,
+    /// What connecting, and each question, may take.
+    pub limit: Duration,
+}
+
+/// A connection. Dropping it ends it.
+pub struct Session {
+    client: Client,
+    connection: JoinHandle<()>,
+    limit: Duration,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Session")
+            .field("closed", &self.client.is_closed())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+impl Link {
+    /// The way to a server of a database.
+    pub fn new(database: &Postgres, server: &Server) -> Self {
+        Self {
+            server: server.name.clone(),
+            address: server.address,
+            user: database.user.clone(),
+            database: database.database.clone(),
+            password_file: database.password_file.clone(),
+            ca_file: database.ca_file.clone(),
+            limit: database.timeout,
+        }
+    }
+
+    /// A connection on which nothing is written.
+    pub async fn connect(&self) -> Result<Session, Failure> {
+        self.connect_with(self.limit, "-c default_transaction_read_only=on").await
+    }
+
+    /// A connection whose questions may take so long.
+    pub async fn connect_for(&self, limit: Duration) -> Result<Session, Failure> {
+        self.connect_with(limit, "").await
+    }
+
+    async fn connect_with(&self, limit: Duration, options: &str) -> Result<Session, Failure> {
+        let work = self.open(limit, options);
+        // The limit of the library is for TCP alone.
+        timeout(self.limit, work)
+            .await
+            .unwrap_or_else(|_| Err(silent(format!("no connection within {:?}", self.limit))))
+    }
+
+    async fn open(&self, limit: Duration, options: &str) -> Result<Session, Failure> {
+        let mut config = tokio_postgres::Config::new();
+        config
+            .host(self.address.ip().to_string())
+            .port(self.address.port())
+            .user(&self.user)
+            .dbname(&self.database)
+            .application_name("ballast")
+            .connect_timeout(self.limit)
+            .tcp_user_timeout(limit)
+            .keepalives_idle(Duration::from_secs(2))
+            .keepalives_interval(Duration::from_secs(1))
+            .keepalives_retries(2)
+            .options(format!(
+                "-c statement_timeout={} -c lock_timeout=500 {options}",
+                limit.as_millis()
+            ));
+        if let Some(path) = &self.password_file {
+            let text = tokio::fs::read(path).await.map_err(|error| {
+                refuses(format!("read the password from {}: {error}", path.display()))
+            })?;
+            let end = text.iter().position(|&byte| byte == b'\n').unwrap_or(text.len());
+            config.password(&text[..end]);
+        }
+        let (client, connection) = if let Some(path) = &self.ca_file {
+            let connector = tls(path).await?;
+            config.ssl_mode(tokio_postgres::config::SslMode::Require);
+            let (client, connection) =
+                config.connect(connector).await.map_err(|error| understand(&error))?;
+            (client, tokio::spawn(async move { drop(connection.await) }))
+        } else {
+            config.ssl_mode(tokio_postgres::config::SslMode::Disable);
+            let (client, connection) =
+                config.connect(NoTls).await.map_err(|error| understand(&error))?;
+            (client, tokio::spawn(async move { drop(connection.await) }))
+        };
+        Ok(Session { client, connection, limit })
+    }
+}
+
+/// TLS that verifies the server's certificate by those in a file.
+async fn tls(path: &std::path::Path) -> Result<MakeRustlsConnect, Failure> {
+    let wrong = |why: String| refuses(format!("read certificates from {}: {why}", path.display()));
+    let text = tokio::fs::read(path).await.map_err(|error| wrong(error.to_string()))?;
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&text) {
+        let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
+        roots.add(certificate).map_err(|error| wrong(error.to_string()))?;
+    }
+    if roots.is_empty() {
+        return Err(wrong("there is none".into()));
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| wrong(error.to_string()))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(MakeRustlsConnect::new(config))
+}
+
+impl Session {
+    /// Runs statements that give no rows. Each that must be alone is given alone.
+    pub async fn run(&self, statement: &str) -> Result<(), Failure> {
+        let work = self.client.batch_execute(statement);
+        self.limited(work).await
+    }
+
+    /// The rows of a question, as text.
+    pub async fn rows(&self, statement: &str) -> Result<Vec<SimpleQueryRow>, Failure> {
+        let messages = self.limited(self.client.simple_query(statement)).await?;
+        let rows = messages.into_iter().filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        Ok(rows.collect())
+    }
+
+    /// The one row of a question.
+    pub async fn row(&self, statement: &str) -> Result<SimpleQueryRow, Failure> {
+        let mut rows = self.rows(statement).await?;
+        rows.pop().ok_or_else(|| unfit("the server gave no row".into()))
+    }
+
+    /// The one value of a question.
+    pub async fn value(&self, statement: &str) -> Result<Option<String>, Failure> {
+        let row = self.row(statement).await?;
+        Ok(row.try_get(0).ok().flatten().map(str::to_owned))
+    }
+
+    async fn limited<T>(
+        &self,
+        work: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, Failure> {
+        match timeout(self.limit, work).await {
+            Ok(result) => result.map_err(|error| understand(&error)),
+            Err(_) => Err(silent(format!("no answer within {:?}", self.limit))),
+        }
+    }
+}
+
+fn silent(reason: String) -> Failure {
+    Failure { kind: FailureKind::Silent, reason }
+}
+
+fn refuses(reason: String) -> Failure {
+    Failure { kind: FailureKind::Refuses, reason }
+}
+
+pub(super) fn unfit(reason: String) -> Failure {
+    Failure { kind: FailureKind::Unfit, reason }
+}
+
+/// What an error says of the server.
+fn understand(error: &tokio_postgres::Error) -> Failure {
+    if let Some(db) = error.as_db_error() {
+        let said = db.message();
+        let code = db.code();
+        return if *code == SqlState::INVALID_PASSWORD {
+            refuses(format!("wrong password ({said})"))
+        } else if *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION {
+            refuses(format!("it does not let us in; see its pg_hba.conf ({said})"))
+        } else if *code == SqlState::INSUFFICIENT_PRIVILEGE {
+            unfit(format!("a privilege is missing ({said}); `ballast pg setup` prints the SQL"))
+        } else if *code == SqlState::ADMIN_SHUTDOWN || *code == SqlState::CRASH_SHUTDOWN {
+            Failure { kind: FailureKind::Dead, reason: format!("it ends ({said})") }
+        } else {
+            // Starting up, too many clients, a statement that took too long: it lives.
+            refuses(said.to_owned())
+        };
+    }
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        if let Some(error) = inner.downcast_ref::<io::Error>() {
+            let kind = match error.kind() {
+                io::ErrorKind::ConnectionRefused
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::BrokenPipe
+                | io::ErrorKind::UnexpectedEof => FailureKind::Dead,
+                io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => FailureKind::Refuses,
+                _ => FailureKind::Silent,
+            };
+            return Failure { kind, reason: error.to_string() };
+        }
+        source = inner.source();
+    }
+    if error.is_closed() {
+        let reason = "it has closed the connection".to_owned();
+        return Failure { kind: FailureKind::Dead, reason };
+    }
+    refuses(error.to_string())
+}

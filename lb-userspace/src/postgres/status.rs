@@ -1,0 +1,149 @@
+//! What `ballast pg status` says: plain data, the same for JSON and for the text on a terminal.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    monitor::Detail,
+    record::{Cause, Loss, Phase},
+    sample::{FailureKind, Role},
+};
+use crate::control::verdict::Appointed;
+
+/// A database.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Database {
+    /// Its name.
+    pub name: String,
+    /// Where clients write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_write: Option<SocketAddr>,
+    /// Where clients read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_only: Option<SocketAddr>,
+    /// Who changes the primary: `manual`, `veto` or `automatic`.
+    pub promotion: String,
+    /// The primary, by the record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub primary: Option<String>,
+    /// The server that writes go to now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writes_to: Option<String>,
+    /// Why writes go nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// Grows with each promotion; 0 while no primary is known.
+    pub epoch: u64,
+    /// Grows with each change of the record.
+    pub revision: u64,
+    /// How far a change of the primary has come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+    /// The timeline of the epoch.
+    pub timeline: u32,
+    /// The change of the primary that is under way, or stuck.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<Change>,
+    /// Why the last change came to nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+    /// Its servers, in the order of the configuration.
+    pub servers: Vec<Server>,
+    /// What a human should look at.
+    pub warnings: Vec<String>,
+}
+
+/// A change of the primary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// The balancer that carries it out.
+    pub by: String,
+    /// Why.
+    pub cause: Cause,
+    /// The one that was chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidate: Option<String>,
+    /// What that loses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<Loss>,
+    /// Why it goes no further.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stuck: Option<String>,
+}
+
+/// A server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Server {
+    /// Its name.
+    pub name: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// It answered when it was last asked.
+    pub answers: bool,
+    /// Why it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+    /// What that says of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure_kind: Option<FailureKind>,
+    /// What it is, or was when it answered last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    /// Version, such as `15.18`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// System identifier, in decimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system_id: Option<String>,
+    /// Timeline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<u32>,
+    /// End of the log that it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub received: Option<String>,
+    /// End of what queries see.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replayed: Option<String>,
+    /// A standby: bytes of log that it has not replayed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag_bytes: Option<u64>,
+    /// A standby: age of the oldest of them, milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag_ms: Option<u64>,
+    /// A standby: whom it streams from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub streams_from: Option<String>,
+    /// What it is there for, for writes.
+    pub read_write: Route,
+    /// What it is there for, for reads.
+    pub read_only: Route,
+    /// What changes slowly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<Detail>,
+}
+
+/// What a server is there for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// `serves`, `rests` (no new connections) or `barred` (no packet).
+    pub state: String,
+    /// Why.
+    pub why: String,
+}
+
+impl From<&Appointed> for Route {
+    fn from(appointed: &Appointed) -> Self {
+        let state = match appointed {
+            Appointed::Serves(_) => "serves",
+            Appointed::Rests(_) => "rests",
+            Appointed::Barred(_) => "barred",
+        };
+        Self { state: state.into(), why: appointed.why().into() }
+    }
+}
+
+/// A version as people write it.
+pub(crate) fn version(number: u32) -> String {
+    format!("{}.{}", number / 10_000, number % 10_000)
+}

@@ -1,0 +1,481 @@
+//! The task of one database: owns its failover machine, does what that wants, and puts the routes into
+//! force.
+//!
+//! Everything that the machine wants to be kept is on the disk before the machine hears that it is.
+//! Cancelling the task loses nothing: the next one goes on from the record.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+    time::{MissedTickBehavior, interval},
+};
+
+use super::{
+    databases::Setup,
+    failover::{self, Action, Command, Event, Machine, Message, Plan},
+    monitor::{self, Detail, Found, Link},
+    peers::Word,
+    route::{self, Lags, Rules, View},
+    sample::Role,
+    status::Database,
+    store::{self, Kept},
+    work,
+};
+use crate::{
+    clock,
+    config::{Access, Postgres},
+    control::{
+        reset::DEFAULT_RATE,
+        task::{Appointment, ResetError},
+        verdict::Appointed,
+    },
+    events::{Kind, Note},
+};
+
+mod show;
+
+/// Time between two ticks of the machine.
+const TICK: Duration = Duration::from_millis(100);
+
+/// After its start the task waits so long for the first word of each server, and touches no table.
+const FIRST_ROUND: Duration = Duration::from_millis(1500);
+
+/// What waits for the task. A monitor whose report does not fit waits, which delays its next look.
+const QUEUED: usize = 64;
+
+/// What others ask of the task.
+#[derive(Debug)]
+enum Ask {
+    Command(Command, oneshot::Sender<Result<String, String>>),
+    Plan(Option<String>, oneshot::Sender<Plan>),
+    Hear(String, Message),
+    Stop(oneshot::Sender<()>),
+}
+
+/// Commands the task; cheap to copy.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    asks: mpsc::Sender<Ask>,
+    status: watch::Receiver<Database>,
+}
+
+impl Handle {
+    /// How the database stands.
+    pub fn status(&self) -> Database {
+        self.status.borrow().clone()
+    }
+
+    /// What a promotion would do now.
+    pub async fn plan(&self, server: Option<String>) -> Result<Plan, String> {
+        self.ask(|answer| Ask::Plan(server, answer)).await
+    }
+
+    /// Does what the operator wants, and answers when it is done.
+    pub async fn command(&self, command: Command) -> Result<String, String> {
+        self.ask(|answer| Ask::Command(command, answer)).await?
+    }
+
+    /// Another balancer says something.
+    pub async fn hear(&self, node: String, message: Message) {
+        // It is said again, if it matters.
+        let _ = self.asks.send(Ask::Hear(node, message)).await;
+    }
+
+    /// Ends the task. The kernel's tables stay as they are.
+    pub async fn stop(&self) {
+        // If it has ended already, that is as good.
+        let _ = self.ask(Ask::Stop).await;
+    }
+
+    async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, String> {
+        let (sender, answer) = oneshot::channel();
+        let ended = || "the task of the database has ended".to_owned();
+        self.asks.send(ask(sender)).await.map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())
+    }
+}
+
+/// The task's own state.
+#[derive(Debug)]
+pub struct Task {
+    setup: Setup,
+    config: Postgres,
+    machine: Machine,
+    links: BTreeMap<String, Arc<Link>>,
+    monitors: Vec<JoinHandle<()>>,
+    /// What was begun ends here.
+    ended: mpsc::Sender<Event>,
+    /// Who waits for the end of a command.
+    answer: Option<oneshot::Sender<Result<String, String>>>,
+    lags: Lags,
+    details: BTreeMap<String, Detail>,
+    troubles: BTreeMap<String, String>,
+    /// What the tables say.
+    applied: BTreeMap<String, (Appointed, Appointed)>,
+    /// The gate that the tables do not say yet.
+    gate: Option<u64>,
+    /// When the task began, on the monotonic clock.
+    began: Duration,
+    /// The last try to write the tables failed; why.
+    behind: Option<String>,
+    /// The record on the disk is marked as the latest.
+    marked: bool,
+    status: watch::Sender<Database>,
+}
+
+impl Task {
+    /// Begins with the record on the disk. It is an error if that makes no sense; why.
+    pub async fn start(setup: &Setup, config: Postgres) -> Result<Handle, String> {
+        let (directory, name) = (setup.state_dir.clone(), config.name.clone());
+        let kept = tokio::task::spawn_blocking(move || store::load(&directory, &name))
+            .await
+            .map_err(|error| error.to_string())??;
+        let servers = config.servers.iter();
+        let settings = failover::Settings {
+            name: config.name.clone(),
+            node: setup.node.clone(),
+            peers: setup.peers.clone(),
+            servers: servers
+                .clone()
+                .map(|server| (server.name.clone(), server.address.ip()))
+                .collect::<Vec<(String, IpAddr)>>(),
+        };
+        let warm = kept.as_ref().is_some_and(Kept::is_warm);
+        let machine = Machine::new(settings, kept.map(|kept| kept.record), warm);
+        let links =
+            servers.map(|server| (server.name.clone(), Arc::new(Link::new(&config, server))));
+        let links: BTreeMap<_, _> = links.collect();
+        let (found_sender, found) = mpsc::channel(QUEUED);
+        let monitors = links
+            .values()
+            .map(|link| monitor::watch(Arc::clone(link), config.interval, found_sender.clone()));
+        let monitors = monitors.collect();
+        let (ask_sender, asks) = mpsc::channel(QUEUED);
+        let (ended, ends) = mpsc::channel(QUEUED);
+        let status = watch::Sender::new(Database::default());
+        let task = Self {
+            setup: setup.clone(),
+            config,
+            machine,
+            links,
+            monitors,
+            ended,
+            answer: None,
+            lags: Lags::default(),
+            details: BTreeMap::new(),
+            troubles: BTreeMap::new(),
+            applied: BTreeMap::new(),
+            gate: None,
+            began: clock::monotonic(),
+            behind: None,
+            marked: warm,
+            status,
+        };
+        let handle = Handle { asks: ask_sender, status: task.status.subscribe() };
+        tokio::spawn(task.run(asks, found, ends));
+        Ok(handle)
+    }
+
+    async fn run(
+        mut self,
+        mut asks: mpsc::Receiver<Ask>,
+        mut found: mpsc::Receiver<Found>,
+        mut ends: mpsc::Receiver<Event>,
+    ) {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                // What a change waits for comes first.
+                biased;
+                Some(event) = ends.recv() => self.take(event).await,
+                ask = asks.recv() => match ask {
+                    Some(Ask::Command(command, answer)) => {
+                        // A second one is refused by the machine at once, so the first goes on.
+                        let first = self.answer.replace(answer);
+                        self.take(Event::Command(command)).await;
+                        if let Some(first) = first {
+                            self.answer.get_or_insert(first);
+                        }
+                    }
+                    Some(Ask::Plan(server, answer)) => {
+                        let plan = self.machine.plan(server.as_deref(), clock::monotonic());
+                        let _ = answer.send(plan);
+                    }
+                    Some(Ask::Hear(node, message)) => {
+                        self.take(Event::Heard { node, message }).await;
+                    }
+                    Some(Ask::Stop(answer)) => {
+                        let _ = answer.send(());
+                        return;
+                    }
+                    None => return,
+                },
+                Some(found) = found.recv() => self.see(found).await,
+                _ = ticks.tick() => self.take(Event::Tick).await,
+            }
+            self.show();
+        }
+    }
+
+    async fn see(&mut self, found: Found) {
+        let Found { server, asked, sample, detail, trouble } = found;
+        let record = self.machine.record();
+        let primary = record.is_some_and(|record| record.primary == server);
+        if let Ok(sample) = &sample
+            && primary == (sample.role == Role::Primary)
+        {
+            self.lags.see(&server, sample, primary, self.config.max_lag, asked);
+        }
+        if let Some(detail) = detail {
+            self.details.insert(server.clone(), detail);
+        }
+        match trouble {
+            Some(trouble) => drop(self.troubles.insert(server.clone(), trouble)),
+            None => drop(self.troubles.remove(&server)),
+        }
+        let known = self.machine.servers().get(&server);
+        let before = known.map(|known| known.failing().map(|(_, it)| it.reason.clone()));
+        let after = sample.as_ref().err().map(|failure| failure.reason.clone());
+        if before.as_ref() != Some(&after) {
+            let note = match &after {
+                Some(why) if before != Some(None) || !why.is_empty() => Some(
+                    Note::new(Kind::Database, format!("{server} does not answer")).because(why),
+                ),
+                None if before.is_some() => {
+                    Some(Note::new(Kind::Database, format!("{server} answers again")))
+                }
+                _ => None,
+            };
+            if let Some(note) = note {
+                self.note(note.backend(&server));
+            }
+        }
+        self.take(Event::Seen { server, found: sample }).await;
+    }
+
+    fn note(&self, note: Note) {
+        self.setup.timeline.add(note.service(&self.config.name));
+    }
+
+    /// Gives the machine an event, and does what it wants, until it wants no more.
+    async fn take(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        loop {
+            while let Some(event) = events.pop_front() {
+                for action in self.machine.handle(event, clock::monotonic()) {
+                    events.extend(self.act(action).await);
+                }
+            }
+            match self.route().await {
+                Some(event) => events.push_back(event),
+                None => break,
+            }
+        }
+        if !self.marked
+            && self.machine.is_confirmed()
+            && let Some(record) = self.machine.record()
+        {
+            // If it cannot be written, a restart asks the other balancers.
+            self.marked = self.write(Kept::new(record.clone(), true)).await.is_ok();
+        }
+    }
+
+    /// Does what the machine wants, or begins it.
+    async fn act(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::Commit(record) => {
+                let revision = record.revision;
+                self.marked = self.machine.is_confirmed();
+                let kept = Kept::new(*record, self.marked);
+                return Some(match self.write(kept).await {
+                    Ok(()) => Event::Committed(revision),
+                    Err(why) => Event::NotCommitted(revision, why),
+                });
+            }
+            Action::Gate(gate) => self.gate = Some(gate.number),
+            Action::Tell { node, message } => {
+                let database = self.config.name.clone();
+                self.setup.channel.tell(Word { node, database, message });
+            }
+            Action::Revoke(server) => self.begin(&server.clone(), |link| async move {
+                let found = work::revoke(&link).await;
+                Some(Event::Revoked { server, found })
+            }),
+            Action::Follow { standby, primary } => self.follow(&standby, &primary),
+            Action::Quiesce(server) => {
+                let cut = self.cut(server.clone());
+                self.begin(&server, |link| async move {
+                    cut.await;
+                    Some(Event::Quiesced(work::quiesce(&link).await))
+                });
+            }
+            Action::CatchUp { server, end } => self.begin(&server, move |link| async move {
+                Some(Event::CaughtUp(work::catch_up(&link, end).await))
+            }),
+            Action::Promote { server, mark, from } => {
+                self.begin(&server.clone(), move |link| async move {
+                    let result = work::promote(&link, &mark, from).await;
+                    Some(Event::Promoted { server, result })
+                });
+            }
+            Action::CutOff(server) => {
+                tokio::spawn(self.cut(server));
+            }
+            Action::Checkpoint(server) => {
+                let (timeline, name) = (Arc::clone(&self.setup.timeline), self.config.name.clone());
+                self.begin(&server.clone(), move |link| async move {
+                    if let Err(failure) = work::checkpoint(&link).await {
+                        let message = format!(
+                            "{server} writes no checkpoint at once: the old primary \
+                                               cannot be rewound before its next one"
+                        );
+                        let note = Note::new(Kind::Database, message).service(&name);
+                        timeline.add(note.because(failure.reason));
+                    }
+                    None
+                });
+            }
+            Action::Note(note) => self.setup.timeline.add(note),
+            Action::Finish(result) => {
+                if let Some(answer) = self.answer.take() {
+                    // Who asked may have gone away meanwhile.
+                    let _ = answer.send(result);
+                }
+            }
+        }
+        None
+    }
+
+    /// Runs work about a server; its event comes back when it is done.
+    fn begin<F>(&self, server: &str, work: impl FnOnce(Arc<Link>) -> F)
+    where
+        F: Future<Output = Option<Event>> + Send + 'static,
+    {
+        let Some(link) = self.links.get(server) else { return };
+        let work = work(Arc::clone(link));
+        let ended = self.ended.clone();
+        tokio::spawn(async move {
+            if let Some(event) = work.await {
+                // If the task has ended, the next one begins anew.
+                let _ = ended.send(event).await;
+            }
+        });
+    }
+
+    fn follow(&self, standby: &str, primary: &str) {
+        let Some(source) = self.links.get(primary).cloned() else { return };
+        let (timeline, name) = (Arc::clone(&self.setup.timeline), self.config.name.clone());
+        let message = format!("{standby} follows {primary}");
+        self.begin(standby, move |link| async move {
+            let note = match work::follow(&link, &source).await {
+                Ok(()) => Note::new(Kind::Database, message),
+                Err(failure) => {
+                    let message = format!("{} does not follow {}", link.server, source.server);
+                    Note::new(Kind::Fault, message).because(failure.reason)
+                }
+            };
+            timeline.add(note.service(&name));
+            None
+        });
+    }
+
+    /// Ends the connections to a server, through all services of the database.
+    fn cut(&self, server: String) -> impl Future<Output = ()> + Send + 'static {
+        let control = self.setup.control.clone();
+        let services = self.services().map(|(_, service)| service).collect::<Vec<_>>();
+        async move {
+            for service in services {
+                let ended = control.reset(&server, Some(&service), None, DEFAULT_RATE).await;
+                if let Err(ResetError::Failed(error)) = ended {
+                    tracing::warn!(%error, server, "end the connections");
+                }
+            }
+        }
+    }
+
+    /// The services that the database has.
+    fn services(&self) -> impl Iterator<Item = (Access, String)> {
+        let Postgres { read_write, read_only, .. } = self.config;
+        let both = [(Access::ReadWrite, read_write), (Access::ReadOnly, read_only)];
+        both.into_iter()
+            .filter(|(_, listen)| listen.is_some())
+            .map(|(access, _)| (access, self.config.service(access)))
+    }
+
+    async fn write(&self, kept: Kept) -> Result<(), String> {
+        let (directory, name) = (self.setup.state_dir.clone(), self.config.name.clone());
+        let saved =
+            tokio::task::spawn_blocking(move || store::save(&directory, &name, &kept)).await;
+        match saved {
+            Ok(result) => result.map_err(|error| error.to_string()),
+            Err(panicked) => Err(panicked.to_string()),
+        }
+    }
+
+    /// Puts the routes into force, if they are others now. The event says that a gate is.
+    async fn route(&mut self) -> Option<Event> {
+        // What the daemon before has left is better than what is not known yet.
+        let asked = self.links.keys().all(|server| self.machine.servers().contains_key(server));
+        if !asked && clock::monotonic() < self.began + FIRST_ROUND {
+            return None;
+        }
+        let routes = self.routes();
+        if routes == self.applied && self.gate.is_none() {
+            return None;
+        }
+        let services: Vec<_> = self.services().collect();
+        let appointments = routes.iter().flat_map(|(server, (write, read))| {
+            services.iter().map(move |(access, service)| Appointment {
+                service: service.clone(),
+                backend: server.clone(),
+                appointed: match access {
+                    Access::ReadWrite => write.clone(),
+                    Access::ReadOnly => read.clone(),
+                },
+            })
+        });
+        let applied = self.setup.control.appoint(appointments.collect()).await;
+        let applied = applied.unwrap_or_else(|error| Err(error.to_string()));
+        self.behind = applied.err();
+        if self.behind.is_some() {
+            // The next tick tries again.
+            return None;
+        }
+        self.applied = routes;
+        self.gate.take().map(Event::Gated)
+    }
+
+    fn routes(&self) -> BTreeMap<String, (Appointed, Appointed)> {
+        let rules = Rules {
+            max_lag: self.config.max_lag,
+            read_from_primary: self.config.read_from_primary,
+            interval: self.config.interval,
+        };
+        let names: Vec<_> = self.config.servers.iter().map(|server| server.name.clone()).collect();
+        let (open, barred) = (self.machine.open(), self.machine.barred());
+        let view = View {
+            record: self.machine.record(),
+            open: open.as_ref().map(|server| *server).map_err(String::as_str),
+            barred: &barred,
+            servers: self.machine.servers(),
+            lags: &self.lags,
+        };
+        route::appoint(rules, &names, view, clock::monotonic())
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        for monitor in &self.monitors {
+            monitor.abort();
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! How the database stands, for people.
+
+use super::Task;
+use crate::{
+    clock,
+    config::Server,
+    control::verdict::Appointed,
+    postgres::{
+        failover::Known,
+        record::{Phase, Run},
+        sample::{Receiver, Role},
+        status::{self, Change, Database, Route},
+    },
+};
+
+impl Task {
+    /// Makes the status true.
+    pub(super) fn show(&self) {
+        let new = self.describe();
+        self.status.send_if_modified(|status| {
+            let changed = *status != new;
+            *status = new;
+            changed
+        });
+    }
+
+    fn describe(&self) -> Database {
+        let record = self.machine.record();
+        let open = self.machine.open();
+        let problem = match (&open, record) {
+            (Ok(_), _) => None,
+            (Err(why), Some(_)) => Some(why.clone()),
+            (Err(_), None) => self.machine.only_primary().err(),
+        };
+        let mut warnings: Vec<String> = Vec::new();
+        for (server, why) in self.machine.barred() {
+            warnings.push(format!("{server} gets no packet: {why}"));
+        }
+        for (server, why) in &self.troubles {
+            warnings.push(format!("{server}: {why}"));
+        }
+        for server in &self.config.servers {
+            warnings.extend(self.lack(&server.name));
+        }
+        for (server, detail) in &self.details {
+            warnings.extend(detail.advice.iter().map(|advice| format!("{server}: {advice}")));
+            let lost = detail
+                .slots
+                .iter()
+                .filter(|slot| matches!(slot.wal_status.as_str(), "unreserved" | "lost"));
+            warnings.extend(
+                lost.map(|slot| format!("{server}: slot {} is {}", slot.name, slot.wal_status)),
+            );
+        }
+        warnings.extend(self.behind.clone());
+        Database {
+            name: self.config.name.clone(),
+            read_write: self.config.read_write,
+            read_only: self.config.read_only,
+            promotion: format!("{:?}", self.config.promotion).to_lowercase(),
+            primary: record.map(|record| record.primary.clone()),
+            writes_to: open.ok().map(str::to_owned),
+            problem,
+            epoch: record.map_or(0, |record| record.epoch),
+            revision: record.map_or(0, |record| record.revision),
+            phase: record.map(|record| record.phase),
+            timeline: record.map_or(0, |record| record.branch.timeline),
+            change: record
+                .filter(|record| record.phase != Phase::Serving)
+                .and_then(|record| record.run.as_ref())
+                .map(change),
+            refused: self.machine.refused().map(str::to_owned),
+            servers: self.config.servers.iter().map(|server| self.server(server)).collect(),
+            warnings,
+        }
+    }
+
+    /// What speaks against promoting a server, or reading from it.
+    fn lack(&self, server: &str) -> Option<String> {
+        let known = self.machine.servers().get(server)?;
+        let sample = known.sample().filter(|_| known.answers())?;
+        if let Some(lacks) = &sample.lacks {
+            return Some(format!(
+                "{server} cannot be promoted: our role lacks {lacks}; `ballast pg setup` prints the SQL"
+            ));
+        }
+        let streams = sample.receiver.as_ref().is_some_and(|receiver| receiver.streaming);
+        (sample.role == Role::Standby && !streams)
+            .then(|| format!("{server} is a standby and receives nothing"))
+    }
+
+    fn server(&self, server: &Server) -> status::Server {
+        let known = self.machine.servers().get(&server.name);
+        let sample = known.and_then(Known::sample);
+        let failure = known.and_then(Known::failing).map(|(_, failure)| failure);
+        let lag = sample.filter(|sample| sample.role == Role::Standby);
+        let lag = lag.map(|sample| self.lags.lag(sample, clock::monotonic()));
+        let unknown = Appointed::Barred("nothing is known of it yet".into());
+        let (write, read) = self
+            .applied
+            .get(&server.name)
+            .map_or((&unknown, &unknown), |(write, read)| (write, read));
+        let receiver = sample.and_then(|sample| sample.receiver.as_ref());
+        let streams = receiver.filter(|receiver| receiver.streaming);
+        status::Server {
+            name: server.name.clone(),
+            address: server.address,
+            answers: known.is_some_and(Known::answers),
+            failure: failure.map(|failure| failure.reason.clone()),
+            failure_kind: failure.map(|failure| failure.kind),
+            role: sample.map(|sample| sample.role),
+            version: sample.map(|sample| status::version(sample.version)),
+            system_id: sample.map(|sample| sample.system_id.to_string()),
+            timeline: sample.map(|sample| sample.timeline),
+            received: sample.map(|sample| sample.received.to_string()),
+            replayed: sample.map(|sample| sample.replayed.to_string()),
+            lag_bytes: lag.map(|lag| lag.bytes),
+            lag_ms: lag.map(|lag| lag.time.as_millis() as u64),
+            streams_from: streams.map(|Receiver { host, .. }| host.clone()),
+            read_write: Route::from(write),
+            read_only: Route::from(read),
+            detail: self.details.get(&server.name).cloned(),
+        }
+    }
+}
+
+fn change(run: &Run) -> Change {
+    Change {
+        by: run.controller.clone(),
+        cause: run.cause,
+        candidate: run.candidate.clone(),
+        loss: run.loss,
+        stuck: run.stuck.clone(),
+    }
+}

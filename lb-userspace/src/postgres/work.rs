@@ -1,0 +1,234 @@
+//! What a change of the primary does to the servers, over SQL. Each may be repeated.
+
+use std::{net::SocketAddr, time::Duration};
+
+use tokio::time::sleep;
+
+use super::{
+    failover::{PromoteError, Promotion},
+    lsn::Lsn,
+    monitor::{Link, Session, conninfo, sample},
+    record::{Branch, Mark},
+    sample::{Failure, FailureKind, Role, Sample},
+};
+use crate::clock;
+
+/// How long one statement of a change may take.
+const STATEMENT: Duration = Duration::from_secs(5);
+
+/// How long a standby may take to let go of its source.
+const REVOKE: Duration = Duration::from_secs(4);
+
+/// How long a server may take from the order to the first write: what it has received and not replayed
+/// comes first, at 50 MB a second or more.
+const PROMOTE: Duration = Duration::from_mins(5);
+
+/// How long open transactions of the old primary may go on in an orderly change.
+const QUIESCE: Duration = Duration::from_secs(10);
+
+/// How long a standby may take to receive the rest.
+const CATCH_UP: Duration = Duration::from_secs(30);
+
+/// Time between two looks while something is waited for.
+const LOOK: Duration = Duration::from_millis(5);
+
+fn literal(text: &str) -> String {
+    // With this prefix, a backslash is one whatever the server's settings are.
+    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+}
+
+async fn reload(session: &Session) -> Result<(), Failure> {
+    session.rows("select pg_reload_conf()").await.map(drop)
+}
+
+async fn setting(session: &Session, name: &str) -> Result<String, Failure> {
+    let name = literal(name);
+    let value =
+        session.value(&format!("select setting from pg_settings where name = {name}")).await;
+    Ok(value?.unwrap_or_default())
+}
+
+/// Takes a standby's way to its source, and waits until it has let go; then says how it stands. One
+/// that does not allow that is told as it is.
+pub async fn revoke(link: &Link) -> Result<Sample, Failure> {
+    let session = link.connect_for(STATEMENT).await?;
+    if let Err(failure) = try_revoke(&session).await {
+        // Its place in the log is worth knowing all the same.
+        tracing::warn!(server = link.server, reason = failure.reason, "take a standby off");
+        return sample(&session).await;
+    }
+    let until = clock::monotonic() + REVOKE;
+    let mut quiet = 0;
+    loop {
+        let found = sample(&session).await?;
+        let streams = found.receiver.as_ref().is_some_and(|receiver| receiver.streaming);
+        // Twice, as the receiver may have been about to start.
+        quiet = if found.revoked && !streams { quiet + 1 } else { 0 };
+        if quiet >= 2 || clock::monotonic() >= until {
+            return Ok(Sample { revoked: quiet >= 2, ..found });
+        }
+        sleep(LOOK).await;
+    }
+}
+
+async fn try_revoke(session: &Session) -> Result<(), Failure> {
+    let current = setting(session, "primary_conninfo").await?;
+    let new = conninfo::revoke(&current)
+        .map_err(|error| Failure { kind: FailureKind::Unfit, reason: error.to_string() })?;
+    if new != current {
+        session.run(&format!("alter system set primary_conninfo = {}", literal(&new))).await?;
+    }
+    reload(session).await
+}
+
+/// Lets a standby follow the primary at `source`.
+pub async fn follow(standby: &Link, primary: &Link) -> Result<(), Failure> {
+    let session = standby.connect_for(STATEMENT).await?;
+    let current = setting(&session, "primary_conninfo").await?;
+    let source: SocketAddr = primary.address;
+    let new = conninfo::follow(&current, source)
+        .map_err(|error| Failure { kind: FailureKind::Unfit, reason: error.to_string() })?;
+    let slot = setting(&session, "primary_slot_name").await?;
+    if !slot.is_empty() && make_slot(primary, &slot).await.is_err() {
+        // Without its slot it would not get anything.
+        session.run("alter system set primary_slot_name = ''").await?;
+    }
+    session.run(&format!("alter system set primary_conninfo = {}", literal(&new))).await?;
+    reload(&session).await
+}
+
+async fn make_slot(primary: &Link, slot: &str) -> Result<(), Failure> {
+    let session = primary.connect_for(STATEMENT).await?;
+    let slot = literal(slot);
+    let statement = format!(
+        "select pg_create_physical_replication_slot({slot}, true) where not exists \
+         (select from pg_replication_slots where slot_name = {slot})"
+    );
+    session.rows(&statement).await.map(drop)
+}
+
+/// Waits until no client has a transaction open on the primary, and says where its log ends.
+pub async fn quiesce(link: &Link) -> Result<Lsn, String> {
+    let work = async {
+        let session = link.connect_for(STATEMENT).await?;
+        let until = clock::monotonic() + QUIESCE;
+        loop {
+            let open = session
+                .value(
+                    "select count(*) from pg_stat_activity where backend_type = 'client backend' \
+                     and xact_start is not null and pid <> pg_backend_pid() \
+                     and application_name <> 'ballast'",
+                )
+                .await?;
+            if open.as_deref() == Some("0") {
+                let end = session.value("select pg_current_wal_flush_lsn()").await?;
+                let end = end.and_then(|end| end.parse().ok());
+                return end.ok_or_else(|| Failure {
+                    kind: FailureKind::Unfit,
+                    reason: "it does not say where its log ends".into(),
+                });
+            }
+            if clock::monotonic() >= until {
+                return Err(Failure {
+                    kind: FailureKind::Refuses,
+                    reason: format!(
+                        "{} transactions are open after {} s",
+                        open.unwrap_or_default(),
+                        QUIESCE.as_secs()
+                    ),
+                });
+            }
+            sleep(LOOK * 4).await;
+        }
+    };
+    work.await.map_err(|failure| format!("{}: {}", link.server, failure.reason))
+}
+
+/// Waits until a standby has received the log up to `end`.
+pub async fn catch_up(link: &Link, end: Lsn) -> Result<(), String> {
+    let work = async {
+        let session = link.connect_for(STATEMENT).await?;
+        let until = clock::monotonic() + CATCH_UP;
+        loop {
+            let found = sample(&session).await?;
+            if found.received >= end {
+                return Ok(());
+            }
+            if clock::monotonic() >= until {
+                let missing = end.since(found.received);
+                let reason = format!("{missing} bytes of log do not come");
+                return Err(Failure { kind: FailureKind::Refuses, reason });
+            }
+            sleep(LOOK).await;
+        }
+    };
+    work.await.map_err(|failure| format!("{}: {}", link.server, failure.reason))
+}
+
+/// Promotes a standby of the history `from`, unless it has left that already, and shows by a write that
+/// it is a primary.
+pub async fn promote(link: &Link, mark: &Mark, from: Branch) -> Result<Promotion, PromoteError> {
+    let mut sent = false;
+    try_promote(link, mark, from, &mut sent)
+        .await
+        .map_err(|failure| PromoteError { sent, why: failure.reason })
+}
+
+async fn try_promote(
+    link: &Link,
+    mark: &Mark,
+    from: Branch,
+    sent: &mut bool,
+) -> Result<Promotion, Failure> {
+    let unfit = |reason: String| Failure { kind: FailureKind::Unfit, reason };
+    let session = link.connect_for(STATEMENT).await?;
+    let before = sample(&session).await?;
+    if before.system_id != from.system_id {
+        return Err(unfit("it belongs to another cluster".into()));
+    }
+    if let Some(lacks) = before.lacks {
+        return Err(unfit(format!("our role lacks {lacks}")));
+    }
+    if before.role == Role::Primary && before.timeline <= from.timeline {
+        return Err(unfit("it is no standby".into()));
+    }
+    if before.role == Role::Standby {
+        *sent = true;
+        session.rows("select pg_promote(false)").await?;
+        let until = clock::monotonic() + PROMOTE;
+        while session.value("select pg_is_in_recovery()").await?.as_deref() != Some("f") {
+            if clock::monotonic() >= until {
+                return Err(unfit("it is in recovery still".into()));
+            }
+            sleep(LOOK).await;
+        }
+    }
+    // It waits for no standby, as there may be none: that writes are possible is what is asked.
+    let (epoch, server, node) = (mark.epoch, literal(&mark.server), literal(&mark.node));
+    session
+        .run(&format!(
+            "begin; set local synchronous_commit = local; \
+             insert into ballast.mark (epoch, server, node) values ({epoch}, {server}, {node}) \
+             on conflict (epoch) do update set server = excluded.server, node = excluded.node, \
+             written = now(); commit"
+        ))
+        .await?;
+    let row = session
+        .row(
+            "select ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int \
+             as timeline, coalesce(pg_last_wal_replay_lsn(), pg_current_wal_lsn()) as switch",
+        )
+        .await?;
+    let text = |column: &str| row.try_get(column).ok().flatten();
+    let timeline = text("timeline").and_then(|it| it.parse().ok());
+    let switch = text("switch").and_then(|it| it.parse().ok());
+    match (timeline, switch) {
+        (Some(timeline), Some(switch)) => Ok(Promotion { timeline, switch }),
+        _ => Err(unfit("it does not say its timeline".into())),
+    }
+}
+
+/// Writes a checkpoint.
+pub async fn checkpoint(link: &Link) -> Result<(), Failure> {
+    link.connect_for(Duration::from_mins(10)).await?.run("checkpoint").await
+}

@@ -1,0 +1,186 @@
+//! The proxy: HTTP requests that are handed on to a backend, and to another if that one fails.
+//!
+//! ```text
+//!   control ──▶ Service, its View (verdicts, weights) ──▶ Route of each worker
+//!
+//!   client ──▶ serve ──▶ exchange ──▶ connect ──▶ attempt ──▶ answer ──▶ client
+//!              hyper     one          which       one         a body on its
+//!              server    request      backend     try         way back
+//! ```
+//!
+//! A service with `path = "proxy"` is kept out of the kernel path by a flag in `SERVICES`: the program
+//! admits its connections as it does any (`allow`, `deny`, `source_rate`), and passes their packets to
+//! the node's own stack, where the workers listen. While nobody listens (before the listeners are
+//! there, and once the daemon ends in order) the flag is off, and the kernel forwards new connections
+//! to the backends by itself.
+//!
+//! Each worker is a thread with a runtime, a listening socket (`SO_REUSEPORT`) and idle connections of
+//! its own; counts, verdicts and the retry budget are shared. What the proxy sees of the backends goes
+//! to the one verdict through the same counters as what the kernel sees ([`Backend::signals`]).
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use lb_common::stats::BackendSignals;
+
+use crate::{config, control::state::ServiceState};
+
+mod access;
+mod answer;
+mod attempt;
+mod backend;
+mod budget;
+mod connect;
+pub mod decide;
+mod edge;
+mod exchange;
+mod head;
+mod headers;
+mod kept;
+mod listener;
+mod pool;
+mod refuse;
+mod select;
+mod serve;
+mod service;
+mod stats;
+mod stream;
+mod strict;
+pub mod tls;
+mod tunnel;
+mod worker;
+
+pub use backend::Backend;
+use service::Service;
+pub use stats::{BackendStatus, Status};
+use worker::Worker;
+
+/// How long the connections of clients may go on when the daemon ends, unless a service's
+/// `drain_timeout` is shorter. A service manager waits for longer.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// The proxy, as the control plane commands it; copies are the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Proxy(Arc<Mutex<Inner>>);
+
+/// How it went with a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Followed {
+    /// Its connections can come.
+    pub listens: bool,
+    /// What is wrong.
+    pub wrong: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    workers: Vec<Worker>,
+    services: BTreeMap<String, Arc<Service>>,
+}
+
+impl Proxy {
+    /// Listens for the services that have a proxy, and no more for those that have none; those that
+    /// stay learn their configuration, and read the files that it names anew. Answers how it went, by
+    /// service.
+    ///
+    /// A socket that cannot be had is asked for again by the next call.
+    pub fn follow(&self, services: &[ServiceState]) -> BTreeMap<String, Followed> {
+        let mut inner = self.lock();
+        let mut outcome = BTreeMap::new();
+        let proxied = services.iter().filter(|service| service.config.proxy.is_some());
+        let wanted: BTreeMap<&str, &ServiceState> =
+            proxied.map(|service| (service.config.name.as_str(), service)).collect();
+        inner.services.retain(|name, service| {
+            let stays = wanted
+                .get(name.as_str())
+                .is_some_and(|wanted| wanted.config.listen == service.listen);
+            if !stays {
+                service.end(service.drain_timeout());
+                outcome.insert(name.clone(), Followed { listens: false, wrong: None });
+            }
+            stays
+        });
+        for (name, state) in wanted {
+            let Some(proxy) = &state.config.proxy else { continue };
+            let followed = if let Some(service) = inner.services.get(name) {
+                Followed { listens: true, wrong: service.follow(state, proxy) }
+            } else {
+                let begun = inner.begin(state, proxy);
+                let wrong = begun.as_ref().err().map(ToString::to_string);
+                Followed { listens: begun.is_ok(), wrong }
+            };
+            outcome.insert(name.to_owned(), followed);
+        }
+        outcome
+    }
+
+    /// Tells the workers the new verdicts on a service's backends.
+    pub fn judge(&self, state: &ServiceState) {
+        if let Some(service) = self.lock().services.get(&state.config.name) {
+            service.judge(state);
+        }
+    }
+
+    /// What requests have shown of a backend.
+    pub fn signals(&self, service: &str, backend: SocketAddr) -> Option<BackendSignals> {
+        Some(self.service(service)?.backend(backend)?.signals())
+    }
+
+    /// The counts of a service.
+    pub fn status(&self, service: &str) -> Option<Status> {
+        Some(self.service(service)?.status())
+    }
+
+    /// The counts of a backend of a service.
+    pub fn backend_status(&self, service: &str, backend: SocketAddr) -> Option<BackendStatus> {
+        Some(self.service(service)?.backend(backend)?.status())
+    }
+
+    /// Takes no more connections, and waits until those that there are have ended, for `drain_timeout`
+    /// of their services at most.
+    pub async fn stop(&self) {
+        let ends: Vec<_> = {
+            let inner = self.lock();
+            let services = inner.services.values();
+            services.map(|service| service.end(service.drain_timeout().min(DRAIN))).collect()
+        };
+        for end in ends {
+            // It fails only if it panicked; then nothing is left to wait for.
+            let _ = end.await;
+        }
+    }
+
+    fn service(&self, name: &str) -> Option<Arc<Service>> {
+        self.lock().services.get(name).cloned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Each change leaves it whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// Begins to serve.
+    fn begin(&mut self, state: &ServiceState, proxy: &Arc<config::Proxy>) -> io::Result<()> {
+        if self.workers.is_empty() {
+            listener::take_descriptors();
+            let count = std::thread::available_parallelism().map_or(1, usize::from);
+            self.workers = (0..count).map(Worker::start).collect::<io::Result<_>>()?;
+        }
+        let listen = state.config.listen;
+        let sockets: Vec<_> =
+            self.workers.iter().map(|_| listener::bind(listen)).collect::<io::Result<_>>()?;
+        let service = Service::new(state, proxy)?;
+        for (worker, socket) in self.workers.iter().zip(sockets) {
+            worker.listen(Arc::clone(&service), socket)?;
+        }
+        self.services.insert(state.config.name.clone(), service);
+        Ok(())
+    }
+}

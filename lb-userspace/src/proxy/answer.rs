@@ -1,0 +1,224 @@
+//! The body of an answer, on its way to the client.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use hyper::{
+    Response, StatusCode,
+    body::{Body, Bytes, Frame, Incoming, SizeHint},
+    header::{CONNECTION, CONTENT_TYPE, HeaderValue},
+};
+use tokio::time::{Sleep, timeout};
+
+use super::{
+    access::Entry,
+    backend::Active,
+    budget::{Permit, Under},
+    connect::Link,
+    serve::Route,
+};
+use crate::clock;
+
+/// How long a connection may take to be ready again after an answer's end. What takes longer is a
+/// backend that did not want the whole request: its connection is closed.
+const READY: Duration = Duration::from_secs(1);
+
+/// What becomes of a request: its share of the budget, its line in the log, its answer's body.
+#[derive(Debug)]
+pub(super) struct Answer {
+    content: Content,
+    route: Arc<Route>,
+    status: StatusCode,
+    bytes: u64,
+    entry: Option<Box<Entry>>,
+    _under: Under,
+}
+
+#[derive(Debug)]
+enum Content {
+    Own(Option<Bytes>),
+    Backend(Relay),
+}
+
+/// The body of a backend's answer.
+#[derive(Debug)]
+struct Relay {
+    incoming: Incoming,
+    lease: Option<Lease>,
+    pause: Option<Pin<Box<Sleep>>>,
+    read_timeout: Duration,
+    broken: bool,
+}
+
+/// A connection that is in use.
+#[derive(Debug)]
+pub(super) struct Lease {
+    pub(super) link: Link,
+    pub(super) active: Active,
+    pub(super) _permit: Option<Permit>,
+    pub(super) keepalive: u32,
+}
+
+impl Lease {
+    /// The answer has ended: the connection can serve again, once the request has too.
+    fn give_back(self, route: &Arc<Route>) {
+        let Self { mut link, active, keepalive, .. } = self;
+        let route = Arc::clone(route);
+        if link.sender.is_ready() {
+            route.pool.give_back(active.backend(), link, keepalive, clock::timer());
+        } else if !link.sender.is_closed() {
+            tokio::spawn(async move {
+                if let Ok(Ok(())) = timeout(READY, link.sender.ready()).await {
+                    route.pool.give_back(active.backend(), link, keepalive, clock::timer());
+                }
+            });
+        }
+    }
+}
+
+impl Answer {
+    /// An answer of our own.
+    pub(super) fn own(
+        status: StatusCode,
+        close: bool,
+        (route, under, entry): (&Arc<Route>, Under, Option<Box<Entry>>),
+    ) -> Response<Self> {
+        let reason = status.canonical_reason().unwrap_or_default();
+        let text = Bytes::from(format!("{} {reason}\n", status.as_u16()));
+        let content = Content::Own(Some(text));
+        let mut response = Response::new(Self::new(content, status, route, under, entry));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        if close {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    /// A backend's answer. Its body is `incoming`, on the leased connection.
+    pub(super) fn relay(
+        status: StatusCode,
+        incoming: Incoming,
+        lease: Lease,
+        read_timeout: Duration,
+        (route, under, entry): (&Arc<Route>, Under, Option<Box<Entry>>),
+    ) -> Self {
+        let lease = Some(lease);
+        let relay = Relay { incoming, lease, pause: None, read_timeout, broken: false };
+        Self::new(Content::Backend(relay), status, route, under, entry)
+    }
+
+    /// No body.
+    pub(super) fn empty(
+        status: StatusCode,
+        (route, under, entry): (&Arc<Route>, Under, Option<Box<Entry>>),
+    ) -> Self {
+        Self::new(Content::Own(None), status, route, under, entry)
+    }
+
+    fn new(
+        content: Content,
+        status: StatusCode,
+        route: &Arc<Route>,
+        under: Under,
+        entry: Option<Box<Entry>>,
+    ) -> Self {
+        route.service.stats.answered(status);
+        Self { content, route: Arc::clone(route), status, bytes: 0, entry, _under: under }
+    }
+}
+
+impl Relay {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
+            let until = self.read_timeout;
+            let pause = self
+                .pause
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(clock::timer() + until)));
+            ready!(pause.as_mut().poll(cx));
+            return Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())));
+        };
+        self.pause = None;
+        Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)))
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let this = &mut *self;
+        let frame = match &mut this.content {
+            Content::Own(text) => text.take().map(|text| Ok(Frame::data(text))),
+            Content::Backend(relay) => {
+                let frame = ready!(relay.poll(cx));
+                match &frame {
+                    None => {
+                        if let Some(lease) = relay.lease.take() {
+                            lease.give_back(&this.route);
+                        }
+                    }
+                    Some(Err(_)) => {
+                        relay.broken = true;
+                        relay.lease = None;
+                        this.route.service.stats.truncated.add();
+                    }
+                    Some(Ok(_)) => {}
+                }
+                frame
+            }
+        };
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            this.bytes += data.len() as u64;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Own(text) => text.is_none(),
+            Content::Backend(relay) => relay.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Own(text) => {
+                SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
+            }
+            Content::Backend(relay) => relay.incoming.size_hint(),
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        let mut whole = true;
+        if let Content::Backend(relay) = &mut self.content
+            && let Some(lease) = relay.lease.take()
+        {
+            // hyper does not ask a body of known length for its end.
+            whole = relay.incoming.is_end_stream();
+            if whole {
+                lease.give_back(&self.route);
+            }
+        } else if let Content::Backend(relay) = &self.content {
+            whole = !relay.broken;
+        }
+        if let Some(entry) = self.entry.take() {
+            entry.end(self.status, self.bytes, whole);
+        }
+    }
+}

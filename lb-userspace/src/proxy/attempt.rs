@@ -1,0 +1,88 @@
+//! One attempt: a request on a connection, and the head of its answer.
+
+use std::{io, time::Duration};
+
+use hyper::{Request, Response, body::Incoming};
+use tokio::time::Instant;
+
+use super::{
+    backend::Backend,
+    connect::Link,
+    decide::Failure,
+    kept::{Kept, Sending},
+    stream,
+};
+use crate::{clock, config};
+
+/// How often it is looked whether there is still an answer to wait for.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How an attempt ended without an answer.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) failure: Failure,
+    /// The backend may have the request.
+    pub(super) sent: bool,
+}
+
+/// When an attempt is given up.
+#[derive(Clone, Copy)]
+pub(super) struct Patience<'a> {
+    pub(super) proxy: &'a config::Proxy,
+    /// `next_upstream_timeout`.
+    pub(super) deadline: Option<Instant>,
+    /// Whether nothing speaks against asking another backend: then a host that is silent, or a backend
+    /// that is down meanwhile, is not waited for.
+    pub(super) hasty: &'a (dyn Fn() -> bool + Sync),
+}
+
+/// Sends the request, and waits for the head of the final answer.
+pub(super) async fn attempt(
+    link: &mut Link,
+    backend: &Backend,
+    request: Request<Sending>,
+    body: &Kept,
+    patience: Patience<'_>,
+) -> Result<Response<Incoming>, Failed> {
+    let begun = clock::timer();
+    let answer = link.sender.try_send_request(request);
+    tokio::pin!(answer);
+    loop {
+        let mut wake = clock::timer() + LOOK;
+        if let Some(deadline) = patience.deadline {
+            wake = wake.min(deadline);
+        }
+        if let Ok(answer) = tokio::time::timeout_at(wake, &mut answer).await {
+            return answer.map_err(|mut error| {
+                let sent = error.take_message().is_none();
+                Failed { failure: failure(error.error()), sent }
+            });
+        }
+        let now = clock::timer();
+        if patience.deadline.is_some_and(|deadline| now >= deadline) {
+            return Err(Failed { failure: Failure::Deadline, sent: true });
+        }
+        let read_timeout = patience.proxy.read_timeout;
+        let is_late = body.sent(begun).is_some_and(|sent| now >= sent + read_timeout);
+        let is_gone = || backend.is_condemned() || stream::is_silent(&link.tcp);
+        if is_late || (is_gone() && (patience.hasty)()) {
+            return Err(Failed { failure: Failure::ReadTimeout, sent: true });
+        }
+    }
+}
+
+fn failure(error: &hyper::Error) -> Failure {
+    if error.is_parse() {
+        return Failure::InvalidHeader;
+    }
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(io) = cause.downcast_ref::<io::Error>()
+            && io.kind() == io::ErrorKind::TimedOut
+        {
+            return Failure::SendTimeout;
+        }
+        source = cause.source();
+    }
+    Failure::Closed
+}

@@ -1,0 +1,190 @@
+//! A client's connection, as hyper reads it: behind [`Strict`].
+//!
+//! hyper cannot be told why a head is refused. So it is given another request in its place, one that
+//! says nothing but that it is the last; whoever answers it asks [`Edge::refusal`] first.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::{
+    refuse::Refusal,
+    strict::{Fed, Strict},
+};
+
+/// What hyper reads in place of a head that is refused.
+const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n";
+
+/// What the reader of a connection and those who answer it tell each other.
+#[derive(Debug, Default)]
+pub(super) struct Edge {
+    /// What is refused: the request of this number, or its body.
+    refusal: OnceLock<(u32, Refusal)>,
+    /// Requests that have been answered, or are being.
+    seen: AtomicU32,
+    /// The protocol has changed: the bytes are no requests.
+    switched: AtomicBool,
+    amid_head: AtomicBool,
+}
+
+impl Edge {
+    /// Counts a request; says why it is refused, if it is.
+    pub(super) fn next(&self) -> (u32, Option<Refusal>) {
+        let number = self.seen.fetch_add(1, Ordering::Relaxed) + 1;
+        (number, self.refusal(number))
+    }
+
+    /// Why the request of this number, or its body, is refused.
+    pub(super) fn refusal(&self, number: u32) -> Option<Refusal> {
+        self.refusal.get().filter(|(refused, _)| *refused == number).map(|(_, refusal)| *refusal)
+    }
+
+    /// The protocol changes after this answer.
+    pub(super) fn switch(&self) {
+        self.switched.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether anything was refused.
+    pub(super) fn has_refused(&self) -> bool {
+        self.refusal.get().is_some()
+    }
+
+    /// Whether a head had begun, and not ended, when the connection did.
+    pub(super) fn is_amid_head(&self) -> bool {
+        self.amid_head.load(Ordering::Relaxed)
+    }
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Strictly<S> {
+    stream: S,
+    strict: Strict,
+    edge: Arc<Edge>,
+    /// Bytes, of those that are held or stand in for them, that may go on.
+    ready: usize,
+    /// What comes after them is refused for this.
+    refusal: Option<Refusal>,
+    refused: bool,
+}
+
+impl<S> Strictly<S> {
+    pub(super) fn new(stream: S, edge: Arc<Edge>) -> Self {
+        Self { stream, strict: Strict::default(), edge, ready: 0, refusal: None, refused: false }
+    }
+
+    /// Takes note of a refusal. A body that is refused ends with an error.
+    fn refuse(&mut self, refusal: Refusal) -> io::Result<()> {
+        let amid_body = refusal == Refusal::Chunk;
+        let number = self.strict.heads() + u32::from(!amid_body);
+        // There is one at most.
+        let _ = self.edge.refusal.set((number, refusal));
+        self.refused = true;
+        if amid_body {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, refusal));
+        }
+        let held = self.strict.held();
+        held.clear();
+        held.extend_from_slice(STAND_IN);
+        self.ready = STAND_IN.len();
+        Ok(())
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Strictly<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        loop {
+            let switched = this.edge.switched.load(Ordering::Relaxed);
+            if switched {
+                this.ready = this.strict.held().len();
+            }
+            if this.ready > 0 {
+                let passed = this.ready.min(buf.remaining());
+                let held = this.strict.held();
+                buf.put_slice(&held[..passed]);
+                held.drain(..passed);
+                this.ready -= passed;
+                return Poll::Ready(Ok(()));
+            }
+            if let Some(refusal) = this.refusal.take() {
+                this.refuse(refusal)?;
+                continue;
+            }
+            if this.refused {
+                // The answer to what stands in ends the connection.
+                return Poll::Pending;
+            }
+            if switched || this.strict.free() >= buf.remaining() as u64 {
+                let before = buf.filled().len();
+                ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+                if !switched {
+                    // All of it is a body's.
+                    let _ = this.strict.feed(&buf.filled()[before..]);
+                }
+                return Poll::Ready(Ok(()));
+            }
+            let before = buf.filled().len();
+            let held = !this.strict.held().is_empty();
+            ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+            let new = &buf.filled()[before..];
+            if new.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            let Fed { passed, refusal } = this.strict.feed(new);
+            this.edge.amid_head.store(this.strict.is_amid_head(), Ordering::Relaxed);
+            this.refusal = refusal;
+            if held {
+                buf.set_filled(before);
+                this.ready = passed;
+            } else {
+                buf.set_filled(before + passed);
+                if passed > 0 {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Strictly<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

@@ -1,0 +1,66 @@
+//! The head of a request, as backends get it.
+
+use hyper::{
+    HeaderMap, Method, Request, Uri, Version,
+    header::{HOST, HeaderValue},
+    http::{request, uri},
+};
+
+use super::{access::Entry, headers, kept::Sending, serve::Client};
+
+/// The head of a request, as backends get it.
+pub(super) struct Head {
+    pub(super) method: Method,
+    uri: Uri,
+    pub(super) headers: HeaderMap,
+    /// It asks for a change of protocol.
+    pub(super) upgrade: bool,
+}
+
+impl Head {
+    pub(super) fn new(
+        parts: request::Parts,
+        client: &Client,
+        host: &HeaderValue,
+        entry: Option<&mut Entry>,
+    ) -> Self {
+        let request::Parts { method, uri, version, mut headers, .. } = parts;
+        let upgrade = headers::strip_hop_by_hop(&mut headers)
+            .filter(|protocol| version == Version::HTTP_11 && headers::may_upgrade(protocol));
+        headers.insert(HOST, host.clone());
+        headers::join_cookies(&mut headers);
+        let id = headers::put_forwarded(&mut headers, client.address, host, client.scheme);
+        if let Some(entry) = entry {
+            entry.describe(&headers, host, &id);
+        }
+        let asks = upgrade.is_some();
+        if let Some(protocol) = upgrade {
+            headers::put_upgrade(&mut headers, protocol);
+        }
+        Self { method, uri: origin(uri), headers, upgrade: asks }
+    }
+
+    pub(super) fn request(&self, body: Sending) -> Request<Sending> {
+        let mut request = Request::new(body);
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = self.headers.clone();
+        request
+    }
+}
+
+/// The target without scheme and host (RFC 9112, section 3.2.1).
+fn origin(target: Uri) -> Uri {
+    if target.authority().is_none() {
+        return target;
+    }
+    let mut parts = uri::Parts::default();
+    parts.path_and_query = target.into_parts().path_and_query;
+    Uri::from_parts(parts).unwrap_or_default()
+}
+
+/// The host of a request that names none.
+pub(super) fn authority(client: &Client) -> HeaderValue {
+    let listen = client.route.service.listen.to_string();
+    HeaderValue::try_from(listen).unwrap_or(HeaderValue::from_static(""))
+}

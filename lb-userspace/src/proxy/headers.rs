@@ -1,0 +1,286 @@
+//! Header fields: which end here, and which are added.
+
+use std::net::{IpAddr, SocketAddr};
+
+use hyper::{
+    HeaderMap,
+    header::{
+        CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, TE,
+        TRANSFER_ENCODING, UPGRADE,
+    },
+};
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// The key by which a backend knows a request again.
+pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// The name of a request, for logs.
+pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Longest name that a client may give a request.
+const ID_BYTES: usize = 128;
+
+/// Removes what is for this connection alone (RFC 9110, section 7.6.1): the fields that are so by
+/// definition, and those that `Connection` names. Gives the protocol that the sender wants to change
+/// to, if it does.
+pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
+    let mut upgrade = false;
+    if headers.contains_key(CONNECTION) {
+        let nominated: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+            .collect();
+        for name in nominated {
+            if name == UPGRADE {
+                upgrade = true;
+            } else if !is_kept(&name) {
+                headers.remove(name);
+            }
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in [KEEP_ALIVE, PROXY_CONNECTION, TE] {
+        headers.remove(name);
+    }
+    // What comes with chunks has the length that it has.
+    if headers.remove(TRANSFER_ENCODING).is_some() {
+        headers.remove(CONTENT_LENGTH);
+    }
+    headers.remove(UPGRADE).filter(|_| upgrade)
+}
+
+/// Fields that a request is not understood without: naming them in `Connection` would take them away
+/// from the backend.
+fn is_kept(name: &HeaderName) -> bool {
+    *name == HOST
+        || *name == CONTENT_LENGTH
+        || *name == TRANSFER_ENCODING
+        || [FORWARDED, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO].contains(name)
+}
+
+/// Whether the length of an answer is said in two ways: then it is none. One that is said twice alike
+/// is said once afterwards.
+pub(super) fn has_two_lengths(headers: &mut HeaderMap) -> bool {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let first = lengths.next().cloned();
+    match (first, lengths.next()) {
+        (Some(first), Some(second)) => {
+            let differ = *second != first || lengths.any(|length| *length != first);
+            headers.insert(CONTENT_LENGTH, first);
+            differ
+        }
+        _ => false,
+    }
+}
+
+/// Whether a client may change to a protocol. Not to HTTP/2 in the clear: its requests would reach the
+/// backend unseen (RFC 9113 has done away with it).
+pub(super) fn may_upgrade(protocol: &HeaderValue) -> bool {
+    let mut protocols = protocol.as_bytes().split(|byte| *byte == b',');
+    !protocols.any(|it| it.trim_ascii().to_ascii_lowercase().starts_with(b"h2c"))
+}
+
+/// HTTP/2 may send cookies one by one; HTTP/1.1 has one field for all (RFC 9113, section 8.2.3).
+pub(super) fn join_cookies(headers: &mut HeaderMap) {
+    let mut cookies = headers.get_all(COOKIE).iter();
+    if cookies.next().is_none() || cookies.next().is_none() {
+        return;
+    }
+    let all: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&all.join(&b"; "[..])) {
+        headers.insert(COOKIE, joined);
+    }
+}
+
+/// Asks for a change of protocol.
+pub(super) fn put_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, protocol);
+}
+
+/// Says for whom the request is made: `X-Forwarded-*`, `Forwarded` (RFC 7239), `X-Request-Id`. Gives
+/// the latter.
+pub(super) fn put_forwarded(
+    headers: &mut HeaderMap,
+    client: SocketAddr,
+    host: &HeaderValue,
+    scheme: &'static str,
+) -> HeaderValue {
+    headers.remove(EXPECT);
+    let address = client.ip().to_canonical();
+    append(headers, X_FORWARDED_FOR, &address.to_string());
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    headers.insert(X_FORWARDED_HOST, host.clone());
+    append(headers, FORWARDED, &forwarded(address, host, scheme));
+    let given = headers.get(X_REQUEST_ID).filter(|id| is_fit_id(id.as_bytes()));
+    if let Some(given) = given {
+        return given.clone();
+    }
+    let id = format!("{:032x}", fastrand::u128(..));
+    let id = HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"));
+    headers.insert(X_REQUEST_ID, id.clone());
+    id
+}
+
+/// An element of `Forwarded`. IPv6 addresses stand in brackets and quotation marks.
+fn forwarded(address: IpAddr, host: &HeaderValue, scheme: &str) -> String {
+    let by = match address {
+        IpAddr::V4(address) => format!("for={address}"),
+        IpAddr::V6(address) => format!("for=\"[{address}]\""),
+    };
+    match host.to_str() {
+        Ok(host) if !host.contains(['"', '\\']) => {
+            format!("{by};host=\"{host}\";proto={scheme}")
+        }
+        _ => format!("{by};proto={scheme}"),
+    }
+}
+
+/// Adds to a list. What the client has sent stands first: it is not to be trusted, and who reads the
+/// list knows that the last entry is ours.
+fn append(headers: &mut HeaderMap, name: HeaderName, entry: &str) {
+    let before = headers.get_all(&name).iter().map(HeaderValue::as_bytes);
+    let mut list = before.fold(Vec::new(), |mut list, value| {
+        list.extend_from_slice(value);
+        list.extend_from_slice(b", ");
+        list
+    });
+    list.extend_from_slice(entry.as_bytes());
+    if let Ok(value) = HeaderValue::from_bytes(&list) {
+        headers.insert(name, value);
+    }
+}
+
+fn is_fit_id(id: &[u8]) -> bool {
+    !id.is_empty() && id.len() <= ID_BYTES && id.iter().all(u8::is_ascii_graphic)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
+        let lines = lines
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        let mut map = HeaderMap::new();
+        for (name, value) in lines {
+            map.append(name, value);
+        }
+        map
+    }
+
+    #[test]
+    fn what_is_for_one_connection_ends_there() {
+        let mut given = headers(&[
+            ("host", "example.org"),
+            ("connection", "keep-alive, X-Private,host"),
+            ("connection", "x-forwarded-for , Transfer-Encoding"),
+            ("x-private", "1"),
+            ("x-forwarded-for", "198.51.100.1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "close"),
+            ("te", "trailers"),
+            ("upgrade", "websocket"),
+            ("transfer-encoding", "chunked"),
+            ("content-length", "5"),
+            ("accept", "*/*"),
+        ]);
+        assert_eq!(strip_hop_by_hop(&mut given), None, "`Connection` does not say upgrade");
+        let left = headers(&[
+            ("host", "example.org"),
+            ("x-forwarded-for", "198.51.100.1"),
+            ("accept", "*/*"),
+        ]);
+        assert_eq!(given, left);
+    }
+
+    #[test]
+    fn an_upgrade_is_found() {
+        let mut given = headers(&[("connection", "Upgrade"), ("upgrade", "websocket")]);
+        assert_eq!(strip_hop_by_hop(&mut given).unwrap(), "websocket");
+        assert!(given.is_empty());
+        let mut without = headers(&[("connection", "upgrade")]);
+        assert_eq!(strip_hop_by_hop(&mut without), None);
+    }
+
+    #[test]
+    fn a_length_is_said_once() {
+        for (lengths, two) in
+            [(&[][..], false), (&["1"], false), (&["1", "1", "1"], false), (&["1", "1", "2"], true)]
+        {
+            let mut given = HeaderMap::new();
+            for length in lengths {
+                given.append(CONTENT_LENGTH, HeaderValue::from_static(length));
+            }
+            assert_eq!(has_two_lengths(&mut given), two, "{lengths:?}");
+            assert!(given.get_all(CONTENT_LENGTH).iter().count() < 2, "{lengths:?}");
+        }
+    }
+
+    #[test]
+    fn cookies_come_in_one_field() {
+        let mut given = headers(&[("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "c=3")]);
+        join_cookies(&mut given);
+        assert_eq!(given.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2; c=3"]);
+    }
+
+    #[test]
+    fn nobody_changes_to_http_2() {
+        for (protocol, may) in
+            [("websocket", true), ("h2c", false), ("websocket, H2C", false), ("x-h2c", true)]
+        {
+            assert_eq!(may_upgrade(&HeaderValue::from_static(protocol)), may, "{protocol}");
+        }
+    }
+
+    #[test]
+    fn the_client_is_named() {
+        let client = "192.0.2.9:40000".parse().unwrap();
+        let host = HeaderValue::from_static("example.org:80");
+        let mut given = headers(&[
+            ("x-forwarded-for", "198.51.100.1"),
+            ("x-forwarded-for", "198.51.100.2"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "evil"),
+            ("forwarded", "for=evil"),
+            ("expect", "100-continue"),
+        ]);
+        let id = put_forwarded(&mut given, client, &host, "http");
+        assert_eq!(given["x-forwarded-for"], "198.51.100.1, 198.51.100.2, 192.0.2.9");
+        assert_eq!(given.get_all("x-forwarded-for").iter().count(), 1);
+        assert_eq!(given["x-forwarded-proto"], "http");
+        assert_eq!(given["x-forwarded-host"], "example.org:80");
+        let forwarded = "for=evil, for=192.0.2.9;host=\"example.org:80\";proto=http";
+        assert_eq!(given["forwarded"], forwarded);
+        assert!(!given.contains_key("expect"));
+        assert_eq!(given["x-request-id"], id);
+        assert_eq!(id.len(), 32);
+        let mut given = HeaderMap::new();
+        let client = "[2001:db8::9]:40000".parse().unwrap();
+        put_forwarded(&mut given, client, &host, "https");
+        let forwarded = "for=\"[2001:db8::9]\";host=\"example.org:80\";proto=https";
+        assert_eq!(given["forwarded"], forwarded);
+    }
+
+    #[test]
+    fn a_request_keeps_a_name_that_is_one() {
+        let client = "192.0.2.9:40000".parse().unwrap();
+        let host = HeaderValue::from_static("example.org");
+        for (given, kept) in [("abc-123", true), ("two words", false), ("", false)] {
+            let mut map = headers(&[]);
+            map.insert(X_REQUEST_ID, HeaderValue::from_static(given));
+            let id = put_forwarded(&mut map, client, &host, "http");
+            assert_eq!(id == given, kept, "{given}");
+            assert_eq!(map[X_REQUEST_ID], id);
+        }
+    }
+}

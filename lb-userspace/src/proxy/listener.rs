@@ -1,0 +1,52 @@
+//! The listening sockets.
+
+use std::{io, net::SocketAddr};
+
+use nix::sys::{
+    resource::{Resource, getrlimit, setrlimit},
+    socket::{setsockopt, sockopt},
+};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Connections that wait until a worker takes them; the kernel cuts it to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// Lets this process have as many file descriptors as it may: a connection through the proxy needs two.
+pub(super) fn take_descriptors() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "raise the limit of open files");
+    }
+}
+
+/// A socket that listens there, whether this node has the address or not: it may get it at any time.
+/// Several may listen at one place; the kernel spreads connections over them.
+pub(super) fn bind(listen: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let domain = Domain::for_address(listen);
+    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    if listen.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // One option for both families (ip(7)).
+    setsockopt(&socket, sockopt::IpFreebind, &true)?;
+    socket.bind(&listen.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_nobody_has_can_be_listened_on_twice() {
+        for listen in ["198.51.100.7:0", "[2001:db8::7]:0"] {
+            let one = bind(listen.parse().unwrap()).unwrap();
+            bind(one.local_addr().unwrap()).unwrap();
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! The connections of clients.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use hyper::{
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::watch,
+    time::{MissedTickBehavior, interval, sleep},
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::{
+    edge::{Edge, Strictly},
+    exchange,
+    pool::Pool,
+    service::{LEAVE, Open, Phase, Service, View},
+    stream::Stream,
+    strict::{HEAD_BYTES, HEADERS},
+    tls,
+};
+use crate::clock;
+
+/// Most requests of a connection that are under way at once, with HTTP/2 (nginx:
+/// `http2_max_concurrent_streams`).
+const STREAMS: u32 = 128;
+
+/// Silence after which the kernel asks a client whether it is still there.
+const KEEPALIVE: Duration = Duration::from_mins(2);
+
+/// How long, and how much, is still read of a client that was refused.
+const LINGER: Duration = Duration::from_secs(5);
+const LINGER_BYTES: usize = 1 << 20;
+
+/// How often unused connections are looked through.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// A service, as one worker has it.
+#[derive(Debug)]
+pub(super) struct Route {
+    pub(super) service: Arc<Service>,
+    view: watch::Receiver<Arc<View>>,
+    pub(super) pool: Pool,
+    turn: AtomicU32,
+}
+
+/// Who a connection is from.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) route: Arc<Route>,
+    pub(super) address: SocketAddr,
+    pub(super) scheme: &'static str,
+    pub(super) open: Arc<Open>,
+    pub(super) edge: Arc<Edge>,
+}
+
+impl Route {
+    pub(super) fn new(service: Arc<Service>) -> Arc<Self> {
+        let view = service.watch();
+        let turn = AtomicU32::new(fastrand::u32(..));
+        Arc::new(Self { service, view, pool: Pool::default(), turn })
+    }
+
+    /// What holds now.
+    pub(super) fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.borrow())
+    }
+
+    pub(super) fn phase(&self) -> watch::Receiver<Phase> {
+        self.service.phase()
+    }
+
+    /// The next turn of the round robin.
+    pub(super) fn turn(&self) -> u32 {
+        self.turn.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A connection could not be taken.
+    pub(super) fn count_accept_failure(&self, error: &io::Error) {
+        tracing::warn!(%error, service = self.service.name, "take a connection");
+    }
+
+    /// Closes connections to backends that are of no use any more, until the service ends.
+    pub(super) async fn sweep(self: Arc<Self>) {
+        let mut phase = self.phase();
+        let mut ticks = interval(SWEEP);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = phase.wait_for(|phase| *phase != Phase::Serving) => break,
+                _ = ticks.tick() => {}
+            }
+            let view = self.view();
+            self.pool.sweep(clock::timer(), |address| {
+                view.seats.iter().any(|seat| seat.backend.address == address && seat.serving)
+            });
+        }
+        self.pool.sweep(clock::timer(), |_| false);
+    }
+}
+
+/// Serves one connection to its end.
+pub(super) async fn connection(route: Arc<Route>, tcp: TcpStream, address: SocketAddr) {
+    let open = Arc::new(route.service.open());
+    route.service.stats.connections.add();
+    // It works without both, only worse.
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
+    let _ = tcp.set_nodelay(true);
+    let _ = SockRef::from(&tcp).set_tcp_keepalive(&keepalive);
+    let tcp = Arc::new(tcp);
+    let view = route.view();
+    let timeout = view.proxy.client_timeout;
+    let stream = Stream::new(Arc::clone(&tcp), timeout);
+    let edge = Arc::<Edge>::default();
+    let scheme = if view.tls.is_some() { "https" } else { "http" };
+    let client = Arc::new(Client {
+        route: Arc::clone(&route),
+        address,
+        scheme,
+        open,
+        edge: Arc::clone(&edge),
+    });
+    if let Some(tls) = &view.tls {
+        let handshake = TlsAcceptor::from(Arc::clone(tls)).accept(stream);
+        let Ok(Ok(stream)) = tokio::time::timeout(timeout, handshake).await else {
+            route.service.stats.handshakes.add();
+            return;
+        };
+        if stream.get_ref().1.alpn_protocol() == Some(tls::HTTP_2) {
+            http2(client, stream, timeout).await;
+            return;
+        }
+        http1(client, stream, timeout).await;
+    } else {
+        http1(client, stream, timeout).await;
+    }
+    if edge.has_refused() {
+        // It ends only with the last copy of the descriptor.
+        let _ = tokio::time::timeout(LINGER, linger(&tcp)).await;
+    }
+}
+
+async fn http1<S>(client: Arc<Client>, stream: S, timeout: Duration)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (route, edge) = (Arc::clone(&client.route), Arc::clone(&client.edge));
+    let stream = Strictly::new(stream, Arc::clone(&edge));
+    let service = service_fn(move |request| {
+        let client = Arc::clone(&client);
+        async move { Ok::<_, Infallible>(exchange::exchange(&client, request).await) }
+    });
+    let mut builder = http1::Builder::new();
+    // nginx: `client_header_timeout` and `keepalive_timeout`.
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(timeout)
+        .max_buf_size(HEAD_BYTES)
+        .max_headers(HEADERS);
+    let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
+    let result =
+        until_told(&route, connection, http1::UpgradeableConnection::graceful_shutdown).await;
+    if result.is_err_and(|error| error.is_timeout()) && edge.is_amid_head() {
+        route.service.stats.slow_heads.add();
+    }
+}
+
+async fn http2<S>(client: Arc<Client>, stream: S, timeout: Duration)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let route = Arc::clone(&client.route);
+    let service = service_fn(move |request| {
+        let client = Arc::clone(&client);
+        async move { Ok::<_, Infallible>(exchange::exchange(&client, request).await) }
+    });
+    // Streams that are reset as fast as they are opened are bounded by hyper and h2 themselves.
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .keep_alive_interval(timeout)
+        .keep_alive_timeout(timeout)
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(HEAD_BYTES as u32);
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    // How it ended is the client's matter.
+    let _ = until_told(&route, connection, http2::Connection::graceful_shutdown).await;
+}
+
+/// Runs a connection to its end, which is told it when the service ends.
+async fn until_told<C: Future<Output = hyper::Result<()>>>(
+    route: &Route,
+    connection: C,
+    tell: impl Fn(Pin<&mut C>),
+) -> hyper::Result<()> {
+    let mut phase = route.phase();
+    tokio::pin!(connection);
+    let (mut seen, mut told) = (Phase::Serving, false);
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut connection => return result,
+            phase = next(&mut phase, seen) => match phase {
+                Phase::Serving | Phase::Draining => seen = phase,
+                Phase::Cut => return Ok(()),
+            },
+            () = sleep(LEAVE), if seen == Phase::Draining && !told => {
+                // Answers until now have said that they are the last; who has not asked is cut off.
+                tell(connection.as_mut());
+                told = true;
+            }
+        }
+    }
+}
+
+/// Reads what a client still sends that has been refused, so that it reads its answer before the
+/// connection is reset (RFC 9112, section 9.6).
+async fn linger(tcp: &TcpStream) -> io::Result<()> {
+    let mut left = LINGER_BYTES;
+    let mut bytes = [0; 4096];
+    while left > 0 {
+        tcp.readable().await?;
+        match tcp.try_read(&mut bytes) {
+            Ok(0) => break,
+            Ok(read) => left = left.saturating_sub(read),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The phase after the one that has been seen.
+async fn next(phase: &mut watch::Receiver<Phase>, seen: Phase) -> Phase {
+    // It fails only if the service is gone, which this connection holds.
+    phase.wait_for(|phase| *phase != seen).await.map_or(Phase::Cut, |phase| *phase)
+}

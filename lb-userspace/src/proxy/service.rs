@@ -1,0 +1,291 @@
+//! A proxied service, as all workers share it.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use lb_common::service::Balance;
+use tokio::{sync::watch, task::JoinHandle, time::timeout};
+
+use super::{
+    access::Log,
+    backend::Backend,
+    budget::Budget,
+    stats::{Stats, Status},
+    tls,
+};
+use crate::{
+    config,
+    control::{
+        plan::DesiredService,
+        state::{Record, ServiceState},
+        verdict::{Admin, Why},
+    },
+    health::Health,
+};
+
+/// Whether a service goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// It takes connections.
+    Serving,
+    /// None should come any more, and those that are open end with the next answer, or after
+    /// [`LEAVE`].
+    Draining,
+    /// They end now.
+    Cut,
+}
+
+/// How long a service that ends still takes connections and requests: those that were on their way when
+/// new ones were turned elsewhere.
+pub(super) const LEAVE: Duration = Duration::from_secs(1);
+
+/// A service.
+#[derive(Debug)]
+pub(super) struct Service {
+    pub(super) name: String,
+    pub(super) listen: SocketAddr,
+    view: watch::Sender<Arc<View>>,
+    phase: watch::Sender<Phase>,
+    /// What the seats were made of.
+    judged: Mutex<Arc<DesiredService>>,
+    open: watch::Sender<u64>,
+    /// The phase is not the first.
+    ends: AtomicBool,
+    pub(super) stats: Stats,
+    pub(super) budget: Arc<Budget>,
+    pub(super) memory: Memory,
+}
+
+/// What holds for a service now.
+#[derive(Clone, Debug)]
+pub(super) struct View {
+    pub(super) proxy: Arc<config::Proxy>,
+    pub(super) balance: Balance,
+    pub(super) drain_timeout: Duration,
+    /// In the order of the configuration.
+    pub(super) seats: Vec<Seat>,
+    pub(super) log: Option<Arc<Log>>,
+    pub(super) tls: Option<Arc<rustls::ServerConfig>>,
+}
+
+/// A backend and the verdict on it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Seat {
+    pub(super) backend: Arc<Backend>,
+    pub(super) weight: u32,
+    /// It gets requests.
+    pub(super) serving: bool,
+    /// It gets those that no serving backend could answer.
+    pub(super) spare: bool,
+}
+
+impl PartialEq for Backend {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other)
+    }
+}
+
+/// Memory for bodies that are kept to be sent again.
+#[derive(Debug, Default)]
+pub(super) struct Memory(AtomicU64);
+
+/// Bytes that a service's requests may keep together.
+const MOST_KEPT: u64 = 256 << 20;
+
+impl Memory {
+    /// Takes so many bytes, if there are so many left.
+    pub(super) fn take(&self, bytes: u64) -> bool {
+        let taken = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |kept| {
+            (kept + bytes <= MOST_KEPT).then_some(kept + bytes)
+        });
+        taken.is_ok()
+    }
+
+    pub(super) fn give_back(&self, bytes: u64) {
+        self.0.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Service {
+    pub(super) fn new(state: &ServiceState, proxy: &Arc<config::Proxy>) -> io::Result<Arc<Self>> {
+        let log = proxy.access_log.as_deref().map(Log::open).transpose()?;
+        let view = View {
+            proxy: Arc::clone(proxy),
+            balance: state.config.balance,
+            drain_timeout: state.config.drain_timeout,
+            seats: seats(state, &[]),
+            log,
+            tls: server(proxy).map_err(io::Error::other)?,
+        };
+        Ok(Arc::new(Self {
+            name: state.config.name.clone(),
+            listen: state.config.listen,
+            view: watch::Sender::new(Arc::new(view)),
+            phase: watch::Sender::new(Phase::Serving),
+            judged: Mutex::new(Arc::clone(state.desired())),
+            open: watch::Sender::new(0),
+            ends: AtomicBool::new(false),
+            stats: Stats::default(),
+            budget: Arc::default(),
+            memory: Memory::default(),
+        }))
+    }
+
+    /// Takes the verdicts.
+    pub(super) fn judge(&self, state: &ServiceState) {
+        // Whenever a verdict changes, so does what the maps should say.
+        let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
+        if Arc::ptr_eq(&judged, state.desired()) {
+            return;
+        }
+        *judged = Arc::clone(state.desired());
+        drop(judged);
+        self.view.send_if_modified(|view| {
+            let seats = seats(state, &view.seats);
+            let new = seats != view.seats;
+            if new {
+                *view = Arc::new(View { seats, ..View::clone(view) });
+            }
+            new
+        });
+    }
+
+    /// Takes the configuration, and reads anew what it names. What cannot be read stays as it was, and
+    /// is said.
+    pub(super) fn follow(
+        &self,
+        state: &ServiceState,
+        proxy: &Arc<config::Proxy>,
+    ) -> Option<String> {
+        let mut wrong = None;
+        self.view.send_modify(|view| {
+            let log = match (&view.log, &proxy.access_log) {
+                (_, None) => None,
+                (Some(log), Some(path)) if log.path() == path => {
+                    // Whoever turns logs moves the old file away and reloads.
+                    log.reopen();
+                    Some(Arc::clone(log))
+                }
+                (_, Some(path)) => {
+                    Log::open(path).map_err(|error| wrong = Some(error.to_string())).ok()
+                }
+            };
+            let tls = server(proxy).unwrap_or_else(|error| {
+                wrong = Some(error.to_string());
+                view.tls.clone()
+            });
+            *view = Arc::new(View {
+                proxy: Arc::clone(proxy),
+                balance: state.config.balance,
+                drain_timeout: state.config.drain_timeout,
+                seats: seats(state, &view.seats),
+                log,
+                tls,
+            });
+        });
+        wrong
+    }
+
+    /// What holds now, for a worker.
+    pub(super) fn watch(&self) -> watch::Receiver<Arc<View>> {
+        self.view.subscribe()
+    }
+
+    /// Whether it goes on.
+    pub(super) fn phase(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+
+    /// Whether each answer should be a connection's last.
+    pub(super) fn ends(&self) -> bool {
+        self.ends.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn drain_timeout(&self) -> Duration {
+        self.view.borrow().drain_timeout
+    }
+
+    /// The backend at this address.
+    pub(super) fn backend(&self, address: SocketAddr) -> Option<Arc<Backend>> {
+        let view = self.view.borrow();
+        let seat = view.seats.iter().find(|seat| seat.backend.address == address)?;
+        Some(Arc::clone(&seat.backend))
+    }
+
+    /// A connection of a client, or what became of one; open as long as this lives.
+    pub(super) fn open(self: &Arc<Self>) -> Open {
+        self.open.send_modify(|open| *open += 1);
+        Open(Arc::clone(self))
+    }
+
+    /// Takes no more connections, and ends those that there are: in order, or after this time at once.
+    pub(super) fn end(self: &Arc<Self>, within: Duration) -> JoinHandle<()> {
+        self.ends.store(true, Ordering::Relaxed);
+        self.phase.send_replace(Phase::Draining);
+        let service = Arc::clone(self);
+        let mut open = self.open.subscribe();
+        tokio::spawn(async move {
+            tokio::time::sleep(LEAVE.min(within)).await;
+            // It fails only if the sender is gone, which `service` holds.
+            let _ = timeout(within.saturating_sub(LEAVE), open.wait_for(|open| *open == 0)).await;
+            service.phase.send_replace(Phase::Cut);
+        })
+    }
+
+    pub(super) fn status(&self) -> Status {
+        self.stats.status(self.budget.requests(), *self.open.borrow())
+    }
+}
+
+/// What clients are told if they are to speak TLS.
+fn server(proxy: &config::Proxy) -> Result<Option<Arc<rustls::ServerConfig>>, tls::Error> {
+    if proxy.certificates.is_empty() {
+        return Ok(None);
+    }
+    tls::server(&proxy.certificates).map(Some)
+}
+
+/// See [`Service::open`].
+#[derive(Debug)]
+pub(super) struct Open(Arc<Service>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.send_modify(|open| *open -= 1);
+    }
+}
+
+/// The backends as they are judged; those that stay are the same as before.
+fn seats(state: &ServiceState, before: &[Seat]) -> Vec<Seat> {
+    let known: HashMap<_, _> =
+        before.iter().map(|seat| (seat.backend.address, &seat.backend)).collect();
+    let seats = state.records.iter().map(|record| {
+        let config::Backend { name, address, .. } = &record.config;
+        let known = known.get(address).filter(|backend| backend.name == *name);
+        let backend =
+            known.map_or_else(|| Arc::new(Backend::new(name, *address)), |it| Arc::clone(it));
+        backend.judge(is_condemned(record), record.track.patience_ms());
+        let verdict = &record.verdict;
+        Seat {
+            backend,
+            weight: verdict.weight.max(1),
+            serving: verdict.serving,
+            spare: record.wish.admin == Admin::Enabled && record.health == Health::Up,
+        }
+    });
+    seats.collect()
+}
+
+/// Whether what it has not answered yet is better asked of another.
+fn is_condemned(record: &Record) -> bool {
+    let bad = |why: &Why| matches!(why, Why::Unhealthy(_) | Why::Ejected(_));
+    !record.verdict.serving && record.verdict.reasons.iter().any(bad)
+}

@@ -1,0 +1,144 @@
+//! Counts of a proxied service.
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use hyper::StatusCode;
+use serde::{Deserialize, Serialize};
+
+use super::refuse::Refusal;
+
+/// A count that only grows.
+#[derive(Debug, Default)]
+pub(super) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(super) fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What the workers count of a service.
+#[derive(Debug, Default)]
+pub(super) struct Stats {
+    pub(super) connections: Counter,
+    pub(super) requests: Counter,
+    pub(super) tunnels: Counter,
+    pub(super) retries: Counter,
+    pub(super) reopened: Counter,
+    pub(super) budget_spent: Counter,
+    pub(super) truncated: Counter,
+    pub(super) gone: Counter,
+    pub(super) slow_heads: Counter,
+    pub(super) handshakes: Counter,
+    /// By the first digit of the status.
+    answers: [Counter; 6],
+    bad_gateway: Counter,
+    gateway_timeout: Counter,
+    refused: [Counter; Refusal::ALL.len()],
+}
+
+impl Stats {
+    /// A client was answered.
+    pub(super) fn answered(&self, status: StatusCode) {
+        if let Some(counter) = self.answers.get(usize::from(status.as_u16() / 100)) {
+            counter.add();
+        }
+    }
+
+    /// The proxy answered that no backend did.
+    pub(super) fn gave_up(&self, status: StatusCode) {
+        if status == StatusCode::GATEWAY_TIMEOUT {
+            self.gateway_timeout.add();
+        } else {
+            self.bad_gateway.add();
+        }
+    }
+
+    /// A request was refused.
+    pub(super) fn refused(&self, refusal: Refusal) {
+        self.refused[refusal as usize].add();
+    }
+
+    /// All of it.
+    pub(super) fn status(&self, active: u32, open: u64) -> Status {
+        let nonzero = |(name, count): (String, u64)| (count > 0).then_some((name, count));
+        let answers = self.answers.iter().enumerate();
+        let answers = answers.map(|(digit, count)| (format!("{digit}xx"), count.get()));
+        let refused = Refusal::ALL.iter().zip(&self.refused);
+        let refused = refused.map(|(refusal, count)| (refusal.label().to_owned(), count.get()));
+        Status {
+            connections: self.connections.get(),
+            open,
+            requests: self.requests.get(),
+            active: active.into(),
+            tunnels: self.tunnels.get(),
+            retries: self.retries.get(),
+            reopened: self.reopened.get(),
+            budget_spent: self.budget_spent.get(),
+            bad_gateway: self.bad_gateway.get(),
+            gateway_timeout: self.gateway_timeout.get(),
+            truncated: self.truncated.get(),
+            gone: self.gone.get(),
+            slow_heads: self.slow_heads.get(),
+            handshakes: self.handshakes.get(),
+            answers: answers.filter_map(nonzero).collect(),
+            refused: refused.filter_map(nonzero).collect(),
+        }
+    }
+}
+
+/// What `status` says of a service's proxy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Connections that clients have made.
+    pub connections: u64,
+    /// Those that are open.
+    pub open: u64,
+    /// Requests.
+    pub requests: u64,
+    /// Those that are under way.
+    pub active: u64,
+    /// Connections that were handed through after an upgrade.
+    pub tunnels: u64,
+    /// Attempts at another backend.
+    pub retries: u64,
+    /// Attempts on a new connection because a kept one had been closed.
+    pub reopened: u64,
+    /// Attempts that were not made because the retry budget was spent.
+    pub budget_spent: u64,
+    /// Requests that no backend answered.
+    pub bad_gateway: u64,
+    /// Requests that no backend answered in time.
+    pub gateway_timeout: u64,
+    /// Answers that the backend broke off.
+    pub truncated: u64,
+    /// Requests whose client went away before the answer.
+    pub gone: u64,
+    /// Connections on which a request's head did not come in time.
+    pub slow_heads: u64,
+    /// Connections that were not made secure.
+    #[serde(default)]
+    pub handshakes: u64,
+    /// Answers, by the class of their status.
+    pub answers: BTreeMap<String, u64>,
+    /// Requests that were refused, by reason.
+    pub refused: BTreeMap<String, u64>,
+}
+
+/// What `status` says of a backend in a service's proxy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendStatus {
+    /// Requests that were sent to it.
+    pub requests: u64,
+    /// Requests that it has now.
+    pub active: u64,
+    /// Attempts that failed and spoke against it.
+    pub failures: u64,
+}

@@ -1,0 +1,42 @@
+//! Connections that have changed their protocol: bytes, handed through in both directions.
+//!
+//! There is no limit on their silence; TCP keep-alive finds out whether both ends are still there.
+
+use std::{io, sync::Arc};
+
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::copy_bidirectional;
+
+use super::{
+    answer::Lease,
+    serve::Route,
+    service::{Open, Phase},
+};
+
+/// Hands bytes through until one side ends, or the service does.
+pub(super) fn spawn(
+    route: Arc<Route>,
+    client: OnUpgrade,
+    backend: OnUpgrade,
+    lease: Lease,
+    open: Arc<Open>,
+) {
+    route.service.stats.tunnels.add();
+    tokio::spawn(async move {
+        let mut phase = route.phase();
+        tokio::select! {
+            _ = phase.wait_for(|phase| *phase == Phase::Cut) => {}
+            // How it ended is for both ends to see.
+            _ = through(client, backend) => {}
+        }
+        drop((lease, open));
+    });
+}
+
+async fn through(client: OnUpgrade, backend: OnUpgrade) -> io::Result<()> {
+    let client = client.await.map_err(io::Error::other)?;
+    let backend = backend.await.map_err(io::Error::other)?;
+    copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(backend)).await?;
+    Ok(())
+}

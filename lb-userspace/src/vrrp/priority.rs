@@ -1,0 +1,169 @@
+//! What a node advertises, given how well it can serve.
+//!
+//! Who reaches fewer of its backends than another node must have a lower priority than that one, and
+//! nodes that all see the same must keep their order. So every node takes off the same for the same, in
+//! steps that are larger than the distance of any two of them.
+//!
+//! Pure, as the machine is.
+
+use std::time::Duration;
+
+/// How well a node can serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fitness {
+    /// The program is on the node's interface.
+    pub attached: bool,
+    /// Backends that are meant to serve.
+    pub backends: usize,
+    /// Those of them that cannot be reached.
+    pub unreachable: usize,
+}
+
+/// The priority of a node with the configured priority `own`, of nodes with the priorities `all`.
+pub fn of(own: u8, all: &[u8], fitness: Fitness) -> u8 {
+    let lowest = all.iter().copied().min().unwrap_or(own).min(own);
+    let highest = all.iter().copied().max().unwrap_or(own).max(own);
+    // At the bottom too, the nodes keep their order.
+    let least = 1 + all.iter().filter(|other| **other < own).count().min(253) as u8;
+    let least = least.min(own);
+    if !fitness.attached {
+        return least;
+    }
+    if fitness.unreachable == 0 || fitness.backends == 0 {
+        return own;
+    }
+    let step = usize::from(highest - lowest) + 1;
+    let levels = usize::from(lowest).saturating_sub(1 + all.len()) / step;
+    let level = (fitness.unreachable * levels).div_ceil(fitness.backends);
+    if level == 0 {
+        return least;
+    }
+    usize::from(own).saturating_sub(level * step).max(least.into()) as u8
+}
+
+/// A worse state counts after it has lasted so long, at least: every node has to see it.
+const FALLS_AFTER: Duration = Duration::from_secs(3);
+
+/// A better one counts after so long, and each time that it did not last makes that twice as long.
+const RISES_AFTER: Duration = Duration::from_secs(10);
+const MOST_DOUBLINGS: u32 = 5;
+
+/// A state that has lasted for so long makes up for one that did not.
+const FORGIVES_AFTER: Duration = Duration::from_mins(10);
+
+/// Follows a priority, slowly: what flaps must not make the addresses flap.
+#[derive(Clone, Copy, Debug)]
+pub struct Damper {
+    now: u8,
+    wanted: u8,
+    since: Duration,
+    doublings: u32,
+}
+
+impl Damper {
+    /// Begins at a priority.
+    pub const fn new(priority: u8) -> Self {
+        Self { now: priority, wanted: priority, since: Duration::ZERO, doublings: 0 }
+    }
+
+    /// The priority to advertise now that `wanted` would be right. `notice` is how long the slowest
+    /// check of a backend takes; `at_once` if no other node has to see it first.
+    pub fn follow(&mut self, wanted: u8, notice: Duration, at_once: bool, now: Duration) -> u8 {
+        if wanted != self.wanted {
+            self.doublings = if now >= self.since + FORGIVES_AFTER {
+                0
+            } else if wanted < self.wanted {
+                (self.doublings + 1).min(MOST_DOUBLINGS)
+            } else {
+                self.doublings
+            };
+            (self.wanted, self.since) = (wanted, now);
+        }
+        let lasts = now.saturating_sub(self.since);
+        let after = if self.wanted < self.now {
+            if at_once { Duration::ZERO } else { FALLS_AFTER.max(notice) }
+        } else {
+            RISES_AFTER * 2_u32.pow(self.doublings.saturating_sub(1))
+        };
+        if lasts >= after {
+            self.now = self.wanted;
+        }
+        self.now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn fit(backends: usize, unreachable: usize) -> Fitness {
+        Fitness { attached: true, backends, unreachable }
+    }
+
+    #[test]
+    fn one_backend_less_is_enough_to_give_way() {
+        let all = [100, 90];
+        assert_eq!(of(100, &all, fit(12, 0)), 100);
+        assert_eq!(of(100, &all, fit(12, 1)), 89);
+        assert_eq!(of(90, &all, fit(12, 1)), 79);
+        assert_eq!(of(100, &all, fit(12, 12)), 23);
+        assert_eq!(of(100, &all, Fitness { attached: false, ..fit(12, 0) }), 2);
+        assert_eq!(of(90, &all, Fitness { attached: false, ..fit(12, 0) }), 1);
+        assert_eq!(of(100, &all, fit(0, 0)), 100, "nothing to serve is no fault");
+    }
+
+    proptest! {
+        #[test]
+        fn who_sees_less_is_below_who_sees_all_and_equals_keep_their_order(
+            mut all in prop::collection::vec(1_u8..=254, 2..5),
+            backends in 1_usize..500,
+            unreachable in 1_usize..500,
+        ) {
+            all.sort_unstable();
+            all.dedup();
+            let unreachable = unreachable.min(backends);
+            let worse: Vec<u8> = all.iter().map(|own| of(*own, &all, fit(backends, unreachable))).collect();
+            prop_assert!(worse.is_sorted_by(|a, b| a < b), "{all:?} become {worse:?}");
+            prop_assert!(worse.iter().all(|priority| *priority >= 1));
+            // Nodes of the lowest priorities have no room below them.
+            if usize::from(all[0]) > 2 * all.len() + usize::from(all[all.len() - 1] - all[0]) {
+                prop_assert!(worse[worse.len() - 1] < all[0], "{all:?} become {worse:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_flaps_moves_nothing() {
+        let second = Duration::from_secs;
+        let mut damper = Damper::new(100);
+        let mut at = |wanted, seconds| damper.follow(wanted, second(2), false, second(seconds));
+        // Down and up again within three seconds, many times.
+        for time in 1000..1100 {
+            assert_eq!(at(if time % 2 == 0 { 89 } else { 100 }, time), 100);
+        }
+        // It lasts: then it counts, and what is better must last much longer.
+        assert_eq!(at(89, 1100), 100);
+        assert_eq!(at(89, 1103), 89);
+        assert_eq!(at(100, 1104), 89);
+        assert_eq!(at(100, 1104 + 159), 89);
+        assert_eq!(at(100, 1104 + 160), 100);
+        // After a long quiet time, all is forgiven.
+        assert_eq!(at(89, 5000), 100);
+        assert_eq!(at(89, 5003), 89);
+        assert_eq!(at(100, 5004), 89);
+        assert_eq!(at(100, 5014), 100);
+    }
+
+    #[test]
+    fn what_only_this_node_sees_counts_at_once() {
+        let mut damper = Damper::new(100);
+        let now = Duration::from_secs(50);
+        assert_eq!(damper.follow(2, Duration::ZERO, true, now), 2);
+        let mut slow = Damper::new(100);
+        let notice = Duration::from_secs(30);
+        assert_eq!(slow.follow(89, notice, false, now), 100);
+        assert_eq!(slow.follow(89, notice, false, now + notice), 89);
+    }
+}

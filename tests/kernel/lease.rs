@@ -1,0 +1,70 @@
+//! Who asks for a floating address gets no answer from a node whose lease is over.
+
+use lb_common::{
+    lease::{Lease, LeaseKey},
+    names,
+    reason::Reason,
+    service::mapped,
+};
+use lb_ebpf::fake::{Net, Xdp};
+use lb_tests::kernel::Kernel;
+
+const FLOWS: u32 = 64;
+
+/// IPv4 and IPv6 floating addresses of the test's own.
+const VIP: [u8; 4] = [192, 0, 2, 200];
+const VIP6: [u8; 16] = [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0];
+
+fn arp_request(target: [u8; 4]) -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend([2, 0, 0, 0, 0, 9, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend([2, 0, 0, 0, 0, 9, 192, 0, 2, 9, 0, 0, 0, 0, 0, 0]);
+    frame.extend(target);
+    frame
+}
+
+/// To the address's multicast group, or to itself (a neighbour that checks what it knows).
+fn solicitation(target: [u8; 16], to_group: bool) -> Vec<u8> {
+    let mut group = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, 0, 0, 0];
+    group[13..].copy_from_slice(&target[13..]);
+    let mut frame = vec![0x33; 6];
+    frame.extend([2, 0, 0, 0, 0, 9, 0x86, 0xdd, 0x60, 0, 0, 0, 0, 32, 58, 255]);
+    frame.extend([0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9]);
+    frame.extend(if to_group { group } else { target });
+    frame.extend([135, 0, 0, 0, 0, 0, 0, 0]);
+    frame.extend(target);
+    frame.extend([1, 1, 2, 0, 0, 0, 0, 9]);
+    frame
+}
+
+#[test]
+fn a_question_is_answered_only_within_the_lease() -> anyhow::Result<()> {
+    let mut kernel = Kernel::load(FLOWS)?;
+    kernel.reset(&Net::v6().single())?;
+    let keys = [mapped(VIP), VIP6].map(|address| LeaseKey { address });
+    let far = Lease { until_ns: u64::MAX };
+    let over = Lease { until_ns: 1 };
+    let refused = |kernel: &Kernel| -> anyhow::Result<u64> {
+        Ok(kernel.counters()?.reasons[Reason::NoLease as usize])
+    };
+    for (frame, key) in [
+        (arp_request(VIP), keys[0]),
+        (solicitation(VIP6, true), keys[1]),
+        (solicitation(VIP6, false), keys[1]),
+    ] {
+        kernel.remove::<LeaseKey, Lease>(names::LEASES, |_, _| true)?;
+        assert_eq!(kernel.run(&frame)?.xdp, Xdp::Pass, "without a lease, none is needed");
+        kernel.insert(names::LEASES, [(key, far)])?;
+        assert_eq!(kernel.run(&frame)?.xdp, Xdp::Pass, "within the lease");
+        let before = refused(&kernel)?;
+        kernel.insert(names::LEASES, [(key, over)])?;
+        assert_eq!(kernel.run(&frame)?.xdp, Xdp::Drop, "after it");
+        assert_eq!(refused(&kernel)?, before + 1);
+    }
+    // Other questions are none of its business.
+    assert_eq!(kernel.run(&arp_request([192, 0, 2, 11]))?.xdp, Xdp::Pass);
+    let mut answer = arp_request(VIP);
+    answer[21] = 2;
+    assert_eq!(kernel.run(&answer)?.xdp, Xdp::Pass);
+    Ok(())
+}

@@ -1,0 +1,14 @@
+//! The proxy as clients and backends see it, beside nginx: the same requests go to both, in front of the
+//! same backends, and what comes of them must be the same.
+//!
+//! Where it is not, that is on purpose: `differences` lists the cases and says why. All of it happens on
+//! loopback and needs no privilege, only nginx.
+
+mod backends;
+mod client;
+mod differences;
+mod fronts;
+mod hostile;
+mod retries;
+mod streams;
+mod tls;

@@ -1,0 +1,289 @@
+//! `cargo xtask drill`: what goes down, and what the clients see of it, beside the classic stack.
+//!
+//! Each fault is played several times in a lab with two balancers. Clients ask meanwhile, and everything is
+//! measured at the clients: requests that failed, the longest time in which nobody got through, and which
+//! of the connections that were open broke. A host that was cut off or stopped comes back, and that is
+//! measured too.
+
+use std::{process::ExitCode, thread, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
+use nix::sys::signal::Signal;
+
+use crate::{
+    build, interrupt,
+    lab::{Balancers, Lab, Options, topology::FLOATING_V4},
+    run::status::Status,
+    setup, shell, wait,
+};
+
+mod clients;
+mod report;
+
+use self::{
+    clients::{Clients, Seen},
+    report::Row,
+};
+
+/// `cargo xtask drill …`
+pub struct Settings {
+    /// Name of the lab. There is none of this name yet.
+    pub name: String,
+    /// How often each fault is played.
+    pub repeats: usize,
+    /// What is measured, in this order.
+    pub stacks: Vec<Stack>,
+    /// What happens; everything if empty.
+    pub faults: Vec<Fault>,
+}
+
+/// How long the clients ask before something happens.
+const BEFORE: Duration = Duration::from_secs(1);
+
+/// How long they ask after it.
+const AFTER: Duration = Duration::from_secs(6);
+
+/// How long everything may take to be well again.
+const WELL_LIMIT: Duration = Duration::from_mins(1);
+
+/// What carries the traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Stack {
+    /// ballast on two nodes.
+    Ballast,
+    /// nginx and keepalived.
+    Classic,
+}
+
+impl Stack {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Ballast => "ballast",
+            Self::Classic => "classic stack",
+        }
+    }
+}
+
+/// What happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Fault {
+    /// An app server's programs are killed.
+    AppKilled,
+    /// An app server's link is cut.
+    AppSilent,
+    /// The link of the active balancer is cut.
+    BalancerOff,
+    /// The active balancer is stopped in order.
+    BalancerStopped,
+    /// The active balancer's program is killed and started again.
+    DaemonKilled,
+}
+
+const FAULTS: [Fault; 5] = [
+    Fault::AppKilled,
+    Fault::AppSilent,
+    Fault::BalancerOff,
+    Fault::BalancerStopped,
+    Fault::DaemonKilled,
+];
+
+impl Fault {
+    const fn title(self) -> &'static str {
+        match self {
+            Self::AppKilled => "an app server, killed",
+            Self::AppSilent => "an app server, silent (link cut)",
+            Self::BalancerOff => "the active balancer, power off (link cut)",
+            Self::BalancerStopped => "the active balancer, orderly stop",
+            Self::DaemonKilled => "the balancer's program, kill -9 and restart",
+        }
+    }
+
+    /// What the undoing of it is called, where that is worth measuring.
+    const fn return_title(self) -> Option<&'static str> {
+        match self {
+            Self::AppKilled | Self::AppSilent | Self::DaemonKilled => None,
+            Self::BalancerOff => Some("  its link is back"),
+            Self::BalancerStopped => Some("  it is started again"),
+        }
+    }
+}
+
+/// Plays it all and prints the table. The code is 0 if ballast broke no connection and failed no request where it
+/// must not.
+pub fn run(settings: &Settings) -> Result<ExitCode> {
+    setup::setup()?;
+    println!("build");
+    let ballast = build::ballast()?;
+    interrupt::install()?;
+    let mut tables = Vec::new();
+    let mut faults = Vec::new();
+    for &stack in &settings.stacks {
+        println!("{}: lab up", stack.name());
+        let site = Site::up(stack, settings, ballast.clone())?;
+        let rows = site.play(settings)?;
+        site.lab.down()?;
+        if stack == Stack::Ballast {
+            faults = report::faults(&rows);
+        }
+        tables.push((stack.name(), rows));
+    }
+    print!("\n{}", report::table(&tables, settings.repeats));
+    for fault in &faults {
+        println!("FAILED: {fault}");
+    }
+    Ok(if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A lab with two balancers of one kind.
+struct Site {
+    lab: Lab,
+    stack: Stack,
+}
+
+impl Site {
+    fn up(stack: Stack, settings: &Settings, ballast: std::path::PathBuf) -> Result<Self> {
+        let balancers = match stack {
+            Stack::Ballast => Balancers::Both,
+            Stack::Classic => Balancers::None,
+        };
+        let lab = Lab::up(Options {
+            name: settings.name.clone(),
+            balancers,
+            ballast: Some(ballast),
+            ..Options::default()
+        })?;
+        if !lab.is_owned() {
+            bail!("lab `{}` stands already: take it down, or give another name", settings.name);
+        }
+        let site = Self { lab, stack };
+        if stack == Stack::Classic {
+            for host in BALANCERS {
+                site.lab.start_classic(host)?;
+            }
+        }
+        Ok(site)
+    }
+
+    fn play(&self, settings: &Settings) -> Result<Vec<Row>> {
+        let repeats = settings.repeats;
+        let mut rows = Vec::new();
+        let wanted = |fault: &Fault| settings.faults.is_empty() || settings.faults.contains(fault);
+        for fault in FAULTS.into_iter().filter(wanted) {
+            let mut happened = Vec::new();
+            let mut undone = Vec::new();
+            for repeat in 0..repeats {
+                println!("{}: {} ({} of {repeats})", self.stack.name(), fault.title(), repeat + 1);
+                let active = self.until_well()?;
+                happened.push(self.measure("it", || self.make(fault, active))?);
+                let undo = || self.undo(fault, active);
+                if let Some(title) = fault.return_title() {
+                    undone.push(self.measure(title.trim(), undo)?);
+                } else {
+                    undo()?;
+                }
+            }
+            rows.push(Row { title: fault.title(), seen: happened });
+            if let Some(title) = fault.return_title() {
+                rows.push(Row { title, seen: undone });
+            }
+        }
+        Ok(rows)
+    }
+
+    /// What the clients see of something.
+    fn measure(&self, title: &str, happens: impl FnOnce() -> Result<()>) -> Result<Seen> {
+        let clients = Clients::start(self.lab.host("client"))?;
+        thread::sleep(BEFORE);
+        let outcome = happens();
+        thread::sleep(AFTER);
+        let seen = clients.stop()?;
+        outcome?;
+        println!("  {title}: {}", report::line(&seen));
+        interrupt::check()?;
+        Ok(seen)
+    }
+
+    /// Waits until both balancers and all servers are well; gives the balancer that has the address.
+    fn until_well(&self) -> Result<&'static str> {
+        let active = wait::until(WELL_LIMIT, "one balancer to have the floating address", || {
+            let holders = self.holders()?;
+            Ok(if let [one] = holders[..] { Some(one) } else { None })
+        })?;
+        if self.stack == Stack::Ballast {
+            wait::until(WELL_LIMIT, "both balancers to find all app servers well", || {
+                for host in BALANCERS {
+                    let serving = Status::of_host(&self.lab, host)?.serving("web");
+                    if serving.is_none_or(|names| names.len() < 3) {
+                        return Ok(None);
+                    }
+                }
+                Ok(Some(()))
+            })?;
+        }
+        let clients = || -> Result<Seen> {
+            let clients = Clients::start(self.lab.host("client"))?;
+            thread::sleep(BEFORE);
+            clients.stop()
+        };
+        wait::until(WELL_LIMIT, "all requests to be answered", || {
+            let seen = clients()?;
+            Ok((seen.failed == 0 && seen.broken == 0).then_some(()))
+        })?;
+        Ok(active)
+    }
+
+    /// The balancers that have the floating address on their interface.
+    fn holders(&self) -> Result<Vec<&'static str>> {
+        let mut holders = Vec::new();
+        for host in BALANCERS {
+            let mut command = self.lab.host(host).command("ip");
+            command.args(["-o", "-4", "address", "show", "dev", "eth0"]);
+            if shell::output(&mut command)?.contains(&format!(" {FLOATING_V4}/")) {
+                holders.push(host);
+            }
+        }
+        Ok(holders)
+    }
+
+    fn make(&self, fault: Fault, active: &'static str) -> Result<()> {
+        match (fault, self.stack) {
+            (Fault::AppKilled, _) => self.lab.kill(APP),
+            (Fault::AppSilent, _) => self.lab.cut(APP),
+            (Fault::BalancerOff, _) => self.lab.cut(active),
+            (Fault::BalancerStopped, Stack::Ballast) => {
+                shell::output(&mut self.lab.ballast_command(active, "release"))
+                    .context("hand the addresses over")?;
+                self.lab.daemon(active).stop()
+            }
+            (Fault::BalancerStopped, Stack::Classic) => self.lab.stop_classic(active),
+            (Fault::DaemonKilled, Stack::Ballast) => {
+                self.lab.daemon(active).signal(Signal::SIGKILL)?;
+                wait::until(WELL_LIMIT, "the daemon to be gone", || {
+                    Ok(self.lab.daemon(active).pid().is_none().then_some(()))
+                })?;
+                self.lab.start(active)
+            }
+            (Fault::DaemonKilled, Stack::Classic) => {
+                self.lab.kill_classic_nginx(active)?;
+                self.lab.start_classic(active)
+            }
+        }
+    }
+
+    fn undo(&self, fault: Fault, active: &'static str) -> Result<()> {
+        match (fault, self.stack) {
+            (Fault::AppKilled, _) => self.lab.start(APP),
+            (Fault::AppSilent, _) => self.lab.heal(APP),
+            (Fault::BalancerOff, _) => self.lab.heal(active),
+            (Fault::BalancerStopped, Stack::Ballast) => self.lab.start(active),
+            (Fault::BalancerStopped, Stack::Classic) => self.lab.start_classic(active),
+            (Fault::DaemonKilled, _) => Ok(()),
+        }
+    }
+}
+
+/// The app server that fails.
+const APP: &str = "app-02";
+
+const BALANCERS: [&str; 2] = ["lb-01", "lb-02"];

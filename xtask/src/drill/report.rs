@@ -1,0 +1,138 @@
+//! The table of a drill: medians and worst cases.
+
+use std::{fmt::Write as _, time::Duration};
+
+use super::clients::{CONNECTIONS, Seen};
+
+/// One line: what happened, and what the clients saw each time.
+pub(super) struct Row {
+    pub(super) title: &'static str,
+    pub(super) seen: Vec<Seen>,
+}
+
+/// Median and worst of a figure.
+fn spread<T: Ord + Copy>(seen: &[Seen], figure: impl Fn(&Seen) -> T) -> Option<(T, T)> {
+    let mut values: Vec<T> = seen.iter().map(figure).collect();
+    values.sort_unstable();
+    Some((*values.get(values.len() / 2)?, *values.last()?))
+}
+
+/// The lines of all stacks, one below the other for each fault.
+pub(super) fn table(stacks: &[(&str, Vec<Row>)], repeats: usize) -> String {
+    let mut text = format!(
+        "what the clients saw, {repeats} times each: median (worst)\n\n\
+         {:<44} {:<14} {:>14} {:>18} {:>10} {:>18}\n",
+        "what goes down",
+        "",
+        "failed",
+        "longest gap",
+        format!("broken/{CONNECTIONS}"),
+        "slowest",
+    );
+    let lines = stacks.first().map_or(0, |(_, rows)| rows.len());
+    for line in 0..lines {
+        for (at, (stack, rows)) in stacks.iter().enumerate() {
+            let Row { title, seen } = &rows[line];
+            let title = if at == 0 { title } else { "" };
+            let counts = |figure: Option<(u64, u64)>| {
+                figure.map_or_else(|| "-".into(), |(median, worst)| format!("{median} ({worst})"))
+            };
+            let times = |figure: Option<(Duration, Duration)>| {
+                figure.map_or_else(
+                    || "-".into(),
+                    |(median, worst)| format!("{} ({})", time(median), time(worst)),
+                )
+            };
+            let _ = writeln!(
+                text,
+                "{title:<44} {stack:<14} {:>14} {:>18} {:>10} {:>18}",
+                counts(spread(seen, |seen| seen.failed)),
+                times(spread(seen, |seen| seen.gap)),
+                counts(spread(seen, |seen| seen.broken as u64)),
+                times(spread(seen, |seen| seen.slowest)),
+            );
+        }
+    }
+    text + "\nfailed: requests not answered well within 2 s, of about 13,000 in each run. longest gap: between \
+            two\nconnections that were answered within 150 ms, one begun every 5 ms. broken: open connections\n\
+            that ended, or got no answer for 10 s.\n"
+}
+
+/// One line about one time.
+pub(super) fn line(seen: &Seen) -> String {
+    let Seen { requests, failed, gap, broken, slowest, .. } = seen;
+    let why: Vec<String> =
+        seen.failures.iter().map(|(why, count)| format!("{count} × {why}")).collect();
+    let why = if why.is_empty() { String::new() } else { format!(" ({})", why.join(", ")) };
+    format!(
+        "{failed} of {requests} failed{why}, longest gap {}, {broken} of {CONNECTIONS} broken, \
+         slowest {}",
+        time(*gap),
+        time(*slowest)
+    )
+}
+
+/// What must not be, whatever the machine's speed.
+pub(super) fn faults(rows: &[Row]) -> Vec<String> {
+    let mut faults = Vec::new();
+    for Row { title, seen } in rows {
+        let broken: usize = seen.iter().map(|seen| seen.broken).max().unwrap_or(0);
+        // A connection to a server that dies ends with it.
+        if broken > 0 && !title.contains("app server") {
+            faults.push(format!("{}: {broken} open connections broke", title.trim()));
+        }
+        if seen.iter().any(|seen| seen.requests == 0) {
+            faults.push(format!("{}: no request was sent", title.trim()));
+        }
+    }
+    faults
+}
+
+fn time(time: Duration) -> String {
+    if time == Duration::MAX {
+        "never".into()
+    } else if time < Duration::from_secs(1) {
+        format!("{} ms", time.as_millis())
+    } else {
+        format!("{:.2} s", time.as_secs_f64())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(failed: u64, gap_ms: u64, broken: usize) -> Seen {
+        let (gap, slowest) = (Duration::from_millis(gap_ms), Duration::from_millis(gap_ms + 1));
+        Seen { requests: 100, failed, slowest, gap, broken, ..Seen::default() }
+    }
+
+    #[test]
+    fn the_table_has_median_and_worst_of_each_stack() {
+        let row = |seen| vec![Row { title: "the cable", seen }];
+        let stacks = [
+            ("ballast", row(vec![seen(0, 20, 0), seen(0, 10, 0), seen(1, 30, 0)])),
+            ("classic stack", row(vec![seen(40, 3400, 20); 3])),
+        ];
+        let text = table(&stacks, 3);
+        let lines: Vec<&str> = text.lines().filter(|line| line.contains('(')).collect();
+        assert!(lines[1].starts_with("the cable"), "{text}");
+        assert!(lines[1].contains("0 (1)") && lines[1].contains("20 ms (30 ms)"), "{text}");
+        assert!(lines[2].contains("3.40 s (3.40 s)") && lines[2].contains("20 (20)"), "{text}");
+    }
+
+    #[test]
+    fn a_broken_connection_is_a_fault_unless_its_server_died() {
+        let row = |title, broken| Row { title, seen: vec![seen(0, 1, broken)] };
+        assert!(faults(&[row("an app server, killed", 6)]).is_empty());
+        let faults = faults(&[row("the active balancer, power off", 1)]);
+        assert_eq!(faults, ["the active balancer, power off: 1 open connections broke"]);
+    }
+
+    #[test]
+    fn times_are_short_to_read() {
+        assert_eq!(time(Duration::from_millis(7)), "7 ms");
+        assert_eq!(time(Duration::from_millis(3440)), "3.44 s");
+        assert_eq!(time(Duration::MAX), "never");
+    }
+}
