@@ -34,8 +34,8 @@ use crate::{
     admit::admit,
     family::{Address as _, Datagram, Family, Ports, ServiceWords, Tuple, protocol},
     icmp,
-    known::Exit,
-    packet::{EthernetHdr, Frame, Packet, TcpHdr, UdpHdr, load16, load32, tcp_flags},
+    known::{Exit, leave},
+    packet::{EthernetHdr, Frame, Packet, TcpHdr, load16, load32, tcp_flags},
     parse::{ETHERNET_LEN, Link, Segment},
     rewrite::Egress,
     sample,
@@ -59,15 +59,14 @@ pub fn forward<F: Family, T: Tables, E: Exit>(
     packet: &Packet,
     tables: &T,
     exit: &E,
-    frame: &mut Frame<F::Hdr, UdpHdr>,
+    frame: &mut Frame<F::Hdr, TcpHdr>,
 ) -> Option<E::Out> {
     let Frame { ethernet, ip, l4 } = frame;
     let carried = F::carried(ip);
     // Lists are asked about a connection's first packet, which UDP does not mark.
     let mask = match carried {
         protocol::TCP => {
-            let tcp = packet.header::<Frame<F::Hdr, TcpHdr>>(0).ok()?;
-            if tcp.l4.flags & tcp_flags::SYN != 0 {
+            if l4.flags & tcp_flags::SYN != 0 {
                 return None;
             }
             STEERED
@@ -96,7 +95,7 @@ pub fn forward<F: Family, T: Tables, E: Exit>(
         return Some(exit.encapsulate(tunnel, backend));
     }
     sample::count(tables, packet, ETHERNET_LEN, slot.backend, packet.len() as u64);
-    Some(exit.leave(Ok(Egress::to_backend(backend).leave(packet, ethernet))))
+    Some(leave(packet, ethernet, Egress::to_backend(backend), exit))
 }
 
 /// Handles a packet for a steered service, or an ICMP error about one that it sent. `None`: it is none.

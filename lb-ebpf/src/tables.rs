@@ -29,14 +29,18 @@ impl<T: Tables + Flows<V4> + Flows<V6>> State for T {}
 pub trait Tables {
     /// The clock that flows are stamped with, in nanoseconds.
     fn now_ns(&self) -> u64;
+    /// The first half of [`Tables::now_ns`]: makes sure that it is known.
+    fn set_clock(&self);
+    /// The second half: no more than a load.
+    fn noted_ns(&self) -> u64;
     /// `CLOCK_MONOTONIC` to the nanosecond: dearer, and only for the first packets of a connection.
     fn clock_ns(&self) -> u64;
     /// Any number.
     fn random(&self) -> u32;
-    /// [`lb_common::hash::VIP`] and [`lb_common::hash::VIP_STEERED`] of an address, by its bit in `VIPS`.
-    fn vip(&self, bit: u32) -> u32;
-    /// Whether a bit of `STEERED` is set.
-    fn is_steered(&self, bit: u32) -> bool;
+    /// [`lb_common::hash::VIP`] and [`lb_common::hash::VIP_STEERED`] of an address, by its place in `VIPS`.
+    fn vip(&self, place: u32) -> u8;
+    /// Whether a place of `STEERED` is taken.
+    fn is_steered(&self, place: u32) -> bool;
     /// An entry of `SERVICES`.
     fn service(&self, key: &ServiceKey) -> Option<Service>;
     /// An entry of `BACKENDS`.
@@ -226,8 +230,10 @@ pub trait Entry<F: Family>: Copy {
     fn set_ack(&mut self, ack: u32);
     /// The link on the client's side.
     fn client_side(&self) -> ClientSide;
-    /// The MAC addresses of frames to the client.
-    fn macs_to_client(&self) -> Macs;
+    /// The interface on the client's side.
+    fn client_ifindex(&self) -> u32;
+    /// The MAC addresses of this direction's frames on the client's side, as they come in or leave.
+    fn macs(&self) -> Macs;
     /// Notes the link on the client's side.
     fn set_client_side(&mut self, side: ClientSide);
 }

@@ -141,13 +141,13 @@ pub enum Op {
     },
     /// The whole filter of floating addresses.
     SetVips {
-        /// `VIPS`, all [`lb_common::limits::VIP_WORDS`] words.
-        words: Vec<u64>,
+        /// `VIPS`, all [`lb_common::limits::VIP_BYTES`] bytes.
+        bytes: Vec<u8>,
     },
     /// The whole filter of steered services.
     SetSteered {
-        /// `STEERED`, all [`lb_common::limits::STEERED_WORDS`] words.
-        words: Vec<u64>,
+        /// `STEERED`, all [`lb_common::limits::STEERED_BYTES`] bytes.
+        bytes: Vec<u8>,
     },
 }
 

@@ -17,7 +17,9 @@ use lb_common::{
     backend::Backend,
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
-    hash, names,
+    hash,
+    limits::{STEERED_BYTES, VIP_BYTES},
+    names,
     news::Node,
     reason::Reason,
     service::{STEERED, Service, ServiceKey, Slot},
@@ -114,7 +116,10 @@ impl Kernel {
 
     /// A map as the kernel describes it.
     pub fn map(&self, name: &str) -> Result<MapInfo> {
-        let map = self.ebpf.map(name).with_context(|| format!("find the map {name}"))?;
+        let map = self
+            .ebpf
+            .map(names::in_object(name))
+            .with_context(|| format!("find the map {name}"))?;
         let data = match map {
             Map::Array(data)
             | Map::HashMap(data)
@@ -144,31 +149,19 @@ impl Kernel {
         for ((bits, source), verdict) in &setup.sources {
             sources.insert(&Prefixed::new(*bits, *source), *verdict, 0)?;
         }
-        let mut words: HashMap<u32, u64> = HashMap::new();
-        for bit in &old.vip_bits {
-            words.insert(hash::vip_place(*bit).0, 0);
-        }
+        let mut filter = vec![0; VIP_BYTES];
         for bit in &setup.vip_bits {
-            let (element, shift) = hash::vip_place(*bit);
-            *words.entry(element).or_default() |= u64::from(hash::VIP) << shift;
+            filter[*bit as usize] = hash::VIP;
         }
-        let mut steered_words: HashMap<u32, u64> = HashMap::new();
-        for (_, bit) in steered(&old) {
-            steered_words.insert(bit / 64, 0);
-        }
+        let mut steered_filter = vec![0; STEERED_BYTES];
         for (vip_bit, bit) in steered(setup) {
-            let (element, shift) = hash::vip_place(vip_bit);
-            *words.entry(element).or_default() |= u64::from(hash::VIP_STEERED) << shift;
-            *steered_words.entry(bit / 64).or_default() |= 1 << (bit % 64);
+            filter[vip_bit as usize] |= hash::VIP_STEERED;
+            steered_filter[bit as usize] = 1;
         }
-        let mut steered: Array<_, u64> = self.array(names::STEERED)?;
-        for (word, bits) in steered_words {
-            steered.set(word, bits, 0)?;
-        }
-        let mut vips: Array<_, u64> = self.array(names::VIPS)?;
-        for (word, bits) in words {
-            vips.set(word, bits, 0)?;
-        }
+        let mut steered: Array<_, [u8; STEERED_BYTES]> = self.array(names::STEERED)?;
+        steered.set(0, <&[u8; STEERED_BYTES]>::try_from(steered_filter.as_slice())?, 0)?;
+        let mut vips: Array<_, [u8; VIP_BYTES]> = self.array(names::VIPS)?;
+        vips.set(0, <&[u8; VIP_BYTES]>::try_from(filter.as_slice())?, 0)?;
         let mut backends: Array<_, Backend> = self.array(names::BACKENDS)?;
         for (id, _) in &old.backends {
             backends.set(*id, Backend::ZERO, 0)?;
@@ -366,7 +359,7 @@ impl Kernel {
     }
 
     fn map_mut(&mut self, name: &str) -> Result<&mut Map> {
-        self.ebpf.map_mut(name).with_context(|| format!("find {name}"))
+        self.ebpf.map_mut(names::in_object(name)).with_context(|| format!("find {name}"))
     }
 
     fn array<V: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, V>> {

@@ -10,12 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use ballast::dataplane::{AttachMode, Dataplane, Op};
-use lb_common::{
-    hash::{VIP, vip_place},
-    limits::VIP_WORDS,
-    reason::Reason,
-    service::Balance,
-};
+use lb_common::{hash::VIP, limits::VIP_BYTES, reason::Reason, service::Balance};
 use lb_ebpf::{
     fake::{Frame, Net, Setup, setup::backend},
     family::protocol,
@@ -153,15 +148,14 @@ fn counted(dataplane: &Dataplane, wanted: u64) -> Result<()> {
 
 /// What the daemon would write for a configuration.
 fn ops(setup: &Setup) -> Vec<Op> {
-    let mut words = vec![0; VIP_WORDS as usize];
+    let mut bytes = vec![0; VIP_BYTES];
     for bit in &setup.vip_bits {
-        let (word, shift) = vip_place(*bit);
-        words[word as usize] |= u64::from(VIP) << shift;
+        bytes[*bit as usize] = VIP;
     }
     let backends = setup.backends.iter().map(|&(id, backend)| Op::SetBackend { id, backend });
     let table = Op::SetTable { start: 0, slots: setup.slots.clone() };
     let services = setup.services.iter().map(|&(key, service)| Op::SetService { key, service });
-    backends.chain([table]).chain(services).chain([Op::SetVips { words }]).collect()
+    backends.chain([table]).chain(services).chain([Op::SetVips { bytes }]).collect()
 }
 
 #[test]

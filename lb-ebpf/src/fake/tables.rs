@@ -16,7 +16,7 @@ use lb_common::{
     hash,
     limits::{
         DEFAULT_BACKENDS, DEFAULT_SERVICES, DEFAULT_SLOTS, REPLAY_BUDGET, REPLAY_COST,
-        STEERED_WORDS, VIP_WORDS,
+        STEERED_BYTES, VIP_BYTES,
     },
     news::{Begun4, Begun6, Node, TELL},
     reason::Reason,
@@ -47,8 +47,8 @@ pub use flows::FlowTables;
 pub struct FakeTables {
     now_ns: Cell<u64>,
     random: Cell<u32>,
-    vips: Vec<u64>,
-    steered: Vec<u64>,
+    vips: Vec<u8>,
+    steered: Vec<bool>,
     services: HashMap<ServiceKey, Service>,
     backends: Vec<Backend>,
     slots: Vec<Slot>,
@@ -115,8 +115,8 @@ impl FakeTables {
         let mut tables = Self {
             now_ns: Cell::new(1_000_000_000_000),
             random: Cell::new(1),
-            vips: vec![0; VIP_WORDS as usize],
-            steered: vec![0; STEERED_WORDS as usize],
+            vips: vec![0; VIP_BYTES],
+            steered: vec![false; STEERED_BYTES],
             services: HashMap::new(),
             backends: vec![Backend::ZERO; DEFAULT_BACKENDS as usize],
             slots: setup.slots.clone(),
@@ -140,16 +140,14 @@ impl FakeTables {
             v6: FlowTables::new([0; 2], HalfOpen6::ZERO),
         };
         for bit in &setup.vip_bits {
-            let (element, shift) = hash::vip_place(*bit);
-            tables.vips[element as usize] |= u64::from(hash::VIP) << shift;
+            tables.vips[*bit as usize] |= hash::VIP;
         }
         for (key, service) in &setup.services {
             tables.services.insert(*key, *service);
             if service.flags & STEERED != 0 {
                 let (vip_bit, bit) = steered_bits(key);
-                let (element, shift) = hash::vip_place(vip_bit);
-                tables.vips[element as usize] |= u64::from(hash::VIP_STEERED) << shift;
-                tables.steered[bit as usize / 64] |= 1 << (bit % 64);
+                tables.vips[vip_bit as usize] |= hash::VIP_STEERED;
+                tables.steered[bit as usize] = true;
             }
         }
         for (id, backend) in &setup.backends {
@@ -324,6 +322,12 @@ impl Tables for FakeTables {
         self.now_ns.get()
     }
 
+    fn set_clock(&self) {}
+
+    fn noted_ns(&self) -> u64 {
+        self.now_ns()
+    }
+
     fn clock_ns(&self) -> u64 {
         self.now_ns.get()
     }
@@ -338,12 +342,12 @@ impl Tables for FakeTables {
         number
     }
 
-    fn vip(&self, bit: u32) -> u32 {
-        hash::vip_flags(self.vips[hash::vip_place(bit).0 as usize], bit)
+    fn vip(&self, place: u32) -> u8 {
+        self.vips[place as usize]
     }
 
-    fn is_steered(&self, bit: u32) -> bool {
-        self.steered[bit as usize / 64] >> (bit % 64) & 1 != 0
+    fn is_steered(&self, place: u32) -> bool {
+        self.steered[place as usize]
     }
 
     fn service(&self, key: &ServiceKey) -> Option<Service> {

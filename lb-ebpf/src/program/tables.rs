@@ -11,7 +11,6 @@ use lb_common::{
     backend::Backend,
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
-    hash,
     limits::{REPLAY_BUDGET, REPLAY_COST},
     news::{Begun4, Begun6, Node, TELL},
     service::{Service, ServiceKey, Slot},
@@ -64,6 +63,16 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
     }
 
     #[inline(always)]
+    fn set_clock(&self) {
+        clock::set();
+    }
+
+    #[inline(always)]
+    fn noted_ns(&self) -> u64 {
+        clock::noted_ns()
+    }
+
+    #[inline(always)]
     fn clock_ns(&self) -> u64 {
         clock::exact_ns()
     }
@@ -75,13 +84,13 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
     }
 
     #[inline(always)]
-    fn vip(&self, bit: u32) -> u32 {
-        VIPS.get(hash::vip_place(bit).0).map_or(0, |word| hash::vip_flags(*word, bit))
+    fn vip(&self, place: u32) -> u8 {
+        VIPS.at(place)
     }
 
     #[inline(always)]
-    fn is_steered(&self, bit: u32) -> bool {
-        STEERED.get(bit / 64).is_some_and(|word| *word >> (bit % 64) & 1 != 0)
+    fn is_steered(&self, place: u32) -> bool {
+        STEERED.at(place) != 0
     }
 
     #[inline(always)]

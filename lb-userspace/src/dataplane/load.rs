@@ -54,7 +54,7 @@ pub(super) fn load(
         } else {
             options.pins.join(layout.name)
         };
-        loader.map_pin_path(layout.name, path);
+        loader.map_pin_path(names::in_object(layout.name), path);
         if layout.is_sized() {
             loader.map_max_entries(layout.name, layout.max_entries);
         }

@@ -3,9 +3,10 @@
 use std::os::fd::AsFd as _;
 
 use anyhow::Context as _;
-use aya::maps::{MapError, lpm_trie::Key as Prefixed};
+use aya::maps::{MapData, MapError, lpm_trie::Key as Prefixed};
 use lb_common::{
     backend::Backend,
+    limits::{STEERED_BYTES, VIP_BYTES},
     service::{Service, ServiceKey, Slot},
     stats::{BackendSignals, BackendStats, ServiceStats},
 };
@@ -54,9 +55,11 @@ impl Dataplane {
                     removed => removed?,
                 }
             }
-            Op::SetVips { words } => batch::update_array(self.vips.fd().as_fd(), 0, words)?,
-            Op::SetSteered { words } => {
-                batch::update_array(self.steered.fd().as_fd(), 0, words)?;
+            Op::SetVips { bytes } => {
+                set_filter::<VIP_BYTES>(&self.vips, bytes)?;
+            }
+            Op::SetSteered { bytes } => {
+                set_filter::<STEERED_BYTES>(&self.steered, bytes)?;
             }
             Op::SetBackend { .. }
             | Op::ClearBackend { .. }
@@ -138,6 +141,13 @@ impl Dataplane {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Writes a filter as a whole. A byte that stays as it is does not change in between.
+fn set_filter<const N: usize>(map: &MapData, bytes: &[u8]) -> anyhow::Result<()> {
+    let (filters, _) = bytes.as_chunks::<N>();
+    anyhow::ensure!(bytes.len() == N, "the filter has {} bytes, not {N}", bytes.len());
+    Ok(batch::update_array(map.fd().as_fd(), 0, filters)?)
 }
 
 /// What a run of writes is to, for errors.
