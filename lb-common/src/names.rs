@@ -8,7 +8,7 @@ pub const TRACE_PROGRAM: &str = "ballast_trace";
 pub const TRACE: &str = "TRACE";
 
 /// Filter of floating addresses: a byte for each hash of an address. It is data of the program, see
-/// [`in_object`].
+/// [`is_data`].
 pub const VIPS: &str = "VIPS";
 /// `ServiceKey` to `Service`.
 pub const SERVICES: &str = "SERVICES";
@@ -91,10 +91,15 @@ pub const PINNED: [&str; 23] = [
     META,
 ];
 
-/// What the object calls a pinned map.
-///
-/// The filters are data of the program, so that it reaches them without a look-up. The kernel makes a map
-/// with one value of each section of data, whose name has a dot, which the name of a pin may not have.
+/// Whether a pinned map is data of the program, which reaches it without a look-up. Each loaded program has
+/// its own, and pinned are those of the plain one.
+#[must_use]
+pub fn is_data(name: &str) -> bool {
+    in_object(name) != name
+}
+
+/// What the object calls a pinned map. The kernel makes a map with one value of each section of data, whose
+/// name has a dot, which the name of a pin may not have.
 #[must_use]
 pub fn in_object(name: &str) -> &str {
     match name {

@@ -35,8 +35,8 @@ const FRAMES: u64 = 100;
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
 
 /// Two cables: the balancer's ends, and those of the others.
-const NEAR: [&str; 2] = ["near-0", "near-1"];
-const FAR: [&str; 2] = ["far-0", "far-1"];
+pub(crate) const NEAR: [&str; 2] = ["near-0", "near-1"];
+pub(crate) const FAR: [&str; 2] = ["far-0", "far-1"];
 
 fn ip(words: &str) -> Result<String> {
     let output = Command::new("ip").args(words.split_whitespace()).output();
@@ -45,7 +45,7 @@ fn ip(words: &str) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-fn ifindex(name: &str) -> Result<u32> {
+pub(crate) fn ifindex(name: &str) -> Result<u32> {
     nix::net::if_::if_nametoindex(name).with_context(|| format!("find {name}"))
 }
 
@@ -55,7 +55,7 @@ fn has_program(name: &str, id: u32) -> Result<bool> {
 }
 
 /// Runs the body in a network namespace with the two cables; all is gone when the thread ends.
-fn with_cables(body: impl FnOnce() -> Result<()> + Send) -> Result<()> {
+pub(crate) fn with_cables(body: impl FnOnce() -> Result<()> + Send) -> Result<()> {
     let inside = || {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).context("make a namespace")?;
         for (near, far) in NEAR.iter().zip(FAR) {
@@ -71,10 +71,10 @@ fn with_cables(body: impl FnOnce() -> Result<()> + Send) -> Result<()> {
 }
 
 /// The other end of a cable.
-struct Far(OwnedFd);
+pub(crate) struct Far(OwnedFd);
 
 impl Far {
-    fn new(name: &str) -> Result<Self> {
+    pub(crate) fn new(name: &str) -> Result<Self> {
         let every = SockProtocol::EthAll;
         let flags = SockFlag::SOCK_CLOEXEC;
         let socket = socket(AddressFamily::Packet, SockType::Raw, flags, every)
@@ -93,7 +93,7 @@ impl Far {
         Ok(Self(socket))
     }
 
-    fn send(&self, frame: &[u8]) -> Result<()> {
+    pub(crate) fn send(&self, frame: &[u8]) -> Result<()> {
         let sent = nix::unistd::write(&self.0, frame).context("send")?;
         ensure!(sent == frame.len(), "{sent} of {} bytes sent", frame.len());
         Ok(())
@@ -108,7 +108,7 @@ impl Far {
     }
 
     /// Waits for a frame; others, the kernel's own and those that were sent here, are passed over.
-    fn expect(&self, frame: &Frame) -> Result<()> {
+    pub(crate) fn expect(&self, frame: &Frame) -> Result<()> {
         let wanted = frame.build();
         let end = Instant::now() + PATIENCE;
         // The first ones tell what went wrong.
@@ -147,7 +147,7 @@ fn counted(dataplane: &Dataplane, wanted: u64) -> Result<()> {
 }
 
 /// What the daemon would write for a configuration.
-fn ops(setup: &Setup) -> Vec<Op> {
+pub(crate) fn ops(setup: &Setup) -> Vec<Op> {
     let mut bytes = vec![0; VIP_BYTES];
     for bit in &setup.vip_bits {
         bytes[*bit as usize] = VIP;

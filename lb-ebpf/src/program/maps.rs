@@ -49,7 +49,8 @@ impl<const N: usize> Filter<N> {
 }
 
 // The look-up of an array's element costs 16 instructions more than a load at an address that the program
-// knows. So these are no maps of ours: the loader makes maps of the sections (`names::in_object`).
+// knows. So these are no maps of ours: the loader makes maps of the sections (`names::is_data`), for each
+// program that is loaded.
 
 #[unsafe(link_section = ".bss.VIPS")]
 pub(crate) static VIPS: Filter<VIP_BYTES> = Filter(UnsafeCell::new([0; VIP_BYTES]));

@@ -3,15 +3,14 @@
 use std::os::fd::AsFd as _;
 
 use anyhow::Context as _;
-use aya::maps::{MapData, MapError, lpm_trie::Key as Prefixed};
+use aya::maps::{MapError, lpm_trie::Key as Prefixed};
 use lb_common::{
     backend::Backend,
-    limits::{STEERED_BYTES, VIP_BYTES},
     service::{Service, ServiceKey, Slot},
     stats::{BackendSignals, BackendStats, ServiceStats},
 };
 
-use super::{Dataplane, Op, batch};
+use super::{Dataplane, Op, Tracer, batch, filters::Filters};
 
 impl Dataplane {
     /// Writes to the maps, in order. Stops at the first error; applying again is harmless.
@@ -55,18 +54,23 @@ impl Dataplane {
                     removed => removed?,
                 }
             }
-            Op::SetVips { bytes } => {
-                set_filter::<VIP_BYTES>(&self.vips, bytes)?;
-            }
-            Op::SetSteered { bytes } => {
-                set_filter::<STEERED_BYTES>(&self.steered, bytes)?;
-            }
+            Op::SetVips { bytes } => self.every_filters(|filters| filters.set_vips(bytes))?,
+            Op::SetSteered { bytes } => self.every_filters(|filters| filters.set_steered(bytes))?,
             Op::SetBackend { .. }
             | Op::ClearBackend { .. }
             | Op::SetTable { .. }
             | Op::SetService { .. } => self.apply_run(std::slice::from_ref(op))?,
         }
         Ok(())
+    }
+
+    /// Writes to the filters of every program that can be on an interface.
+    fn every_filters(&self, write: impl Fn(&Filters) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        let traced = self.tracer.as_ref().map(Tracer::address_filters);
+        [Some(&self.filters), self.left_filters.as_ref(), traced]
+            .into_iter()
+            .flatten()
+            .try_for_each(write)
     }
 
     fn set_backends(&self, run: &[Op]) -> anyhow::Result<()> {
@@ -141,13 +145,6 @@ impl Dataplane {
             Err(error) => Err(error.into()),
         }
     }
-}
-
-/// Writes a filter as a whole. A byte that stays as it is does not change in between.
-fn set_filter<const N: usize>(map: &MapData, bytes: &[u8]) -> anyhow::Result<()> {
-    let (filters, _) = bytes.as_chunks::<N>();
-    anyhow::ensure!(bytes.len() == N, "the filter has {} bytes, not {N}", bytes.len());
-    Ok(batch::update_array(map.fd().as_fd(), 0, filters)?)
 }
 
 /// What a run of writes is to, for errors.
