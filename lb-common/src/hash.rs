@@ -4,7 +4,7 @@
 #[must_use]
 #[inline(always)]
 pub const fn mix(a: u64, b: u64) -> u32 {
-    let mut h = a ^ b.rotate_left(29).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut h = a ^ b.rotate_left(29).wrapping_mul(GOLDEN);
     h ^= h >> 33;
     h = h.wrapping_mul(0xff51_afd7_ed55_8ccd);
     h ^= h >> 33;
@@ -23,20 +23,25 @@ pub const fn tuple(src: (u64, u64), dst: (u64, u64), ports: u32) -> u32 {
     mix(src.0 ^ (ports << 32), src.1 ^ dst.0.rotate_left(32) ^ dst.1.rotate_left(13) ^ ports)
 }
 
+/// 2^64 divided by the golden ratio: the upper bits of a product with it are spread well (Knuth, The Art of
+/// Computer Programming, volume 3, section 6.4).
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// Place of an IPv4 address in `VIPS`.
 ///
 /// `address` is the four bytes as they lie in the packet, read as a native word.
 #[must_use]
 #[inline(always)]
 pub const fn vip_bit4(address: u32) -> u32 {
-    address.wrapping_mul(0x9e37_79b1) >> (32 - crate::limits::VIP_BYTES.trailing_zeros())
+    ((address as u64).wrapping_mul(GOLDEN) >> (64 - crate::limits::VIP_BYTES.trailing_zeros()))
+        as u32
 }
 
 /// Place of an IPv6 address in `VIPS`; `high` and `low` are its halves as native words.
 #[must_use]
 #[inline(always)]
 pub const fn vip_bit6(high: u64, low: u64) -> u32 {
-    let folded = (high ^ low.rotate_left(17)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let folded = (high ^ low.rotate_left(17)).wrapping_mul(GOLDEN);
     (folded >> (64 - crate::limits::VIP_BYTES.trailing_zeros())) as u32
 }
 
@@ -52,8 +57,8 @@ pub const VIP_STEERED: u8 = 2;
 #[must_use]
 #[inline(always)]
 pub const fn steered_bit(vip_bit: u32, port: u16, protocol: u8) -> u32 {
-    let word = vip_bit ^ (port as u32) << 16 ^ (protocol as u32) << 8;
-    word.wrapping_mul(0x9e37_79b1) >> (32 - crate::limits::STEERED_BYTES.trailing_zeros())
+    let word = (vip_bit as u64) ^ (port as u64) << 16 ^ (protocol as u64) << 8;
+    (word.wrapping_mul(GOLDEN) >> (64 - crate::limits::STEERED_BYTES.trailing_zeros())) as u32
 }
 
 #[cfg(test)]

@@ -17,8 +17,7 @@ use network_types::ip::Ipv4Hdr;
 
 use crate::{
     Action,
-    conntrack::client_side,
-    family::{Address, ClientSide, Family, Ports, Tuple, V4, V6, protocol},
+    family::{Address, Family, Ports, Tuple, V4, V6, protocol},
     packet::{EthernetHdr, Frame, Packet, TcpHdr, UdpHdr, load16, load32, tcp_flags},
     parse,
     rewrite::{self, Egress},
@@ -192,11 +191,9 @@ fn relay<F: Family, T: Tables + Flows<F>, E: Exit, const FORTH: bool>(
     entry: &mut F::Entry,
 ) -> Option<E::Out> {
     let Headers { ethernet, ip, ports, ack, check } = headers;
-    let backend = tables.backend(entry.backend())?;
+    let backend = tables.backend_at(tables.afresh(entry).backend_at())?;
     let needed = if FORTH { FORWARD | RESOLVED } else { FORWARD };
-    if backend.flags & needed != needed
-        || FORTH && client_side(packet, ethernet) != ClientSide::of_client::<F>(entry)
-    {
+    if backend.flags & needed != needed || FORTH && !is_by_link_of::<F>(packet, ethernet, entry) {
         return None;
     }
     tables.stage(Stage::Known);
@@ -208,13 +205,21 @@ fn relay<F: Family, T: Tables + Flows<F>, E: Exit, const FORTH: bool>(
     F::rewrite(ip, entry);
     rewrite::l4(ports, check, carried, entry.ports(), entry.l4_delta());
     let egress = if FORTH {
-        tables.count_forward(entry.backend(), bytes);
+        tables.count_forward_at(tables.afresh(entry).backend_at(), bytes);
         Egress::to_backend(backend)
     } else {
-        tables.count_return(entry.backend(), bytes);
+        tables.count_return_at(tables.afresh(entry).backend_at(), bytes);
         Egress::to_client::<F>(entry)
     };
     Some(leave(packet, ethernet, egress, exit))
+}
+
+/// Whether a client's packet has come by the link that its flow's entry has.
+// Of our own MAC address the last two bytes do, which are one word with the client's: it changes as a whole,
+// and only with the interface.
+#[inline(always)]
+fn is_by_link_of<F: Family>(packet: &Packet, ethernet: &EthernetHdr, entry: &F::Entry) -> bool {
+    packet.ingress_ifindex == entry.client_ifindex() && ethernet.upper_macs() == entry.upper_macs()
 }
 
 /// Sends the packet on.

@@ -34,6 +34,13 @@ impl EthernetHdr {
         unsafe { &*(&raw const *self).cast() }
     }
 
+    /// All but the first four bytes of both MAC addresses.
+    #[inline(always)]
+    pub fn upper_macs(&self) -> u64 {
+        let [_, _, _, _, upper @ ..] = self.macs();
+        load64(upper)
+    }
+
     /// Both MAC addresses.
     #[inline(always)]
     pub fn macs_mut(&mut self) -> &mut [u8; 12] {

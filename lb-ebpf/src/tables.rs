@@ -45,6 +45,15 @@ pub trait Tables {
     fn service(&self, key: &ServiceKey) -> Option<Service>;
     /// An entry of `BACKENDS`.
     fn backend(&self, id: u32) -> Option<&Backend>;
+    /// The same, of which the compiler does not know that it is: it does not keep a register for an address
+    /// that it can make anew of another in one instruction.
+    fn afresh<'a, E>(&self, element: &'a E) -> &'a E {
+        element
+    }
+    /// [`Tables::backend`] of an identifier that lies in a map: it is the key where it lies.
+    fn backend_at(&self, id: &u32) -> Option<&Backend> {
+        self.backend(*id)
+    }
     /// A slot of `MAGLEV`.
     fn slot(&self, index: u32) -> Option<Slot>;
     /// What `SOURCES` says of an address in a list: the longest prefix.
@@ -66,6 +75,14 @@ pub trait Tables {
     fn set_bits(&self, word: *mut u64, bits: u64) -> u64;
     /// Counts a packet to a backend.
     fn count_forward(&self, backend: u32, bytes: u64);
+    /// [`Tables::count_forward`] of an identifier that lies in a map.
+    fn count_forward_at(&self, backend: &u32, bytes: u64) {
+        self.count_forward(*backend, bytes);
+    }
+    /// [`Tables::count_return`] of an identifier that lies in a map.
+    fn count_return_at(&self, backend: &u32, bytes: u64) {
+        self.count_return(*backend, bytes);
+    }
     /// Counts a packet to a backend as [`Tables::count_forward`] does, and says whether it is one to
     /// sample.
     fn count_steered(&self, backend: u32, bytes: u64) -> bool;
@@ -214,6 +231,8 @@ pub trait Entry<F: Family>: Copy {
     fn l4_delta(&self) -> u16;
     /// Backend identifier.
     fn backend(&self) -> u32;
+    /// Where it stands.
+    fn backend_at(&self) -> &u32;
     /// State bits.
     fn state(&self) -> u32;
     /// Sets the backend identifier.
@@ -234,6 +253,8 @@ pub trait Entry<F: Family>: Copy {
     fn client_ifindex(&self) -> u32;
     /// The MAC addresses of this direction's frames on the client's side, as they come in or leave.
     fn macs(&self) -> Macs;
+    /// The upper eight bytes of [`Entry::macs`].
+    fn upper_macs(&self) -> u64;
     /// Notes the link on the client's side.
     fn set_client_side(&mut self, side: ClientSide);
 }

@@ -8,7 +8,7 @@ use lb_common::{
 use super::{Address, Family, Ports, Tuple, V4, V6, address::Octets};
 use crate::{
     checksum::{Sum, TTL_DECREMENT},
-    packet::Macs,
+    packet::{Macs, load64},
     tables::{Entry, HalfOpen},
 };
 
@@ -165,6 +165,11 @@ macro_rules! entry {
             }
 
             #[inline(always)]
+            fn backend_at(&self) -> &u32 {
+                &self.backend
+            }
+
+            #[inline(always)]
             fn state(&self) -> u32 {
                 self.state
             }
@@ -221,6 +226,14 @@ macro_rules! entry {
                 let offset = core::mem::offset_of!($entry, dst_mac);
                 // SAFETY: both addresses, which lie side by side (asserted above).
                 Macs::load(unsafe { &*start.byte_add(offset).cast() })
+            }
+
+            #[inline(always)]
+            fn upper_macs(&self) -> u64 {
+                let start: *const Self = self;
+                let offset = core::mem::offset_of!($entry, src_mac) - 2;
+                // SAFETY: the end of one address and the other, as in `macs`.
+                load64(unsafe { &*start.byte_add(offset).cast() })
             }
 
             #[inline(always)]

@@ -1,11 +1,12 @@
 //! The maps. Their names are those of `lb_common::names`; user space sets their sizes
 //! when it loads the program; those here hold where it does not.
 
-use core::cell::UnsafeCell;
+use core::{cell::UnsafeCell, ptr::NonNull};
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+    helpers::bpf_map_lookup_elem,
     macros::btf_map,
 };
 use lb_common::{
@@ -162,6 +163,31 @@ pub(crate) static SCRATCH: PerCpuArray<Scratch<V4>, 1> = PerCpuArray::new();
 /// Scratch of IPv6.
 #[btf_map]
 pub(crate) static SCRATCH6: PerCpuArray<Scratch<V6>, 1> = PerCpuArray::new();
+
+/// Maps that are indexed from 0.
+pub(crate) trait Indexed {
+    /// What they hold.
+    type Value;
+}
+
+impl<T, const N: usize> Indexed for Array<T, N> {
+    type Value = T;
+}
+
+impl<T, const N: usize> Indexed for PerCpuArray<T, N> {
+    type Value = T;
+}
+
+/// An element, or this CPU's of it, whose index lies in a map. As aya's look-ups, but the kernel reads the
+/// index where it lies: they would copy it first.
+#[inline(always)]
+pub(crate) fn at<M: Indexed>(map: &'static M, index: &u32) -> Option<NonNull<M::Value>> {
+    let map: *const M = map;
+    let index: *const u32 = index;
+    // SAFETY: the map's address stands for the map, and the helper reads four bytes.
+    let element = unsafe { bpf_map_lookup_elem(map.cast_mut().cast(), index.cast()) };
+    NonNull::new(element.cast())
+}
 
 /// Counts a packet that was not forwarded, and notes it in its trace.
 #[inline(always)]

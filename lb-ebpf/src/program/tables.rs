@@ -32,7 +32,7 @@ use super::{
     maps::{
         ACTIVE, ANSWERED, BACKEND_SIGNALS, BACKEND_STATS, BACKENDS, CURSORS, EVENTS, FLOWS, FLOWS6,
         HALF_OPEN, HALF_OPEN6, MAGLEV, NEWS, NODE, RATES, REPORTED, SAMPLES, SCRATCH, SCRATCH6,
-        SERVICE_STATS, SERVICES, SOURCES, SPENT, STEERED, VIPS,
+        SERVICE_STATS, SERVICES, SOURCES, SPENT, STEERED, VIPS, at,
     },
     trace,
 };
@@ -106,6 +106,18 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
     }
 
     #[inline(always)]
+    fn afresh<'a, E>(&self, element: &'a E) -> &'a E {
+        atomic::afresh(element)
+    }
+
+    #[inline(always)]
+    fn backend_at(&self, id: &u32) -> Option<&Backend> {
+        Self::note(|record| record.backend = *id);
+        // SAFETY: an element stays where it is as long as the map; user space replaces it word by word.
+        at(&BACKENDS, id).map(|backend| unsafe { backend.as_ref() })
+    }
+
+    #[inline(always)]
     fn slot(&self, index: u32) -> Option<Slot> {
         MAGLEV.get(index).copied()
     }
@@ -158,13 +170,17 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
 
     #[inline(always)]
     fn count_forward(&self, backend: u32, bytes: u64) {
-        Self::note(|record| (record.backend, record.direction) = (backend, TO_BACKEND));
-        if let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) {
+        self.count_forward_at(&backend, bytes);
+    }
+
+    #[inline(always)]
+    fn count_forward_at(&self, backend: &u32, bytes: u64) {
+        Self::note(|record| (record.backend, record.direction) = (*backend, TO_BACKEND));
+        if let Some(mut stats) = at(&BACKEND_STATS, backend) {
             // SAFETY: this CPU's own element.
-            unsafe {
-                (*stats).forward_packets += 1;
-                (*stats).forward_bytes += bytes;
-            }
+            let stats = unsafe { stats.as_mut() };
+            stats.forward_packets += 1;
+            stats.forward_bytes += bytes;
         }
     }
 
@@ -192,13 +208,17 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
 
     #[inline(always)]
     fn count_return(&self, backend: u32, bytes: u64) {
-        Self::note(|record| (record.backend, record.direction) = (backend, FROM_BACKEND));
-        if let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) {
+        self.count_return_at(&backend, bytes);
+    }
+
+    #[inline(always)]
+    fn count_return_at(&self, backend: &u32, bytes: u64) {
+        Self::note(|record| (record.backend, record.direction) = (*backend, FROM_BACKEND));
+        if let Some(mut stats) = at(&BACKEND_STATS, backend) {
             // SAFETY: this CPU's own element.
-            unsafe {
-                (*stats).return_packets += 1;
-                (*stats).return_bytes += bytes;
-            }
+            let stats = unsafe { stats.as_mut() };
+            stats.return_packets += 1;
+            stats.return_bytes += bytes;
         }
     }
 
