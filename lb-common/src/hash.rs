@@ -45,10 +45,10 @@ pub const fn vip_bit6(high: u64, low: u64) -> u32 {
     (folded >> (64 - crate::limits::VIP_BYTES.trailing_zeros())) as u32
 }
 
-/// Bit of `VIPS`: the address is a floating address.
+/// Bit of `VIPS`: a floating address that has services which are not steered, or none at all.
 pub const VIP: u8 = 1;
 
-/// Bit of `VIPS`: a service at the address is steered. Goes with [`VIP`].
+/// Bit of `VIPS`: a floating address that has steered services. With this bit alone it has no others.
 pub const VIP_STEERED: u8 = 2;
 
 /// Place of a service in `STEERED`, where steered ones have a 1.

@@ -8,7 +8,7 @@
 use lb_common::{
     backend::{Backend, FORWARD, RESOLVED},
     flow::state,
-    hash::VIP,
+    hash::{VIP, VIP_STEERED},
     reason::Reason,
     trace::Stage,
 };
@@ -39,6 +39,8 @@ pub trait Exit {
     fn redirect(&self, ifindex: u32) -> Self::Out;
     /// It is not forwarded.
     fn pass(&self, reason: Reason) -> Self::Out;
+    /// It leaves by IP in IP to `backend`, whose identifier is `id`; its frame has no tags.
+    fn encapsulate_plain(&self, tunnel: Tunnel, id: &u32, backend: &Backend) -> Self::Out;
     /// It leaves by the tunnel to `backend`.
     fn encapsulate(&self, tunnel: Tunnel, backend: &Backend) -> Self::Out;
 }
@@ -59,6 +61,10 @@ impl Exit for Outcome {
 
     fn pass(&self, reason: Reason) -> Self::Out {
         Err(reason)
+    }
+
+    fn encapsulate_plain(&self, tunnel: Tunnel, _: &u32, _: &Backend) -> Self::Out {
+        Ok(Action::Encapsulate(tunnel))
     }
 
     fn encapsulate(&self, tunnel: Tunnel, _: &Backend) -> Self::Out {
@@ -100,10 +106,13 @@ fn forward_family<F: Family, T: Tables + Flows<F>, E: Exit>(
     // the order, and a jump that is taken costs as much as some instructions.
     if vip != 0 {
         let carried = F::carried(&frame.ip);
-        if vip == VIP || !steer::may_be(tables, vip_bit, Ports(load32(&frame.l4.ports)), carried) {
-            of_flow::<F, T, E>(packet, tables, exit, frame, carried)
-        } else {
+        let steered = vip != VIP
+            && (vip == VIP_STEERED
+                || steer::may_be(tables, vip_bit, Ports(load32(&frame.l4.ports)), carried));
+        if steered {
             steer::forward::<F, T, E>(&packet, tables, exit, frame)
+        } else {
+            of_flow::<F, T, E>(packet, tables, exit, frame, carried)
         }
     } else if F::ICMP == protocol::ICMPV6 && F::carried(&frame.ip) == protocol::ICMPV6 {
         // It may ask for a floating address of ours (`gate`), at that address's multicast group.

@@ -124,15 +124,18 @@ impl<const TRACEABLE: bool> known::Exit for HotExit<TRACEABLE> {
     }
 
     #[inline(always)]
-    fn encapsulate(&self, tunnel: Tunnel, backend: &Backend) -> u32 {
-        // Copies for the usual tunnels, each with constants for what the other asks.
-        if !tunnel.is_plain(backend) {
-            encapsulate_to::<TRACEABLE>(self.0, tunnel, backend)
-        } else if is_v4(backend) {
-            encapsulate_plain::<TRACEABLE, true>(self.0, tunnel, backend)
+    fn encapsulate_plain(&self, tunnel: Tunnel, id: &u32, backend: &Backend) -> u32 {
+        // Two copies, each with constants for what the other asks.
+        if is_v4(backend) {
+            encapsulate_plain::<TRACEABLE, true>(self.0, tunnel, id, backend)
         } else {
-            encapsulate_plain::<TRACEABLE, false>(self.0, tunnel, backend)
+            encapsulate_plain::<TRACEABLE, false>(self.0, tunnel, id, backend)
         }
+    }
+
+    #[inline(always)]
+    fn encapsulate(&self, tunnel: Tunnel, backend: &Backend) -> u32 {
+        encapsulate_to::<TRACEABLE>(self.0, tunnel, backend)
     }
 }
 
@@ -381,12 +384,13 @@ fn encapsulate(ctx: *mut xdp_md, tunnel: Tunnel) -> u32 {
 fn encapsulate_plain<const TRACEABLE: bool, const IPV4: bool>(
     ctx: *mut xdp_md,
     tunnel: Tunnel,
+    id: &u32,
     backend: &Backend,
 ) -> u32 {
     // SAFETY: as in `encapsulate_to`.
     let grown = unsafe { bpf_xdp_adjust_head(ctx, -(plain_overhead::<IPV4>() as i32)) } == 0;
     let outcome = if grown {
-        tunnel.write_plain::<Maps<TRACEABLE>, IPV4>(&packet(ctx), &Maps::<TRACEABLE>, backend)
+        tunnel.write_plain::<Maps<TRACEABLE>, IPV4>(&packet(ctx), &Maps::<TRACEABLE>, id, backend)
     } else {
         Err(Reason::Inconsistent)
     };

@@ -37,7 +37,8 @@ pub trait Tables {
     fn clock_ns(&self) -> u64;
     /// Any number.
     fn random(&self) -> u32;
-    /// [`lb_common::hash::VIP`] and [`lb_common::hash::VIP_STEERED`] of an address, by its place in `VIPS`.
+    /// [`lb_common::hash::VIP`] and [`lb_common::hash::VIP_STEERED`] of an address, by its place in `VIPS`; 0
+    /// for one that is not ours.
     fn vip(&self, place: u32) -> u8;
     /// Whether a place of `STEERED` is taken.
     fn is_steered(&self, place: u32) -> bool;
@@ -55,7 +56,7 @@ pub trait Tables {
         self.backend(*id)
     }
     /// A slot of `MAGLEV`.
-    fn slot(&self, index: u32) -> Option<Slot>;
+    fn slot(&self, index: u32) -> Option<&Slot>;
     /// What `SOURCES` says of an address in a list: the longest prefix.
     fn source(&self, list: u32, address: &[u8; 16]) -> Option<u32>;
     /// An entry of `RATES`, shared as those of [`Flows`] are.
@@ -85,7 +86,7 @@ pub trait Tables {
     }
     /// Counts a packet to a backend as [`Tables::count_forward`] does, and says whether it is one to
     /// sample.
-    fn count_steered(&self, backend: u32, bytes: u64) -> bool;
+    fn count_steered(&self, backend: &u32, bytes: u64) -> bool;
     /// Shows user space a packet of a steered service, whose IP header is at `l3`
     /// ([`crate::sample::sample`]).
     fn sample(&self, packet: &Packet, l3: usize, backend: u32, bytes: u64);

@@ -107,7 +107,7 @@ pub struct Tunnel {
     /// Where the IP header begins.
     l3: u32,
     /// Length of the frame, before it grows.
-    frame_len: u32,
+    frame_len: u64,
     /// Length of the inner packet.
     len: u16,
     /// Its protocol number inside another.
@@ -141,7 +141,7 @@ impl Tunnel {
             backend: id,
             grows: overhead(backend) as u32,
             l3: l3 as u32,
-            frame_len: packet.len() as u32,
+            frame_len: packet.len() as u64,
             len: len as u16,
             inside: F::INSIDE,
             traffic_class: F::traffic_class(ip),
@@ -149,20 +149,15 @@ impl Tunnel {
         })
     }
 
-    /// Whether the frame has no VLAN tags, and the tunnel is IP in IP: then [`Self::write_plain`] does.
-    #[inline(always)]
-    pub fn is_plain(&self, backend: &Backend) -> bool {
-        self.l3 as usize == ETHERNET_LEN && backend.flags & GUE == 0
-    }
-
-    /// Writes what is in front of the inner packet of a plain tunnel ([`Self::is_plain`]), after the frame
+    /// Writes what is in front of the inner packet of a frame without VLAN tags by IP in IP, after the frame
     /// has grown by [`plain_overhead`]; counts the packet, and says how it leaves. What [`Self::write`]
-    /// asks is known here.
+    /// asks is known here. `id` is the backend's identifier.
     #[inline(always)]
     pub fn write_plain<T: Tables, const IPV4: bool>(
         self,
         packet: &Packet,
         tables: &T,
+        id: &u32,
         backend: &Backend,
     ) -> Result<Action, Reason> {
         let ethernet = if IPV4 {
@@ -177,7 +172,7 @@ impl Tunnel {
             ethernet
         };
         let inner = ETHERNET_LEN + plain_overhead::<IPV4>();
-        sample::count(tables, packet, inner, self.backend, self.frame_len.into());
+        sample::count(tables, packet, inner, id, self.frame_len);
         Ok(Egress::to_backend(backend).leave(packet, ethernet))
     }
 
@@ -219,7 +214,7 @@ impl Tunnel {
             self.write_udp(packet.header(l4)?, len);
         }
         let inner = l3 + self.grows as usize;
-        sample::count(tables, packet, inner, self.backend, self.frame_len.into());
+        sample::count(tables, packet, inner, &self.backend, self.frame_len);
         Ok(Egress::to_backend(backend).leave(packet, packet.header::<EthernetHdr>(0)?))
     }
 

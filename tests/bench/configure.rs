@@ -161,8 +161,9 @@ fn filters(ebpf: &mut Ebpf, services: &[(ServiceKey, Service)]) -> anyhow::Resul
     let mut steered = vec![0; STEERED_BYTES];
     for (key, service) in services {
         let bit = vip_bit(key.address);
-        vips[bit as usize] |= hash::VIP;
-        if service.flags & STEERED != 0 {
+        if service.flags & STEERED == 0 {
+            vips[bit as usize] |= hash::VIP;
+        } else {
             vips[bit as usize] |= hash::VIP_STEERED;
             steered[hash::steered_bit(bit, key.port.to_be(), key.protocol) as usize] = 1;
         }

@@ -17,17 +17,16 @@ use lb_common::{
     backend::Backend,
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
-    hash,
     limits::{STEERED_BYTES, VIP_BYTES},
     names,
     news::Node,
     reason::Reason,
-    service::{STEERED, Service, ServiceKey, Slot},
+    service::{Service, ServiceKey, Slot},
     source::{Bucket, RateKey, Source},
     stats::{BackendSignals, BackendStats, ServiceStats},
     trace::{TRACES_BYTES, TraceCounts, TraceFilter, TraceRecord},
 };
-use lb_ebpf::fake::{Outcome, Setup, Xdp as Action, setup::steered_bits};
+use lb_ebpf::fake::{Outcome, Setup, Xdp as Action};
 
 /// Room for a packet that a test gets back.
 const PACKET_BYTES: usize = 4096;
@@ -149,15 +148,7 @@ impl Kernel {
         for ((bits, source), verdict) in &setup.sources {
             sources.insert(&Prefixed::new(*bits, *source), *verdict, 0)?;
         }
-        let mut filter = vec![0; VIP_BYTES];
-        for bit in &setup.vip_bits {
-            filter[*bit as usize] = hash::VIP;
-        }
-        let mut steered_filter = vec![0; STEERED_BYTES];
-        for (vip_bit, bit) in steered(setup) {
-            filter[vip_bit as usize] |= hash::VIP_STEERED;
-            steered_filter[bit as usize] = 1;
-        }
+        let (filter, steered_filter) = setup.filters();
         let mut steered: Array<_, [u8; STEERED_BYTES]> = self.array(names::STEERED)?;
         steered.set(0, <&[u8; STEERED_BYTES]>::try_from(steered_filter.as_slice())?, 0)?;
         let mut vips: Array<_, [u8; VIP_BYTES]> = self.array(names::VIPS)?;
@@ -405,12 +396,6 @@ impl Kernel {
             })
             .collect()
     }
-}
-
-/// The bits of a configuration's steered services: those in `VIPS`, and those in `STEERED`.
-fn steered(setup: &Setup) -> impl Iterator<Item = (u32, u32)> {
-    let steered = setup.services.iter().filter(|(_, service)| service.flags & STEERED != 0);
-    steered.map(|(key, _)| steered_bits(key))
 }
 
 fn reasons() -> Vec<u32> {

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use ballast::dataplane::{AttachMode, Dataplane, Op};
-use lb_common::{hash::VIP, limits::VIP_BYTES, reason::Reason, service::Balance};
+use lb_common::{reason::Reason, service::Balance};
 use lb_ebpf::{
     fake::{Frame, Net, Setup, setup::backend},
     family::protocol,
@@ -148,10 +148,7 @@ fn counted(dataplane: &Dataplane, wanted: u64) -> Result<()> {
 
 /// What the daemon would write for a configuration.
 pub(crate) fn ops(setup: &Setup) -> Vec<Op> {
-    let mut bytes = vec![0; VIP_BYTES];
-    for bit in &setup.vip_bits {
-        bytes[*bit as usize] = VIP;
-    }
+    let (bytes, _) = setup.filters();
     let backends = setup.backends.iter().map(|&(id, backend)| Op::SetBackend { id, backend });
     let table = Op::SetTable { start: 0, slots: setup.slots.clone() };
     let services = setup.services.iter().map(|&(key, service)| Op::SetService { key, service });

@@ -13,20 +13,16 @@ use lb_common::{
     backend::Backend,
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6, state},
-    hash,
-    limits::{
-        DEFAULT_BACKENDS, DEFAULT_SERVICES, DEFAULT_SLOTS, REPLAY_BUDGET, REPLAY_COST,
-        STEERED_BYTES, VIP_BYTES,
-    },
+    limits::{DEFAULT_BACKENDS, DEFAULT_SERVICES, DEFAULT_SLOTS, REPLAY_BUDGET, REPLAY_COST},
     news::{Begun4, Begun6, Node, TELL},
     reason::Reason,
-    service::{STEERED, Service, ServiceKey, Slot},
+    service::{Service, ServiceKey, Slot},
     source::{Bucket, LIST_BITS, RateKey, Source},
     stats::{BackendSignals, BackendStats, ServiceStats, handshake_class},
     trace::{SAMPLE_EVERY, Sample, Stage},
 };
 
-use super::setup::{Setup, mapped_ip, service_key, steered_bits};
+use super::setup::{Setup, mapped_ip, service_key};
 use crate::{
     admit, connect,
     family::{Address, Family, Ports, Tuple, V4, V6},
@@ -48,7 +44,7 @@ pub struct FakeTables {
     now_ns: Cell<u64>,
     random: Cell<u32>,
     vips: Vec<u8>,
-    steered: Vec<bool>,
+    steered: Vec<u8>,
     services: HashMap<ServiceKey, Service>,
     backends: Vec<Backend>,
     slots: Vec<Slot>,
@@ -112,12 +108,13 @@ impl FakeTables {
     /// When the configuration does not fit the maps.
     #[must_use]
     pub fn new(setup: &Setup) -> Self {
+        let (vips, steered) = setup.filters();
         let mut tables = Self {
             now_ns: Cell::new(1_000_000_000_000),
             random: Cell::new(1),
-            vips: vec![0; VIP_BYTES],
-            steered: vec![false; STEERED_BYTES],
-            services: HashMap::new(),
+            vips,
+            steered,
+            services: setup.services.iter().copied().collect(),
             backends: vec![Backend::ZERO; DEFAULT_BACKENDS as usize],
             slots: setup.slots.clone(),
             sources: setup.sources.iter().copied().collect(),
@@ -139,17 +136,6 @@ impl FakeTables {
             v4: FlowTables::new(0, HalfOpen4::ZERO),
             v6: FlowTables::new([0; 2], HalfOpen6::ZERO),
         };
-        for bit in &setup.vip_bits {
-            tables.vips[*bit as usize] |= hash::VIP;
-        }
-        for (key, service) in &setup.services {
-            tables.services.insert(*key, *service);
-            if service.flags & STEERED != 0 {
-                let (vip_bit, bit) = steered_bits(key);
-                tables.vips[vip_bit as usize] |= hash::VIP_STEERED;
-                tables.steered[bit as usize] = true;
-            }
-        }
         for (id, backend) in &setup.backends {
             tables.set_backend(*id, *backend);
         }
@@ -347,7 +333,7 @@ impl Tables for FakeTables {
     }
 
     fn is_steered(&self, place: u32) -> bool {
-        self.steered[place as usize]
+        self.steered[place as usize] != 0
     }
 
     fn service(&self, key: &ServiceKey) -> Option<Service> {
@@ -358,10 +344,9 @@ impl Tables for FakeTables {
         self.backends.get(id as usize)
     }
 
-    fn slot(&self, index: u32) -> Option<Slot> {
+    fn slot(&self, index: u32) -> Option<&Slot> {
         // An array has all its elements, with zeros in those that nobody wrote.
-        (index < DEFAULT_SLOTS)
-            .then(|| self.slots.get(index as usize).copied().unwrap_or(Slot::ZERO))
+        (index < DEFAULT_SLOTS).then(|| self.slots.get(index as usize).unwrap_or(&Slot::ZERO))
     }
 
     fn source(&self, list: u32, address: &[u8; 16]) -> Option<u32> {
@@ -429,9 +414,9 @@ impl Tables for FakeTables {
         stats.forward_bytes += bytes;
     }
 
-    fn count_steered(&self, backend: u32, bytes: u64) -> bool {
-        self.count_forward(backend, bytes);
-        self.backend_stats(backend).forward_packets.is_multiple_of(SAMPLE_EVERY)
+    fn count_steered(&self, backend: &u32, bytes: u64) -> bool {
+        self.count_forward(*backend, bytes);
+        self.backend_stats(*backend).forward_packets.is_multiple_of(SAMPLE_EVERY)
     }
 
     fn sample(&self, packet: &Packet, l3: usize, backend: u32, bytes: u64) {

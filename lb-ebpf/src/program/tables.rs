@@ -118,8 +118,8 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
     }
 
     #[inline(always)]
-    fn slot(&self, index: u32) -> Option<Slot> {
-        MAGLEV.get(index).copied()
+    fn slot(&self, index: u32) -> Option<&Slot> {
+        MAGLEV.get(index)
     }
 
     #[inline(always)]
@@ -185,15 +185,14 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
     }
 
     #[inline(always)]
-    fn count_steered(&self, backend: u32, bytes: u64) -> bool {
-        Self::note(|record| (record.backend, record.direction) = (backend, TO_BACKEND));
-        let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) else { return false };
+    fn count_steered(&self, backend: &u32, bytes: u64) -> bool {
+        Self::note(|record| (record.backend, record.direction) = (*backend, TO_BACKEND));
+        let Some(mut stats) = at(&BACKEND_STATS, backend) else { return false };
         // SAFETY: this CPU's own element.
-        unsafe {
-            (*stats).forward_packets += 1;
-            (*stats).forward_bytes += bytes;
-            (*stats).forward_packets.is_multiple_of(SAMPLE_EVERY)
-        }
+        let stats = unsafe { stats.as_mut() };
+        stats.forward_packets += 1;
+        stats.forward_bytes += bytes;
+        stats.forward_packets.is_multiple_of(SAMPLE_EVERY)
     }
 
     #[inline(always)]

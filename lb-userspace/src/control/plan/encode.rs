@@ -120,15 +120,22 @@ fn max_packet(hop: &NextHop, address: IpAddr, flags: u16) -> u16 {
     u16::try_from(hop.mtu.saturating_sub(bytes).max(1)).unwrap_or(u16::MAX)
 }
 
-/// `VIPS` for these addresses, of which the services of `steered` are steered.
+/// `VIPS` for these addresses and services, of which those of `steered` are steered.
 pub(super) fn vip_filter(
     addresses: impl Iterator<Item = IpAddr>,
+    services: impl Iterator<Item = ServiceKey>,
     steered: &BTreeSet<ServiceKey>,
 ) -> Vec<u8> {
     let mut filter = vec![0; VIP_BYTES];
-    let steered = steered.iter().map(|key| (address(key.address), hash::VIP | hash::VIP_STEERED));
-    for (address, flags) in addresses.map(|address| (address, hash::VIP)).chain(steered) {
-        filter[vip_bit(address) as usize] |= flags;
+    for key in services {
+        let flags = if steered.contains(&key) { hash::VIP_STEERED } else { hash::VIP };
+        filter[vip_bit(address(key.address)) as usize] |= flags;
+    }
+    for address in addresses {
+        let flags = &mut filter[vip_bit(address) as usize];
+        if *flags == 0 {
+            *flags = hash::VIP;
+        }
     }
     filter
 }

@@ -104,8 +104,8 @@ impl Model {
                 }
             }
             let steered = BTreeSet::from_iter(steered.then_some(*key));
-            let address = encode::address(key.address);
-            let bits = encode::vip_filter(std::iter::once(address), &steered);
+            let services = std::iter::once(*key);
+            let bits = encode::vip_filter(std::iter::empty(), services, &steered);
             assert!(
                 encode::union(Some(&self.vips), &bits) == self.vips,
                 "a service's address is not in the filter"
