@@ -70,7 +70,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     privilege::check()?;
     make_directory(parent(&socket), 0o755)?;
     make_directory(&state_dir, 0o750)?;
-    let lock = Lock::take(&socket)?;
+    let lock = Lock::take(&socket).await?;
     check_pins(&pins)?;
     net::interface(&node.interface).await.with_context(|| {
         format!(
