@@ -270,7 +270,9 @@ macro_rules! subprograms {
         #[inline(never)]
         extern "C" fn $begin(ctx: *mut xdp_md) -> u32 {
             $note(ctx);
-            finish(lb_ebpf::begin::<$family, Maps>(packet(ctx), &Maps))
+            let outcome = lb_ebpf::begin::<$family, Maps>(packet(ctx), &Maps);
+            let unknown = matches!(outcome, Err(Reason::NoFlow | Reason::NoService));
+            finish(if unknown && wait(ctx) != 0 { Err(Reason::NotYetTold) } else { outcome })
         }
 
         /// Answers with a TCP reset where the packet allows it.
@@ -305,6 +307,13 @@ subprograms!(
     V6, decide6, steer6, follow6, half_open6, error6, choose6, replay6, compose6, begin6, note6,
     reset6, too_big6
 );
+
+/// Whether it is too early to say that a packet's connection is unknown.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn wait(ctx: *mut xdp_md) -> u32 {
+    u32::from(lb_ebpf::gate::destination(&packet(ctx)).is_some_and(maps::may_be_told))
+}
 
 /// Says what should never be.
 #[unsafe(no_mangle)]

@@ -132,6 +132,14 @@ pub(crate) fn is_closed(address: [u8; 16]) -> bool {
     lease.is_some_and(|lease| lease.until_ns <= clock::exact_ns())
 }
 
+/// Whether another node may still tell of connections to an address.
+#[inline(always)]
+pub(crate) fn may_be_told(address: [u8; 16]) -> bool {
+    // SAFETY: the value is copied at once.
+    let lease = unsafe { LEASES.get(&LeaseKey { address }) }.copied();
+    lease.is_some_and(|lease| clock::exact_ns() < lease.told_ns)
+}
+
 /// Scratch of IPv4.
 #[btf_map]
 pub(crate) static SCRATCH: PerCpuArray<Scratch<V4>, 1> = PerCpuArray::new();
