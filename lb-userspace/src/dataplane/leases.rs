@@ -22,7 +22,7 @@ use crate::{clock, vrrp::router::Leases};
 
 /// How long after this node has taken an address another one may still tell of its connections: that it was
 /// handed over with a batch on the way, or that its daemon is on its way back and sends all it knows.
-const TOLD_WITHIN: Duration = Duration::from_secs(1);
+const TOLD_WITHIN: Duration = Duration::from_secs(2);
 
 /// The leases in the kernel's map.
 #[derive(Debug)]
@@ -96,12 +96,12 @@ mod tests {
     #[test]
     fn only_who_takes_an_address_waits_to_be_told() {
         let taken = next(Lease::ZERO, Some(11 * S), 10 * S);
-        assert_eq!(taken, Lease { until_ns: 11_000_000_000, told_ns: 11_000_000_000 });
+        assert_eq!(taken, Lease { until_ns: 11_000_000_000, told_ns: 12_000_000_000 });
         let renewed = next(taken, Some(12 * S), 10 * S + S / 2);
         assert_eq!(renewed, Lease { until_ns: 12_000_000_000, ..taken });
         let given_up = next(renewed, None, 11 * S);
         assert_eq!(given_up.until_ns, 0);
         let taken_again = next(given_up, Some(14 * S), 13 * S);
-        assert_eq!(taken_again.told_ns, 14_000_000_000);
+        assert_eq!(taken_again.told_ns, 15_000_000_000);
     }
 }

@@ -74,7 +74,22 @@ pub(super) fn nodes(file: &File, findings: &mut Findings) -> Vec<Node> {
         }
     }
     warn_of_equals(&nodes, findings);
+    warn_of_no_key(file, &nodes, findings);
     nodes.into_iter().map(|(_, node)| node).collect()
+}
+
+/// Without a key the nodes tell each other nothing, and whoever takes an address over knows none of its
+/// connections.
+fn warn_of_no_key(file: &File, nodes: &[(Range<usize>, Node)], findings: &mut Findings) {
+    let key = file.cluster.value().is_some_and(|cluster| !cluster.secret_file.is_absent());
+    if let ([_, (second, _), ..], false) = (nodes, key) {
+        findings
+            .warning(second.clone(), "there are several nodes, and no key by which they know each other")
+            .help(
+                "connections break whenever an address moves: write `openssl rand -hex 32` into a file on \
+                 each node, and name it in `[cluster]`: `secret_file = \"…\"`",
+            );
+    }
 }
 
 /// Between nodes of the same priority their addresses decide, which nobody remembers.

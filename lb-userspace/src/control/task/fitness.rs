@@ -30,6 +30,7 @@ impl Task {
         if !self.config.is_shared() || !*self.settled.borrow() {
             return;
         }
+        self.addresses.set_may_preempt(self.may_preempt()).await;
         let Some(own) = self.config.node(&self.node).map(|node| node.priority) else { return };
         let fitness = self.fitness();
         let all: Vec<u8> = self.config.nodes.iter().map(|node| node.priority).collect();

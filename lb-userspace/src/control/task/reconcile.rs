@@ -65,6 +65,8 @@ impl Task {
     /// Takes the floating addresses, now that their services are ready.
     async fn settle(&mut self) {
         self.follow_peers().await;
+        // The thread of VRRP waits for this, and must not begin with more than it may do.
+        self.addresses.set_may_preempt(self.may_preempt()).await;
         self.follow_addresses().await;
         self.settled.send_replace(true);
     }
