@@ -26,5 +26,6 @@ mod start;
 mod steer;
 mod takeover;
 mod trace;
+mod upgrade;
 mod vagrant;
 mod vrrp;
