@@ -2,6 +2,7 @@
 //!
 //! Each test brings up a lab of its own. They need root; without it they fail.
 
+mod anycast;
 mod config;
 mod failure;
 mod flood;

@@ -129,6 +129,16 @@ impl Held {
         self.broadcasts.get(&address).cloned()
     }
 
+    /// Adds an address that is written as itself, without a network; false if it stands there already.
+    pub(super) fn add_address(&mut self, address: IpAddr, place: Range<usize>) -> bool {
+        self.places.insert(address, place).is_none()
+    }
+
+    /// Not every address could be read.
+    pub(super) fn miss(&mut self) {
+        self.complete = false;
+    }
+
     fn add(&mut self, prefix: &Spanned<Prefix>) {
         let Prefix { address, .. } = *prefix.get_ref();
         self.places.entry(address).or_insert_with(|| prefix.span());
@@ -137,7 +147,7 @@ impl Held {
         }
     }
 
-    /// Reports an address to listen on that no `[[floating]]` holds.
+    /// Reports an address to listen on that no `[[floating]]` and no `[[anycast]]` has.
     pub(super) fn check_listen(
         &self,
         listen: SocketAddr,

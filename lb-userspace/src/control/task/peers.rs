@@ -87,6 +87,7 @@ impl Task {
         let Some(wanted) = wanted? else { return Ok(()) };
         let setup = Setup {
             own: self.node.clone(),
+            about: self.about(),
             listen: wanted.listen,
             interface: wanted.interface.clone(),
             others: wanted.others.clone(),
@@ -109,7 +110,12 @@ impl Task {
 
     /// Tells the other nodes how this one is.
     pub(super) fn tell_peers(&self) {
-        let Some((_, channel)) = &self.peers.open else { return };
+        if let Some((_, channel)) = &self.peers.open {
+            channel.tell(self.about());
+        }
+    }
+
+    fn about(&self) -> About {
         let (mut services, mut backends) = (Count::default(), Count::default());
         for service in self.state.services() {
             let serving = service.records.iter().filter(|record| record.verdict.serving).count();
@@ -119,7 +125,7 @@ impl Task {
             backends.fit += serving as u32;
         }
         let holds = self.addresses.holds();
-        channel.tell(About { generation: self.peers.generation, services, backends, holds });
+        About { generation: self.peers.generation, services, backends, holds }
     }
 }
 
