@@ -1,6 +1,12 @@
 //! Two balancers that share the floating addresses.
 
-use std::{net::UdpSocket, thread, time::Duration};
+use std::{
+    net::UdpSocket,
+    num::NonZero,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -238,6 +244,32 @@ fn a_process_that_was_stopped_takes_nothing_over() -> Result<()> {
     let events = pair.events(Lb01)?;
     ensure!(events.contains("it did not run for"), "{events}");
     ensure!(!pair.events(Lb02)?.contains("two nodes are Active"), "it came between");
+    pair.finish()
+}
+
+#[test]
+fn a_machine_with_too_much_to_do_moves_nothing() -> Result<()> {
+    let pair = Pair::up("busy", &[])?;
+    let received = || Ok::<_, anyhow::Error>(number(&pair.vrrp(Lb02)?["received"]));
+    let until = received()? + 150;
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..4 * thread::available_parallelism().map_or(1, NonZero::get) {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        let outcome =
+            eventually("adverts of fifteen seconds", || Ok((received()? >= until).then_some(())));
+        stop.store(true, Ordering::Relaxed);
+        outcome
+    })?;
+    for (host, role, takeovers) in [(Lb01, "active", 1), (Lb02, "backup", 0)] {
+        let vrrp = pair.vrrp(host)?;
+        ensure!(vrrp["role"] == role && vrrp["takeovers"] == takeovers, "{host}: {vrrp}");
+    }
     pair.finish()
 }
 
