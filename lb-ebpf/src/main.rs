@@ -271,8 +271,10 @@ macro_rules! subprograms {
         extern "C" fn $begin(ctx: *mut xdp_md) -> u32 {
             $note(ctx);
             let outcome = lb_ebpf::begin::<$family, Maps>(packet(ctx), &Maps);
-            let unknown = matches!(outcome, Err(Reason::NoFlow | Reason::NoService));
-            finish(if unknown && wait(ctx) != 0 { Err(Reason::NotYetTold) } else { outcome })
+            if matches!(outcome, Err(Reason::NoFlow | Reason::NoService)) && be_silent(ctx) != 0 {
+                return xdp_action::XDP_DROP;
+            }
+            finish(outcome)
         }
 
         /// Answers with a TCP reset where the packet allows it.
@@ -308,11 +310,16 @@ subprograms!(
     reset6, too_big6
 );
 
-/// Whether it is too early to say that a packet's connection is unknown.
+/// Whether it is not for this node, or too early, to say that a packet's connection is unknown: then it is
+/// counted.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn wait(ctx: *mut xdp_md) -> u32 {
-    u32::from(lb_ebpf::gate::destination(&packet(ctx)).is_some_and(maps::may_be_told))
+extern "C" fn be_silent(ctx: *mut xdp_md) -> u32 {
+    let reason = lb_ebpf::gate::destination(&packet(ctx)).and_then(maps::silence);
+    if let Some(reason) = reason {
+        maps::count_reason(reason);
+    }
+    u32::from(reason.is_some())
 }
 
 /// Says what should never be.

@@ -98,11 +98,17 @@ fn what_is_not_known_yet_is_not_refused() -> anyhow::Result<()> {
         };
         for (frame, later) in frames {
             let frame = frame.build();
-            for (told_ns, reason) in [(u64::MAX, Reason::NotYetTold), (1, later)] {
-                kernel.insert(names::LEASES, [(key, Lease { until_ns: u64::MAX, told_ns })])?;
+            let far = u64::MAX;
+            for (until_ns, told_ns, reason) in [
+                (far, far, Reason::NotYetTold),
+                (far, 1, later),
+                (1, 1, Reason::NoLease),
+                (1, far, Reason::NoLease),
+            ] {
+                kernel.insert(names::LEASES, [(key, Lease { until_ns, told_ns })])?;
                 let before = counted(&kernel, reason)?;
                 let xdp = kernel.run(&frame)?.xdp;
-                assert_eq!(xdp == Xdp::Drop, reason == Reason::NotYetTold, "{reason:?}: {xdp:?}");
+                assert_eq!(xdp == Xdp::Drop, reason != later, "{reason:?}: {xdp:?}");
                 assert_eq!(counted(&kernel, reason)?, before + 1, "{reason:?}");
             }
         }
