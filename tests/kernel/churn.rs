@@ -91,7 +91,7 @@ impl Site {
         let dataplane = Dataplane::open(&options)?;
         let mut loader = EbpfLoader::new();
         for name in names::PINNED {
-            loader.map_pin_path(name, pins.0.join(name));
+            loader.map_pin_path(names::in_object(name), pins.0.join(name));
         }
         for (name, entries) in [
             (names::FLOWS, options.max_flows),
