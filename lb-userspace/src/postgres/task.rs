@@ -198,6 +198,10 @@ impl Task {
                 Some(event) = ends.recv() => self.take(event).await,
                 ask = asks.recv() => match ask {
                     Some(Ask::Command(command, answer)) => {
+                        if let Some(why) = self.unheard(&command) {
+                            let _ = answer.send(Err(why));
+                            continue;
+                        }
                         // A second one is refused by the machine at once, so the first goes on.
                         let first = self.answer.replace(answer);
                         self.take(Event::Command(command)).await;
@@ -223,6 +227,28 @@ impl Task {
             }
             self.show();
         }
+    }
+
+    /// Why a change cannot begin: a balancer that must close its gate is silent. Without this look, no
+    /// write would pass until that is found out.
+    fn unheard(&self, command: &Command) -> Option<String> {
+        let (Command::Promote { absent, .. } | Command::Switchover { absent, .. }) = command else {
+            return None;
+        };
+        // The first of all records says who the primary is, and changes nothing.
+        self.machine.record()?;
+        let asked = self.setup.peers.difference(absent);
+        let silent: Vec<_> = asked
+            .filter_map(|node| Some((node.as_str(), self.setup.channel.silent(node)?)))
+            .collect();
+        let (names, whys): (Vec<_>, Vec<_>) = silent.into_iter().unzip();
+        (!names.is_empty()).then(|| {
+            format!(
+                "{}, so nobody knows whether writes pass there. If it is off, say so: --peer-is-down {}",
+                whys.join("; "),
+                names.join(" --peer-is-down ")
+            )
+        })
     }
 
     async fn see(&mut self, found: Found) {
