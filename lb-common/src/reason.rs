@@ -95,7 +95,8 @@ reasons! {
     PortsExhausted, "ports_exhausted", Drop;
     /// The flow tables took no further entry.
     TableFull, "table_full", Drop;
-    /// It asks for the MAC address of a floating address whose lease is over: another node answers.
+    /// It asks for the MAC address of a floating address whose lease is over: another node answers. Or it
+    /// is for a backend whose lease is over: another node may have put another server in its place.
     NoLease, "no_lease", Drop;
     /// A map entry that user space should have written is missing: a defect of ballast.
     Inconsistent, "inconsistent", Drop;

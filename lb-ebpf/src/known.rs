@@ -6,7 +6,7 @@
 //! the two together).
 
 use lb_common::{
-    backend::{Backend, FORWARD, RESOLVED},
+    backend::{Backend, FORWARD, LEASED, RESOLVED},
     flow::state,
     hash::VIP_STEERED,
     reason::Reason,
@@ -146,7 +146,8 @@ fn in_flow<F: Family, T: Tables + Flows<F>, E: Exit>(
     let side = entry.state() & (state::RETURN | state::CUT);
     let forward = side == 0;
     if forward {
-        if backend.flags & (FORWARD | RESOLVED) != FORWARD | RESOLVED
+        // Whether a lease is over, the general way asks.
+        if backend.flags & (FORWARD | RESOLVED | LEASED) != FORWARD | RESOLVED
             || client_side(&packet, ethernet) != entry.client_side()
         {
             return None;

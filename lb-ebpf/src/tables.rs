@@ -41,6 +41,8 @@ pub trait Tables {
     fn service(&self, key: &ServiceKey) -> Option<Service>;
     /// An entry of `BACKENDS`.
     fn backend(&self, id: u32) -> Option<&Backend>;
+    /// Whether the lease of a [`LEASED`](lb_common::backend::LEASED) backend is over, or there is none.
+    fn is_lease_over(&self, backend: u32) -> bool;
     /// A slot of `MAGLEV`.
     fn slot(&self, index: u32) -> Option<Slot>;
     /// What `SOURCES` says of an address in a list: the longest prefix.

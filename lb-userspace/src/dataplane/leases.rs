@@ -1,10 +1,11 @@
-//! `LEASES`: until when this node may answer for its floating addresses.
+//! `LEASES`: until when this node may answer for its floating addresses, and until when packets may go to
+//! the servers of databases whose primary may change without a person.
 //!
 //! The thread of VRRP writes here with every advert. It has its own hold on the map, so that it never
 //! waits for whoever writes to the other tables.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -18,7 +19,7 @@ use lb_common::{
 };
 
 use super::pinned;
-use crate::vrrp::router::Leases;
+use crate::{control::kernel::Gates, vrrp::router::Leases};
 
 /// The leases in the kernel's map.
 #[derive(Debug)]
@@ -33,6 +34,18 @@ impl KernelLeases {
     fn lock(&self) -> MutexGuard<'_, HashMap<MapData, LeaseKey, Lease>> {
         // Each call is whole or has not happened.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Gates for KernelLeases {
+    fn extend(&self, servers: &[SocketAddr], until: Duration) -> anyhow::Result<()> {
+        let until_ns = until.as_nanos() as u64;
+        let mut map = self.lock();
+        for server in servers {
+            let key = LeaseKey::backend(&key(server.ip()).address, server.port());
+            map.insert(key, Lease { until_ns }, 0).context("write LEASES")?;
+        }
+        Ok(())
     }
 }
 
@@ -57,7 +70,8 @@ impl Leases for KernelLeases {
         let mut map = self.lock();
         let kept: Vec<LeaseKey> = addresses.iter().map(|address| key(*address)).collect();
         let there: Vec<LeaseKey> = map.keys().collect::<Result<_, _>>().context("read LEASES")?;
-        for key in there.into_iter().filter(|key| !kept.contains(key)) {
+        let ended = |key: &LeaseKey| !key.is_backend() && !kept.contains(key);
+        for key in there.into_iter().filter(ended) {
             map.remove(&key).context("write LEASES")?;
         }
         Ok(())

@@ -15,13 +15,16 @@ const QUEUED_NAMES: usize = 256;
 /// Words that wait for whoever hears them.
 const QUEUED_WORDS: usize = 256;
 
+/// What other nodes say, each word with the name of the node.
+pub(super) type Words = mpsc::Receiver<(String, Vec<u8>)>;
+
 /// How the other nodes stand, and what is asked of them and by them. Cheap to copy; outlives channels.
 #[derive(Clone, Debug)]
 pub struct Others {
     board: watch::Receiver<Board>,
     commands: watch::Receiver<Option<mpsc::Sender<Command>>>,
     wishes: Arc<Mutex<Option<mpsc::Receiver<FenceRequest>>>>,
-    words: Arc<Mutex<Option<mpsc::Receiver<(String, Vec<u8>)>>>>,
+    words: Arc<Mutex<Option<Words>>>,
 }
 
 /// What channels hold of that.
@@ -88,10 +91,9 @@ impl Others {
         }
     }
 
-    /// Words of other nodes, each with the name of the node that has said it, for whoever hears them. It
-    /// can be taken once; until then they are lost.
+    /// Words of other nodes, for whoever hears them. It can be taken once; until then they are lost.
     #[must_use]
-    pub fn words(&self) -> Option<mpsc::Receiver<(String, Vec<u8>)>> {
+    pub fn words(&self) -> Option<Words> {
         self.words.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }

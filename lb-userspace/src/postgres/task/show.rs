@@ -57,7 +57,7 @@ impl Task {
             name: self.config.name.clone(),
             read_write: self.config.read_write,
             read_only: self.config.read_only,
-            promotion: format!("{:?}", self.config.promotion).to_lowercase(),
+            promotion: self.config.promotion.to_string(),
             primary: record.map(|record| record.primary.clone()),
             writes_to: open.ok().map(str::to_owned),
             problem,
