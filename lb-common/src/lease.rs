@@ -23,7 +23,8 @@ impl LeaseKey {
     #[must_use]
     pub const fn backend(address: &[u8; 16], port: u16) -> Self {
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *address;
-        let head = ((BACKEND[0] as u32) << 24 | (BACKEND[1] as u32) << 16 | port as u32).to_be_bytes();
+        let head =
+            ((BACKEND[0] as u32) << 24 | (BACKEND[1] as u32) << 16 | port as u32).to_be_bytes();
         let fold = u32::from_ne_bytes([a, b, c, d]) ^ u32::from_ne_bytes([e, f, g, h]);
         let [q, r, s, t] = fold.to_ne_bytes();
         let [u, v, w, x] = head;

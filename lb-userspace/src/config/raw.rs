@@ -20,9 +20,7 @@ use super::{
         address::{Address, Endpoint, Prefix},
         expect::Expect,
         source::Source,
-        word::{
-            AlertKind, Checksum, Forward, NextUpstream, Probe, Promoted, ReadFallback, Route,
-        },
+        word::{AlertKind, Checksum, Forward, NextUpstream, Probe, Promoted, ReadFallback, Route},
     },
 };
 

@@ -3,7 +3,7 @@
 use super::*;
 use crate::peers::{self, Key};
 
-const BOTH: [HostName; 2] = [HostName::Lb01, HostName::Lb02];
+pub(super) const BOTH: [HostName; 2] = [HostName::Lb01, HostName::Lb02];
 
 /// A lab whose two balancers have the same key and have found the primary.
 fn pair(name: &str, key: &Key) -> Result<Site> {
@@ -25,19 +25,24 @@ fn pair(name: &str, key: &Key) -> Result<Site> {
     Ok(site)
 }
 
-fn database_of(site: &Site, host: HostName) -> Result<Value> {
+pub(super) fn database_of(site: &Site, host: HostName) -> Result<Value> {
     let all: Value = serde_json::from_str(&peers::obeys(site, host, "pg status --json")?)?;
     Ok(all[0].clone())
 }
 
-fn sees(site: &Site, host: HostName, what: &str, so: impl Fn(&Value) -> bool) -> Result<Value> {
+pub(super) fn sees(
+    site: &Site,
+    host: HostName,
+    what: &str,
+    so: impl Fn(&Value) -> bool,
+) -> Result<Value> {
     eventually(&format!("{what}, as {host} sees it"), || {
         let database = database_of(site, host)?;
         Ok(so(&database).then_some(database))
     })
 }
 
-fn both_see(site: &Site, what: &str, so: impl Fn(&Value) -> bool) -> Result<()> {
+pub(super) fn both_see(site: &Site, what: &str, so: impl Fn(&Value) -> bool) -> Result<()> {
     for host in BOTH {
         sees(site, host, what, &so)?;
     }
@@ -45,7 +50,7 @@ fn both_see(site: &Site, what: &str, so: impl Fn(&Value) -> bool) -> Result<()> 
 }
 
 /// Both have the same record, and route alike.
-fn routes_alike(site: &Site, primary: &str, epoch: u64) -> Result<()> {
+pub(super) fn routes_alike(site: &Site, primary: &str, epoch: u64) -> Result<()> {
     both_see(site, &format!("{primary} to be the primary of epoch {epoch}"), |it| {
         it["writes_to"] == primary && it["epoch"] == epoch && it["phase"] == "serving"
     })?;

@@ -6,8 +6,8 @@ use toml::Spanned;
 
 use super::{Listeners, Seen, network::Held, not_zero, service::note_listener};
 use crate::config::{
-    Access, Backend, Consensus, Forwarding, Guard, Health, OnDown, Postgres, Probe, Promotion, Protocol,
-    Replay, Server, Service,
+    Access, Backend, Consensus, Forwarding, Guard, Health, OnDown, Postgres, Probe, Promotion,
+    Protocol, Replay, Server, Service,
     raw::{self, File},
     read::Field,
     report::Findings,
@@ -162,7 +162,10 @@ fn check_promotion(postgres: &raw::Postgres, file: &File, findings: &mut Finding
         && file.cluster.value().is_none_or(|it| it.secret_file.is_absent())
     {
         findings
-            .error(promotion.span(), "a promotion without a person needs the nodes to talk to each other")
+            .error(
+                promotion.span(),
+                "a promotion without a person needs the nodes to talk to each other",
+            )
             .help("add `secret_file` to `[cluster]`: the same key on every node");
     }
 }
@@ -176,7 +179,11 @@ fn check_consensus(file: &File, findings: &mut Findings) {
                 .error(etcd.span(), "`etcd` is empty")
                 .help("write the members' addresses, such as \"http://192.0.2.11:2379\"");
         }
-        for url in etcd.get_ref().iter().filter(|url| consensus.ca_file.is_absent() && url.get_ref().0.starts_with("https")) {
+        for url in etcd
+            .get_ref()
+            .iter()
+            .filter(|url| consensus.ca_file.is_absent() && url.get_ref().0.starts_with("https"))
+        {
             findings
                 .error(url.span(), "nobody says which certificate this member may have")
                 .help("add `ca_file` to `[consensus]`: the certificate of its authority");

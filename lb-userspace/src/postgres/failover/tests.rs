@@ -3,7 +3,7 @@
 use super::*;
 use crate::postgres::{
     record::Loss,
-    sample::{FailureKind, Receiver, Replica},
+    sample::{FailureKind, Receiver, Replica, Role},
     sync::SyncRule,
 };
 
@@ -25,6 +25,7 @@ pub(super) fn settings(node: &str, peers: &[&str], servers: usize) -> Settings {
         node: node.into(),
         peers: peers.iter().map(|&peer| peer.to_owned()).collect(),
         servers: SERVERS[..servers].iter().map(|&it| (it.to_owned(), address(it))).collect(),
+        unattended: None,
     }
 }
 
@@ -37,6 +38,7 @@ pub(super) fn primary(received: u64) -> Sample {
         replayed: Lsn(received),
         mark: None,
         receiver: None,
+        patience: Some(Duration::from_secs(2)),
         paused: false,
         delay: Duration::ZERO,
         revoked: false,

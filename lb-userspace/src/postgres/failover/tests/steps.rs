@@ -36,7 +36,7 @@ impl Site {
     }
 
     pub(super) fn sees(&mut self, server: &str, found: Result<Sample, Failure>) {
-        self.take(Event::Seen { server: server.into(), found });
+        self.take(Event::Seen { server: server.into(), asked: self.now, found });
     }
 
     pub(super) fn tick(&mut self, millis: u64) {
