@@ -333,6 +333,8 @@ pub struct Machine {
     /// When this record came, and the last promotion without a person.
     since: Duration,
     promoted: Option<Duration>,
+    /// The last one that came to nothing.
+    given_up: Option<Duration>,
     /// Since when a person is asked by this balancer.
     doubted: Option<Duration>,
     /// Balancers whose gates have closed by themselves in this change.
@@ -375,6 +377,7 @@ impl Machine {
             reach: BTreeMap::new(),
             since: Duration::ZERO,
             promoted: None,
+            given_up: None,
             doubted: None,
             silent: BTreeSet::new(),
             said: None,

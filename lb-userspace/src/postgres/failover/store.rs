@@ -315,8 +315,10 @@ impl Machine {
         let failed =
             |record: &&Record| record.run.as_ref().is_some_and(|run| run.cause == Cause::Failure);
         let primary = self.record.as_ref().map(|record| &record.primary);
-        if before.filter(failed).is_some_and(|before| Some(&before.primary) != primary) {
-            self.promoted = Some(now);
+        let serves = self.record.as_ref().is_some_and(|it| it.phase == Phase::Serving);
+        if let Some(before) = before.filter(failed).filter(|_| serves) {
+            let done = Some(&before.primary) != primary;
+            *(if done { &mut self.promoted } else { &mut self.given_up }) = Some(now);
         }
     }
 

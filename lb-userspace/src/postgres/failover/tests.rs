@@ -1,6 +1,6 @@
 //! Tables of what the machine does, step by step; [`sim`] plays whole lives of a site.
 
-use super::*;
+use super::{store::CLOSES, *};
 use crate::postgres::{
     record::Loss,
     sample::{FailureKind, Receiver, Replica, Role},
@@ -10,6 +10,7 @@ use crate::postgres::{
 mod balancers;
 mod sim;
 mod steps;
+mod unattended;
 
 /// The servers of all tests.
 pub(super) const SERVERS: [&str; 3] = ["pg-01", "pg-02", "pg-03"];

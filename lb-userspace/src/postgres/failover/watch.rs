@@ -33,6 +33,9 @@ const RESTART_GRACE: Duration = Duration::from_secs(5);
 /// else.
 const CALM: Duration = Duration::from_mins(1);
 
+/// After a change that came to nothing there is none for so long.
+const PAUSE: Duration = Duration::from_secs(5);
+
 /// What another balancer says of the primary counts for so long.
 const WORD: Duration = Duration::from_millis(1500);
 
@@ -77,6 +80,10 @@ impl Machine {
         if let Some(why) = self.store.trouble() {
             let why = format!("etcd does not answer ({why})");
             return self.say_once(nobody, &why, out);
+        }
+        if self.given_up.is_some_and(|at| now < at + PAUSE) {
+            // Whatever spoke against it is likely to do so again.
+            return;
         }
         if self.promoted.is_some_and(|at| now < at + CALM) {
             let why = format!("{} was promoted less than a minute ago", record.primary);

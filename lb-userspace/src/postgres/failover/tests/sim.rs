@@ -559,6 +559,15 @@ impl Site {
         }
     }
 
+    /// Both balancers lead to the same primary, and no change is left.
+    fn is_whole(&self) -> bool {
+        let serves = |at: usize| {
+            let record = self.balancers[at].disk.as_ref();
+            record.is_some_and(|it| it.phase == Phase::Serving && it.fenced.is_empty())
+        };
+        (0..2).all(serves) && self.gate(0).is_some() && self.gate(0) == self.gate(1)
+    }
+
     /// Everything is whole again, and the operator goes on with what is stuck.
     fn heal(&mut self, seed: u64) {
         self.cuts.clear();
@@ -570,9 +579,13 @@ impl Site {
             self.balancers[at].host_up = true;
             self.start_daemon(at);
         }
-        for _ in 0..4 {
-            self.calm(if self.unattended.is_some() { 90 } else { 35 });
+        // Without a person it may take several leases.
+        for _ in 0..if self.unattended.is_some() { 16 } else { 4 } {
+            self.calm(35);
             self.check();
+            if self.unattended.is_some() && self.is_whole() {
+                break;
+            }
             for at in 0..2 {
                 let Some(record) = self.balancers[at].disk.clone() else { continue };
                 for server in record.fenced {
