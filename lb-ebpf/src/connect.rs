@@ -1,7 +1,7 @@
 //! A new connection: a service, a backend, a port, and two half-open entries.
 
 use lb_common::{
-    backend::{FORWARD, RESOLVED},
+    backend::{FORWARD, LEASED, RESOLVED},
     event::Event,
     flow::{Syn, state, syn},
     hash,
@@ -147,6 +147,9 @@ fn open<F: Family, T: Tables + Flows<F>>(
     }
     if backend.flags & RESOLVED == 0 {
         return Err(Reason::NoNeighbour);
+    }
+    if backend.flags & LEASED != 0 && tables.is_lease_over(id) {
+        return Err(Reason::NoLease);
     }
     // Before anything is opened that this packet could not use.
     if segment.ttl <= 1 {

@@ -55,6 +55,8 @@ pub trait Tables {
     fn backend_at(&self, id: &u32) -> Option<&Backend> {
         self.backend(*id)
     }
+    /// Whether the lease of a [`LEASED`](lb_common::backend::LEASED) backend is over, or there is none.
+    fn is_lease_over(&self, backend: u32) -> bool;
     /// A slot of `MAGLEV`.
     fn slot(&self, index: u32) -> Option<&Slot>;
     /// What `SOURCES` says of an address in a list: the longest prefix.

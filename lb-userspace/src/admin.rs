@@ -15,6 +15,7 @@
 //! | `GET /postgres/rejoin/SERVER?db=` | [`Done`](crate::admin::Done): the commands for its host |
 //! | `POST /postgres/{promote,switchover}?db=&server=&may_lose=&absent=&force=` | [`Done`](crate::admin::Done), when it is done; 409 if it is refused |
 //! | `POST /postgres/{fence,unfence}/SERVER?db=&force=` | the same |
+//! | `POST /postgres/{approve,veto}/TOKEN?db=` | the same |
 //! | `POST /release` | an array of [`Released`](crate::vrrp::router::Released), when it is done; 409 without a second node |
 //!
 //! Any error has a [`Problem`] as its body. Only root may open the socket.

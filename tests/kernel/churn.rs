@@ -176,6 +176,7 @@ fn desired(weights: &BTreeMap<u8, u32>) -> Desired {
         serving: weight > 0,
         forward: true,
         patience_ms: 0,
+        leased: false,
     });
     let service = DesiredService {
         key: service_key(VIP, Protocol::Tcp),

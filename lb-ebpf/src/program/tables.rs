@@ -11,6 +11,7 @@ use lb_common::{
     backend::Backend,
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
+    lease::LeaseKey,
     limits::{REPLAY_BUDGET, REPLAY_COST},
     news::{Begun4, Begun6, Node, TELL},
     service::{Service, ServiceKey, Slot},
@@ -31,8 +32,8 @@ use super::{
     atomic, clock,
     maps::{
         ACTIVE, ANSWERED, BACKEND_SIGNALS, BACKEND_STATS, BACKENDS, CURSORS, EVENTS, FLOWS, FLOWS6,
-        HALF_OPEN, HALF_OPEN6, MAGLEV, NEWS, NODE, RATES, REPORTED, SAMPLES, SCRATCH, SCRATCH6,
-        SERVICE_STATS, SERVICES, SOURCES, SPENT, STEERED, VIPS, at,
+        HALF_OPEN, HALF_OPEN6, LEASES, MAGLEV, NEWS, NODE, RATES, REPORTED, SAMPLES, SCRATCH,
+        SCRATCH6, SERVICE_STATS, SERVICES, SOURCES, SPENT, STEERED, VIPS, at,
     },
     trace,
 };
@@ -103,6 +104,11 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
     fn backend(&self, id: u32) -> Option<&Backend> {
         Self::note(|record| record.backend = id);
         BACKENDS.get(id)
+    }
+
+    #[inline(always)]
+    fn is_lease_over(&self, backend: u32) -> bool {
+        is_lease_over(backend) != 0
     }
 
     #[inline(always)]
@@ -397,6 +403,16 @@ extern "C" fn take_port4(attempt: u32) -> u32 {
 #[inline(never)]
 extern "C" fn take_port6(attempt: u32) -> u32 {
     u32::from(connect::take_port::<V6, Maps>(&Maps, attempt))
+}
+
+/// Whether the lease of a backend is over. A global subprogram, which has a stack of its own for the key.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_lease_over(backend: u32) -> u32 {
+    let key = BACKENDS.get(backend).map(|it| LeaseKey::backend(&it.address, it.port));
+    // SAFETY: the value is copied at once.
+    let lease = key.and_then(|key| unsafe { LEASES.get(&key) }.copied());
+    u32::from(lease.is_none_or(|lease| lease.until_ns <= clock::exact_ns()))
 }
 
 /// Judges who begins a connection, IPv4.

@@ -94,7 +94,7 @@ impl<K: Ord> Seen<K> {
 /// UDP port of the channel between nodes.
 const DEFAULT_PEER_PORT: u16 = 9181;
 
-fn cluster(raw: &Field<raw::Cluster>) -> Cluster {
+pub(super) fn cluster(raw: &Field<raw::Cluster>) -> Cluster {
     let raw = raw.or(raw::Cluster::default());
     Cluster {
         name: raw.name.value().map_or_else(|| "ballast".to_owned(), |name| name.0.clone()),

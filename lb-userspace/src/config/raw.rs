@@ -12,7 +12,7 @@ use lb_common::{
 };
 
 use super::{
-    Encapsulation, OnDown, Promotion, Protocol,
+    Encapsulation, OnDown, Protocol,
     read::{List, section},
     value::{
         AbsolutePath, Argument, Bytes, Host, Interface, Name, Secret, Share, Text, Url, UrlPath,
@@ -20,7 +20,7 @@ use super::{
         address::{Address, Endpoint, Prefix},
         expect::Expect,
         source::Source,
-        word::{AlertKind, Checksum, Forward, NextUpstream, Probe, ReadFallback, Route},
+        word::{AlertKind, Checksum, Forward, NextUpstream, Probe, Promoted, ReadFallback, Route},
     },
 };
 
@@ -35,7 +35,7 @@ section! {
         dataplane: Dataplane;
         paths: Paths;
         postgres: List<Postgres>;
-        consensus: Consensus, later "nothing is kept in etcd";
+        consensus: Consensus;
         alert: List<Alert>, later "no alert is sent";
         api: Api, later "no metrics, dashboard or health page is served";
     }
@@ -204,7 +204,7 @@ section! {
         read_only_fallback: ReadFallback;
         interval: Duration;
         timeout: Duration;
-        promotion: Promotion;
+        promotion: Promoted;
         max_loss: Bytes;
         max_lag: Bytes;
         server: List<Server>, required "[[postgres.server]]` with `name` and `address";
@@ -223,6 +223,9 @@ section! {
     /// `[consensus]`.
     Consensus "[consensus]" {
         etcd: List<Url>, required r#"etcd = ["http://192.0.2.11:2379"]"#;
+        ca_file: AbsolutePath;
+        user: Text;
+        password_file: AbsolutePath;
     }
 }
 

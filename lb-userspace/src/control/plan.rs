@@ -113,6 +113,8 @@ pub struct DesiredBackend {
     pub forward: bool,
     /// Milliseconds that it may take to answer a SYN; 0: what stands in the map stays.
     pub patience_ms: u16,
+    /// Packets go to it only until the end of its lease.
+    pub leased: bool,
 }
 
 /// Something that cannot be done now; the next plan tries again.

@@ -26,6 +26,7 @@ pub(super) const TOOLS: [Tool; 17] = [
     tool("bird", "bird2"),
     tool("bpftool", "bpftool"),
     tool("curl", "curl"),
+    tool("etcd", "etcd-server"),
     tool("ethtool", "ethtool"),
     tool("haproxy", "haproxy"),
     tool("ip", "iproute2"),

@@ -6,14 +6,6 @@ use std::ops::Range;
 use crate::config::{raw::File, report::Findings, value::word::AlertKind};
 
 pub(super) fn check(file: &File, findings: &mut Findings) {
-    if let Some(consensus) = file.consensus.value()
-        && let Some(etcd) = consensus.etcd.get()
-        && etcd.get_ref().is_empty()
-    {
-        findings
-            .error(etcd.span(), "`etcd` is empty")
-            .help("write the members' addresses, such as \"http://192.0.2.11:2379\"");
-    }
     for alert in file.alert.items() {
         let (span, alert) = (alert.span(), alert.get_ref());
         if alert.kind.value() == Some(&AlertKind::Telegram) {
