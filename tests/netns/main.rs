@@ -2,6 +2,7 @@
 //!
 //! Each test brings up a lab of its own. They need root; without it they fail.
 
+mod alerts;
 mod config;
 mod failure;
 mod flood;

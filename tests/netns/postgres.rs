@@ -25,7 +25,7 @@ use crate::site::{Site, eventually};
 const TRY: Duration = Duration::from_secs(2);
 
 /// A lab with databases, whose daemon has found the primary.
-fn site(name: &str, more: &str) -> Result<Site> {
+pub(crate) fn site(name: &str, more: &str) -> Result<Site> {
     let config = default_config() + &postgres_config() + more;
     let site = Site::with(
         name,
@@ -38,19 +38,19 @@ fn site(name: &str, more: &str) -> Result<Site> {
     Ok(site)
 }
 
-fn database(site: &Site) -> Result<Value> {
+pub(crate) fn database(site: &Site) -> Result<Value> {
     let all: Value = serde_json::from_str(&site.obeys("pg status --json")?)?;
     Ok(all[0].clone())
 }
 
-fn until(site: &Site, what: &str, so: impl Fn(&Value) -> bool) -> Result<Value> {
+pub(crate) fn until(site: &Site, what: &str, so: impl Fn(&Value) -> bool) -> Result<Value> {
     eventually(what, || {
         let database = database(site)?;
         Ok(so(&database).then_some(database))
     })
 }
 
-fn server<'a>(database: &'a Value, name: &str) -> &'a Value {
+pub(crate) fn server<'a>(database: &'a Value, name: &str) -> &'a Value {
     let servers = database["servers"].as_array().into_iter().flatten();
     servers.into_iter().find(|it| it["name"] == name).unwrap_or(&Value::Null)
 }

@@ -14,6 +14,7 @@ use super::{
     value::{AbsolutePath, Whole},
 };
 
+mod alert;
 mod forward;
 mod guard;
 mod health;
@@ -42,6 +43,7 @@ pub(super) fn check(file: &File, findings: &mut Findings) -> Config {
         floating,
         services,
         databases,
+        alerts: alert::alerts(file, findings),
         dataplane: dataplane(&file.dataplane, findings),
         paths: paths(&file.paths, findings),
     };

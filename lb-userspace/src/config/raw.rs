@@ -23,6 +23,7 @@ use super::{
         word::{AlertKind, Checksum, Forward, NextUpstream, Probe, ReadFallback, Route},
     },
 };
+use crate::alert::Severity;
 
 section! {
     /// The whole file.
@@ -35,7 +36,7 @@ section! {
         paths: Paths;
         postgres: List<Postgres>;
         consensus: Consensus, later "nothing is kept in etcd";
-        alert: List<Alert>, later "no alert is sent";
+        alert: List<Alert>;
         api: Api, later "no metrics, dashboard or health page is served";
     }
 }
@@ -199,6 +200,7 @@ section! {
         promotion: Promotion;
         max_loss: Bytes;
         max_lag: Bytes;
+        max_retained: Bytes;
         server: List<Server>, required "[[postgres.server]]` with `name` and `address";
     }
 }
@@ -222,8 +224,14 @@ section! {
     /// `[[alert]]`.
     Alert "[[alert]]" {
         kind: AlertKind, required r#"kind = "syslog""#;
+        name: Name;
+        level: Severity;
         token_file: AbsolutePath;
         chat_id: Text;
+        url: Url;
+        url_file: AbsolutePath;
+        ca_file: AbsolutePath;
+        socket: AbsolutePath;
     }
 }
 

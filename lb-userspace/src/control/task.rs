@@ -26,7 +26,7 @@ use super::{
     wishes::{self, Kept, Wishes},
 };
 use crate::{
-    clock,
+    alert, clock,
     config::{Config, Postgres, sizes},
     events::{Kind, Note, Timeline},
     health::{Report, passive::TICK as WATCH},
@@ -107,6 +107,8 @@ pub struct Setup {
     pub proxy: Proxy,
     /// Told of the databases that the configuration has, at each reload.
     pub databases: watch::Sender<Vec<Postgres>>,
+    /// Told of what the configuration says of alerts, at each reload.
+    pub alerts: watch::Sender<alert::task::Settings>,
 }
 
 /// What others ask of the task.
@@ -136,6 +138,7 @@ pub struct Task {
     timeline: Arc<Timeline>,
     wanted: watch::Sender<BTreeSet<IpAddr>>,
     databases: watch::Sender<Vec<Postgres>>,
+    alerts: watch::Sender<alert::task::Settings>,
     started: Timestamp,
     state: State,
     planner: Planner,
@@ -209,6 +212,7 @@ impl Task {
             timeline,
             wanted: setup.wanted,
             databases: setup.databases,
+            alerts: setup.alerts,
             started: clock::wall(),
             state: State::default(),
             adopted: !planner.is_empty(),

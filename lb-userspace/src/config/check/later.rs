@@ -1,9 +1,7 @@
 //! What belongs to the contract but not to this version: its values are checked all the same, so
 //! that the file is right when the version comes.
 
-use std::ops::Range;
-
-use crate::config::{raw::File, report::Findings, value::word::AlertKind};
+use crate::config::{raw::File, report::Findings};
 
 pub(super) fn check(file: &File, findings: &mut Findings) {
     if let Some(consensus) = file.consensus.value()
@@ -14,21 +12,4 @@ pub(super) fn check(file: &File, findings: &mut Findings) {
             .error(etcd.span(), "`etcd` is empty")
             .help("write the members' addresses, such as \"http://192.0.2.11:2379\"");
     }
-    for alert in file.alert.items() {
-        let (span, alert) = (alert.span(), alert.get_ref());
-        if alert.kind.value() == Some(&AlertKind::Telegram) {
-            if alert.token_file.is_absent() {
-                telegram(span.clone(), "token_file", "/etc/ballast/telegram.token", findings);
-            }
-            if alert.chat_id.is_absent() {
-                telegram(span, "chat_id", "-100123", findings);
-            }
-        }
-    }
-}
-
-fn telegram(span: Range<usize>, key: &str, example: &str, findings: &mut Findings) {
-    findings
-        .error(span, format!("an alert by telegram needs `{key}`"))
-        .help(format!("add `{key} = \"{example}\"`"));
 }

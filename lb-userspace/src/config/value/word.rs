@@ -3,10 +3,13 @@
 use lb_common::service::Balance;
 use toml::{Spanned, de::DeValue};
 
-use crate::config::{
-    Encapsulation, OnDown, Promotion, Protocol,
-    read::{Read, distance, string},
-    report::Findings,
+use crate::{
+    alert::Severity,
+    config::{
+        Encapsulation, OnDown, Promotion, Protocol,
+        read::{Read, distance, string},
+        report::Findings,
+    },
 };
 
 /// One word out of a few.
@@ -130,6 +133,11 @@ word! {
 word! {
     /// `kind` of an alert.
     AlertKind, 0 later { Telegram = "telegram", Slack = "slack", Webhook = "webhook", Syslog = "syslog", }
+}
+
+impl Word for Severity {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("info", Self::Info), ("warning", Self::Warning), ("critical", Self::Critical)];
 }
 
 word! {
