@@ -13,7 +13,8 @@
 //! | `GET /postgres` | an array of [`Database`](crate::postgres::status::Database) |
 //! | `GET /postgres/plan?db=&server=` | [`Plan`](crate::postgres::failover::Plan): what a promotion would do |
 //! | `GET /postgres/rejoin/SERVER?db=` | [`Done`](crate::admin::Done): the commands for its host |
-//! | `POST /postgres/{promote,switchover}?db=&server=&may_lose=&absent=&force=` | [`Done`](crate::admin::Done), when it is done; 409 if it is refused |
+//! | `POST /postgres/promote?db=&server=&may_lose=&absent=&force=` | [`Done`](crate::admin::Done), when it is done; 409 if it is refused |
+//! | `POST /postgres/switchover?db=&server=&absent=&wait_ms=&cut=&dry_run=` | the same |
 //! | `POST /postgres/{fence,unfence}/SERVER?db=&force=` | the same |
 //! | `GET /alerts` | [`Alerts`](crate::alert::status::Alerts) |
 //! | `POST /alerts/test?channel=` | an array of [`Tested`](crate::alert::status::Tested) |

@@ -13,6 +13,7 @@
 pub mod choose;
 pub mod databases;
 pub mod failover;
+pub mod handover;
 pub mod lsn;
 pub mod monitor;
 pub mod peers;

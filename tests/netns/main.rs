@@ -6,6 +6,7 @@ mod alerts;
 mod config;
 mod failure;
 mod flood;
+mod handover;
 mod http;
 mod labs;
 mod load;

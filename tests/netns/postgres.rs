@@ -56,7 +56,7 @@ pub(crate) fn server<'a>(database: &'a Value, name: &str) -> &'a Value {
 }
 
 /// Asks through the floating address; one value.
-async fn ask(port: u16, statement: &str) -> Result<String> {
+pub(crate) async fn ask(port: u16, statement: &str) -> Result<String> {
     let mut config = tokio_postgres::Config::new();
     config.host("192.0.2.100").port(port).user("app").password("app").dbname("app");
     let work = async {
@@ -73,7 +73,7 @@ async fn ask(port: u16, statement: &str) -> Result<String> {
     tokio::time::timeout(TRY, work).await.context("wait")?
 }
 
-fn on<T: Send>(host: &Host, work: impl AsyncFnOnce() -> Result<T> + Send) -> Result<T> {
+pub(crate) fn on<T: Send>(host: &Host, work: impl AsyncFnOnce() -> Result<T> + Send) -> Result<T> {
     host.within(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(work())
@@ -81,7 +81,7 @@ fn on<T: Send>(host: &Host, work: impl AsyncFnOnce() -> Result<T> + Send) -> Res
 }
 
 /// The address of the server that a port leads to.
-fn leads_to(site: &Site, port: u16) -> Result<String> {
+pub(crate) fn leads_to(site: &Site, port: u16) -> Result<String> {
     on(site.client(), async || ask(port, "select host(inet_server_addr())").await)
 }
 

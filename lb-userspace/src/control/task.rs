@@ -121,6 +121,7 @@ enum Command {
     Reload(oneshot::Sender<Result<Reloaded, Refused>>),
     Wish(wish::Request, oneshot::Sender<Result<Vec<Wished>, WishError>>),
     Appoint(Vec<Appointment>, oneshot::Sender<Result<(), String>>),
+    Park(String, Option<Duration>, oneshot::Sender<Result<(), String>>),
     Release(oneshot::Sender<Option<anyhow::Result<Vec<Released>>>>),
     Stop(oneshot::Sender<()>),
 }
@@ -347,6 +348,9 @@ impl Task {
             }
             Command::Appoint(appointments, answer) => {
                 let _ = answer.send(self.appoint(appointments).await);
+            }
+            Command::Park(service, until, answer) => {
+                let _ = answer.send(self.park(&service, until).await);
             }
             Command::Release(answer) => match self.addresses.release() {
                 None => drop(answer.send(None)),
