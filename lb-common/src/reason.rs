@@ -87,6 +87,8 @@ reasons! {
     Denied, "denied", Drop;
     /// Its source begins more connections than the service allows.
     RateLimited, "rate_limited", Drop;
+    /// New connections of the service wait for a moment: the client sends it again.
+    Parked, "parked", Drop;
     /// Too long for the tunnel to its backend.
     TooBig, "too_big", TooBig;
     /// The MAC address of the backend's next hop is not known.

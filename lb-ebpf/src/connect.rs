@@ -8,7 +8,7 @@ use lb_common::{
     limits::{FIRST_NAT_PORT, NAT_PORTS, PORT_TRIES},
     maglev,
     reason::Reason,
-    service::{LISTENED, PROXIED, Service},
+    service::{LISTENED, PARK_SHIFT, PROXIED, Service},
     trace::Stage,
 };
 
@@ -95,6 +95,7 @@ pub fn connect<F: Family, T: Tables + Flows<F>>(
             tables.count_connection(service.index, u32::MAX);
             return Err(Reason::Proxied);
         }
+        Ok(()) if is_parked(&service, tables.now_ns()) => return Err(Reason::Parked),
         Ok(()) => {
             chosen = select(tables, &service, hash);
             match chosen {
@@ -129,6 +130,12 @@ pub fn connect<F: Family, T: Tables + Flows<F>>(
             Err(reason)
         }
     }
+}
+
+/// Whether new connections of the service wait.
+#[inline(always)]
+fn is_parked(service: &Service, now_ns: u64) -> bool {
+    ((now_ns >> PARK_SHIFT) as u32) < service.parked_until
 }
 
 /// Opens a connection to a backend and sends it the packet.

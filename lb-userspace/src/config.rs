@@ -25,6 +25,7 @@ use crate::{
 };
 
 mod advice;
+mod alert;
 mod check;
 mod postgres;
 mod raw;
@@ -38,6 +39,7 @@ pub mod units;
 mod value;
 
 pub use advice::{advice, tunnel_bytes};
+pub use alert::{Alert, Receiver};
 pub use postgres::{Access, Consensus, Postgres, Promotion, Server};
 
 /// A file that can be used.
@@ -159,6 +161,8 @@ pub struct Config {
     pub services: Vec<Service>,
     /// `[[postgres]]`, in the order of the file.
     pub databases: Vec<Postgres>,
+    /// `[[alert]]`, in the order of the file.
+    pub alerts: Vec<Alert>,
     /// `[dataplane]`.
     pub dataplane: Dataplane,
     /// `[paths]`.

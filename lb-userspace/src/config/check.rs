@@ -14,11 +14,11 @@ use super::{
     value::{AbsolutePath, Whole},
 };
 
+mod alert;
 mod anycast;
 mod forward;
 mod guard;
 mod health;
-mod later;
 mod network;
 mod passive;
 mod postgres;
@@ -38,7 +38,6 @@ pub(super) fn check(file: &File, findings: &mut Findings) -> Config {
     let mut services = service::services(file, &held, &mut listeners, findings);
     let databases = postgres::databases(file, &held, &mut listeners, &mut services, findings);
     anycast::check_services(file, &anycast, findings);
-    later::check(file, findings);
     let config = Config {
         cluster: cluster(&file.cluster),
         nodes,
@@ -46,6 +45,7 @@ pub(super) fn check(file: &File, findings: &mut Findings) -> Config {
         anycast,
         services,
         databases,
+        alerts: alert::alerts(file, findings),
         dataplane: dataplane(&file.dataplane, findings),
         paths: paths(&file.paths, findings),
     };

@@ -12,6 +12,7 @@ use super::{
     report::{Diagnostic, Severity},
 };
 
+mod alert;
 mod anycast;
 mod forward;
 mod guard;

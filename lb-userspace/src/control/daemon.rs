@@ -25,7 +25,7 @@ use super::{
     task::{Handle, Setup, Task, anycast::INTERFACE as ANYCAST_INTERFACE},
 };
 use crate::{
-    admin,
+    admin, alert,
     config::{self, Config, Loaded, Node},
     dataplane::{self, Dataplane},
     events::{Kind, Note, Timeline},
@@ -89,11 +89,15 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     let (databases_sender, database_configs) = watch::channel(config.databases.clone());
     let others = config.nodes.iter().filter(|it| it.name != node.name);
     let other_names = others.map(|it| it.name.clone()).collect();
+    let warnings = super::task::warnings(&warnings);
+    let (alerts_sender, alert_settings) =
+        watch::channel(alert::task::Settings::new(&config, &warnings));
     let mut handle = Task::start(Setup {
         databases: databases_sender,
+        alerts: alerts_sender,
         node: node.name.clone(),
         config_path: options.config_path,
-        warnings: super::task::warnings(&warnings),
+        warnings,
         config,
         state_dir: state_dir.clone(),
         kernel,
@@ -116,8 +120,15 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     databases.follow(&setup, first).await;
     tokio::spawn(peers::listen(handle.others().clone(), databases.clone()));
     tokio::spawn(databases.clone().run(setup, database_configs));
+    let alerts = alert::task::start(alert::task::Setup {
+        node: node.name.clone(),
+        control: handle.clone(),
+        databases: databases.clone(),
+        timeline: Arc::clone(&timeline),
+        settings: alert_settings,
+    });
     let server = admin::Server::bind(&socket)?;
-    let server = tokio::spawn(server.run(handle.clone(), databases));
+    let server = tokio::spawn(server.run(handle.clone(), databases, Some(alerts)));
     let message = format!("ballast {} runs as node {}", env!("CARGO_PKG_VERSION"), node.name);
     timeline.add(Note::new(Kind::Started, message));
 

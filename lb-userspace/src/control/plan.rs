@@ -96,6 +96,8 @@ pub struct DesiredService {
     pub guard: Guard,
     /// What the proxy has of it.
     pub proxied: Proxied,
+    /// Its new connections wait until then ([`Service::parked_until`]).
+    pub parked_until: u32,
 }
 
 /// A backend as it should be.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::verdict::Admin;
 use crate::{
+    alert::status::Alerts,
     config::{Encapsulation, Forwarding, Protocol},
     dataplane::{Flow, Info},
     health::Health,
@@ -59,6 +60,9 @@ pub struct Status {
     /// Databases.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub postgres: Vec<Database>,
+    /// Alerts, if the configuration has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alerts: Option<Alerts>,
     /// Packets not forwarded, by reason.
     pub reasons: BTreeMap<String, u64>,
     /// What a human should look at.

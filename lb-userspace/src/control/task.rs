@@ -26,7 +26,7 @@ use super::{
     wishes::{self, Kept, Wishes},
 };
 use crate::{
-    clock,
+    alert, clock,
     config::{Config, Postgres, sizes},
     events::{Kind, Note, Timeline},
     health::{Report, passive::TICK as WATCH},
@@ -109,6 +109,8 @@ pub struct Setup {
     pub proxy: Proxy,
     /// Told of the databases that the configuration has, at each reload.
     pub databases: watch::Sender<Vec<Postgres>>,
+    /// Told of what the configuration says of alerts, at each reload.
+    pub alerts: watch::Sender<alert::task::Settings>,
 }
 
 /// What others ask of the task.
@@ -121,6 +123,7 @@ enum Command {
     Reload(oneshot::Sender<Result<Reloaded, Refused>>),
     Wish(wish::Request, oneshot::Sender<Result<Vec<Wished>, WishError>>),
     Appoint(Vec<Appointment>, oneshot::Sender<Result<(), String>>),
+    Park(String, Option<Duration>, oneshot::Sender<Result<(), String>>),
     Release(oneshot::Sender<Option<anyhow::Result<Vec<Released>>>>),
     Stop(oneshot::Sender<()>),
 }
@@ -138,6 +141,7 @@ pub struct Task {
     timeline: Arc<Timeline>,
     wanted: watch::Sender<BTreeSet<IpAddr>>,
     databases: watch::Sender<Vec<Postgres>>,
+    alerts: watch::Sender<alert::task::Settings>,
     started: Timestamp,
     state: State,
     planner: Planner,
@@ -212,6 +216,7 @@ impl Task {
             timeline,
             wanted: setup.wanted,
             databases: setup.databases,
+            alerts: setup.alerts,
             started: clock::wall(),
             state: State::default(),
             adopted: !planner.is_empty(),
@@ -350,6 +355,9 @@ impl Task {
             }
             Command::Appoint(appointments, answer) => {
                 let _ = answer.send(self.appoint(appointments).await);
+            }
+            Command::Park(service, until, answer) => {
+                let _ = answer.send(self.park(&service, until).await);
             }
             Command::Release(answer) => match self.addresses.release() {
                 None => drop(answer.send(None)),

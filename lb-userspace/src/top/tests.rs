@@ -99,6 +99,7 @@ fn observation(second: u64) -> Observation {
         ..backend("app-02", 0)
     };
     let status = Status {
+        alerts: None,
         node: "lb-01".into(),
         cluster: "edge".into(),
         version: "0.1.0".into(),

@@ -48,6 +48,7 @@ fn status() -> Status {
         ..backend("app-02")
     };
     Status {
+        alerts: None,
         node: "lb-01".into(),
         cluster: "edge".into(),
         version: "0.1.0".into(),

@@ -199,6 +199,7 @@ fn service(port: u16, hosts: &[u8]) -> DesiredService {
         backends: hosts.iter().map(serving).collect(),
         guard: Guard::default(),
         proxied: Proxied::None,
+        parked_until: 0,
     }
 }
 

@@ -88,6 +88,7 @@ impl Task {
             services: shown.iter().map(|service| self.service(service, listed)).collect(),
             retiring: retiring.take(if listed { usize::MAX } else { MANY_BACKENDS }).collect(),
             postgres: Vec::new(),
+            alerts: None,
             reasons: BTreeMap::new(),
             warnings: problems.into_iter().chain(self.current_warnings()).collect(),
         };
