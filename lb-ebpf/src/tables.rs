@@ -39,6 +39,8 @@ pub trait Tables {
     fn is_steered(&self, bit: u32) -> bool;
     /// An entry of `SERVICES`.
     fn service(&self, key: &ServiceKey) -> Option<Service>;
+    /// Whether a socket of this node takes new connections to the service.
+    fn has_listener(&self, packet: &Packet, key: &ServiceKey) -> bool;
     /// An entry of `BACKENDS`.
     fn backend(&self, id: u32) -> Option<&Backend>;
     /// A slot of `MAGLEV`.
