@@ -44,6 +44,8 @@ pub trait Tables {
     fn is_steered(&self, place: u32) -> bool;
     /// An entry of `SERVICES`.
     fn service(&self, key: &ServiceKey) -> Option<Service>;
+    /// Whether a socket of this node takes new connections to the service.
+    fn has_listener(&self, packet: &Packet, key: &ServiceKey) -> bool;
     /// An entry of `BACKENDS`.
     fn backend(&self, id: u32) -> Option<&Backend>;
     /// The same, of which the compiler does not know that it is: it does not keep a register for an address

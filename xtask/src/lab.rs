@@ -105,6 +105,11 @@ impl Host {
         self.name.ipv6()
     }
 
+    /// Has the packets that arrive here taken in by these CPUs alone, each below 32.
+    pub fn receive_on(&self, cpus: &[usize]) -> Result<()> {
+        network::steer(&self.namespace, cpus.iter().fold(0, |mask, cpu| mask | 1 << cpu))
+    }
+
     /// A command that will run on this host.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         netns::command(&self.namespace, program)

@@ -317,6 +317,11 @@ impl FakeTables {
 }
 
 impl Tables for FakeTables {
+    fn has_listener(&self, _packet: &Packet, _key: &ServiceKey) -> bool {
+        // Nor does anybody listen where the kernel runs the same packets.
+        false
+    }
+
     fn now_ns(&self) -> u64 {
         self.now_ns.get()
     }
