@@ -14,7 +14,7 @@
 //! kernel forgets unasked (eviction) user space finds and corrects.
 
 use lb_common::{
-    backend::{Backend, FORWARD, RESOLVED},
+    backend::{Backend, FORWARD, LEASED, RESOLVED},
     flow::{state, syn},
     reason::Reason,
     trace::Stage,
@@ -214,10 +214,12 @@ fn relay<F: Family, T: Tables>(
     let forward = entry.state() & state::RETURN == 0;
     let egress = if !forward {
         Egress::to_client::<F>(entry)
-    } else if backend.flags & RESOLVED != 0 {
-        Egress::to_backend(backend)
-    } else {
+    } else if backend.flags & RESOLVED == 0 {
         return Err(Reason::NoNeighbour);
+    } else if backend.flags & LEASED != 0 && tables.is_lease_over(entry.backend()) {
+        return Err(Reason::NoLease);
+    } else {
+        Egress::to_backend(backend)
     };
     let bytes = packet.len() as u64;
     let action = rewrite::send::<F>(packet, segment, entry, egress)?;

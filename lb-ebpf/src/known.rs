@@ -6,7 +6,7 @@
 //! the two together).
 
 use lb_common::{
-    backend::{Backend, FORWARD, RESOLVED},
+    backend::{Backend, FORWARD, LEASED, RESOLVED},
     flow::state,
     hash::{VIP, VIP_STEERED},
     reason::Reason,
@@ -206,7 +206,9 @@ fn relay<F: Family, T: Tables + Flows<F>, E: Exit, const FORTH: bool>(
     let Headers { ethernet, ip, ports, ack, check } = headers;
     let backend = tables.backend_at(tables.afresh(entry).backend_at())?;
     let needed = if FORTH { FORWARD | RESOLVED } else { FORWARD };
-    if backend.flags & needed != needed {
+    // Whether a lease is over, the general way asks.
+    let asked = if FORTH { needed | LEASED } else { needed };
+    if backend.flags & asked != needed {
         return None;
     }
     let ingress = exit.ingress(packet);

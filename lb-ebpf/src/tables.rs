@@ -40,6 +40,8 @@ pub trait Tables {
     fn is_steered(&self, place: u32) -> bool;
     /// An entry of `SERVICES`.
     fn service(&self, key: &ServiceKey) -> Option<Service>;
+    /// Whether a socket of this node takes new connections to the service.
+    fn has_listener(&self, packet: &Packet, key: &ServiceKey) -> bool;
     /// An entry of `BACKENDS`.
     fn backend(&self, id: u32) -> Option<&Backend>;
     /// The same, of which the compiler does not know that it is: it does not keep a register for an address
@@ -51,6 +53,8 @@ pub trait Tables {
     fn backend_at(&self, id: &u32) -> Option<&Backend> {
         self.backend(*id)
     }
+    /// Whether the lease of a [`LEASED`](lb_common::backend::LEASED) backend is over, or there is none.
+    fn is_lease_over(&self, backend: u32) -> bool;
     /// A slot of `MAGLEV`.
     fn slot(&self, index: u32) -> Option<&Slot>;
     /// What `SOURCES` says of an address in a list: the longest prefix.

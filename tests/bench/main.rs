@@ -7,11 +7,14 @@
 //! Then whole frames over the lab's wires, and requests a second, and CPU for each request, through a lab of real programs, beside the same
 //! requests straight to the app server.
 //!
+//! With `--l7`, what requests cost the proxy, nginx and `HAProxy`.
+//!
 //! With `--scale`, what very many services, backends and flows cost the daemon.
 
 mod cases;
 mod configure;
 mod fill;
+mod l7;
 mod live;
 mod machine;
 mod measure;
@@ -44,6 +47,9 @@ fn main() -> anyhow::Result<()> {
     interrupt::install()?;
     if args.scale.wanted {
         return scale::run(&args.scale);
+    }
+    if args.l7.requests {
+        return l7::run(&args);
     }
     let (rounds, load, frames) = if args.quick {
         (

@@ -176,6 +176,7 @@ fn desired(weights: &BTreeMap<u8, u32>) -> Desired {
         serving: weight > 0,
         forward: true,
         patience_ms: 0,
+        leased: false,
     });
     let service = DesiredService {
         key: service_key(VIP, Protocol::Tcp),
@@ -185,6 +186,7 @@ fn desired(weights: &BTreeMap<u8, u32>) -> Desired {
         backends: backends.collect(),
         guard: Guard::default(),
         proxied: Proxied::None,
+        parked_until: 0,
         replay: Replay { tries: 0, per_mille: 0 },
     };
     Desired {

@@ -29,6 +29,9 @@ pub struct Args {
     /// What very many services cost, in place of packets.
     #[command(flatten)]
     pub scale: Scale,
+    /// What the proxy costs, in place of packets.
+    #[command(flatten)]
+    pub l7: L7,
     /// Writes the figures as JSON to this file; `-` is standard output, in place of the table.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -52,6 +55,14 @@ pub struct Scale {
     /// Connections in the flow tables, with `--scale`
     #[arg(long, default_value_t = 1_000_000, requires = "wanted")]
     pub flows: u32,
+}
+
+/// What a request costs the proxy, beside nginx and `HAProxy`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct L7 {
+    /// Measures, in place of packets, what requests cost the proxy, nginx and `HAProxy`
+    #[arg(long = "l7", conflicts_with = "wanted")]
+    pub requests: bool,
 }
 
 impl Args {
@@ -83,6 +94,9 @@ impl Args {
             ] {
                 list.extend([name.into(), number.to_string().into()]);
             }
+        }
+        if self.l7.requests {
+            list.push("--l7".into());
         }
         if let Some(file) = &self.json {
             list.extend(["--json".into(), file.into()]);

@@ -259,6 +259,15 @@ impl Setup {
         self
     }
 
+    /// With new connections that wait until then, in all services so far.
+    #[must_use]
+    pub fn parked(mut self, until: u32) -> Self {
+        for (_, service) in &mut self.services {
+            service.parked_until = until;
+        }
+        self
+    }
+
     /// With a backend.
     #[must_use]
     pub fn backend(mut self, id: u32, backend: Backend) -> Self {

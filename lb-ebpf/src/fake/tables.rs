@@ -13,6 +13,7 @@ use lb_common::{
     backend::Backend,
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6, state},
+    lease::LeaseKey,
     limits::{DEFAULT_BACKENDS, DEFAULT_SERVICES, DEFAULT_SLOTS, REPLAY_BUDGET, REPLAY_COST},
     news::{Begun4, Begun6, Node, TELL},
     reason::Reason,
@@ -47,6 +48,7 @@ pub struct FakeTables {
     steered: Vec<u8>,
     services: HashMap<ServiceKey, Service>,
     backends: Vec<Backend>,
+    leases: HashMap<LeaseKey, u64>,
     slots: Vec<Slot>,
     sources: BTreeMap<(u32, Source), u32>,
     buckets: RefCell<HashMap<RateKey, Box<UnsafeCell<Bucket>>>>,
@@ -116,6 +118,7 @@ impl FakeTables {
             steered,
             services: setup.services.iter().copied().collect(),
             backends: vec![Backend::ZERO; DEFAULT_BACKENDS as usize],
+            leases: HashMap::new(),
             slots: setup.slots.clone(),
             sources: setup.sources.iter().copied().collect(),
             buckets: RefCell::default(),
@@ -149,6 +152,16 @@ impl FakeTables {
     /// When `BACKENDS` has no such index.
     pub fn set_backend(&mut self, id: u32, backend: Backend) {
         self.backends[id as usize] = backend;
+    }
+
+    /// Gives a backend a lease until then, on the clock of the flows.
+    ///
+    /// # Panics
+    ///
+    /// When `BACKENDS` has no such index.
+    pub fn set_lease(&mut self, id: u32, until_ns: u64) {
+        let Backend { address, port, .. } = self.backends[id as usize];
+        self.leases.insert(LeaseKey::backend(&address, port), until_ns);
     }
 
     /// Sets and clears flags of a backend.
@@ -304,6 +317,11 @@ impl FakeTables {
 }
 
 impl Tables for FakeTables {
+    fn has_listener(&self, _packet: &Packet, _key: &ServiceKey) -> bool {
+        // Nor does anybody listen where the kernel runs the same packets.
+        false
+    }
+
     fn now_ns(&self) -> u64 {
         self.now_ns.get()
     }
@@ -336,6 +354,12 @@ impl Tables for FakeTables {
 
     fn backend(&self, id: u32) -> Option<&Backend> {
         self.backends.get(id as usize)
+    }
+
+    fn is_lease_over(&self, backend: u32) -> bool {
+        let key = self.backend(backend).map(|it| LeaseKey::backend(&it.address, it.port));
+        let until_ns = key.and_then(|key| self.leases.get(&key));
+        until_ns.is_none_or(|until_ns| *until_ns <= self.now_ns.get())
     }
 
     fn slot(&self, index: u32) -> Option<&Slot> {

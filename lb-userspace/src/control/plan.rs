@@ -96,6 +96,8 @@ pub struct DesiredService {
     pub guard: Guard,
     /// What the proxy has of it.
     pub proxied: Proxied,
+    /// Its new connections wait until then ([`Service::parked_until`]).
+    pub parked_until: u32,
 }
 
 /// A backend as it should be.
@@ -113,6 +115,8 @@ pub struct DesiredBackend {
     pub forward: bool,
     /// Milliseconds that it may take to answer a SYN; 0: what stands in the map stays.
     pub patience_ms: u16,
+    /// Packets go to it only until the end of its lease.
+    pub leased: bool,
 }
 
 /// Something that cannot be done now; the next plan tries again.

@@ -61,7 +61,10 @@ pub(super) fn backend(
     let fresh = Backend {
         address: bytes(wanted.address.ip()),
         port: wanted.address.port(),
-        flags: backend::IN_USE | way | if wanted.forward { backend::FORWARD } else { 0 },
+        flags: backend::IN_USE
+            | way
+            | if wanted.forward { backend::FORWARD } else { 0 }
+            | if wanted.leased { backend::LEASED } else { 0 },
         weight: wanted.weight,
         service,
         patience_ms: wanted.patience_ms,

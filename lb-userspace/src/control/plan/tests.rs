@@ -187,6 +187,7 @@ fn service(port: u16, hosts: &[u8]) -> DesiredService {
         serving: true,
         forward: true,
         patience_ms: 0,
+        leased: false,
     };
     DesiredService {
         key: key(port),
@@ -197,6 +198,7 @@ fn service(port: u16, hosts: &[u8]) -> DesiredService {
         backends: hosts.iter().map(serving).collect(),
         guard: Guard::default(),
         proxied: Proxied::None,
+        parked_until: 0,
     }
 }
 
@@ -478,6 +480,7 @@ fn random_desired(services: &[AnyService]) -> Desired {
                 serving,
                 forward: serving || forward,
                 patience_ms: 0,
+                leased: false,
             });
         }
         all.push(service);
