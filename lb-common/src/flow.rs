@@ -48,10 +48,6 @@ map_type! {
     /// Value of `FLOWS`: one cache line.
     #[repr(align(8))]
     pub struct FlowEntry4 {
-        /// Backend identifier. First, since the entry's address is then the key of `BACKENDS`.
-        pub backend: u32,
-        /// Bits, see [`state`].
-        pub state: u32,
         /// Source address after rewriting.
         pub new_src: [u8; 4],
         /// Destination address after rewriting.
@@ -65,6 +61,10 @@ map_type! {
         pub ip_delta: u16,
         /// What the rewriting adds to the sum of the TCP or UDP checksum, pseudo-header included.
         pub l4_delta: u16,
+        /// Backend identifier.
+        pub backend: u32,
+        /// Bits, see [`state`].
+        pub state: u32,
         /// Time of the last packet of this direction: `CLOCK_MONOTONIC_COARSE`, nanoseconds.
         pub last_seen_ns: u64,
         /// Bytes of this direction, Ethernet header included.
@@ -89,10 +89,6 @@ map_type! {
     /// Value of `FLOWS6`; fields as in [`FlowEntry4`].
     #[repr(align(8))]
     pub struct FlowEntry6 {
-        /// Backend identifier. First, since the entry's address is then the key of `BACKENDS`.
-        pub backend: u32,
-        /// Bits, see [`state`].
-        pub state: u32,
         /// Source address after rewriting.
         pub new_src: [u8; 16],
         /// Destination address after rewriting.
@@ -105,6 +101,10 @@ map_type! {
         pub ip_delta: u16,
         /// What the rewriting adds to the sum of the TCP or UDP checksum, pseudo-header included.
         pub l4_delta: u16,
+        /// Backend identifier.
+        pub backend: u32,
+        /// Bits, see [`state`].
+        pub state: u32,
         /// Time of the last packet of this direction: `CLOCK_MONOTONIC_COARSE`, nanoseconds.
         pub last_seen_ns: u64,
         /// Bytes of this direction, Ethernet header included.

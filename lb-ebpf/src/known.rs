@@ -109,23 +109,23 @@ fn forward_family<F: Family, T: Tables + Flows<F>, E: Exit>(
     let vip_bit = F::addresses(&frame.ip).1.vip_bit();
     let vip = tables.vip(vip_bit);
     // From here on, what is likeliest stands first, in the source and so in the program: the compiler keeps
-    // the order, and a jump that is taken costs as much as some instructions. (Comparisons of one value it
-    // sorts, by what is said to be cold.)
-    let carried = F::carried(&frame.ip);
-    if vip != VIP {
-        if vip == 0 {
-            core::hint::cold_path();
-            // ICMPv6 may ask for a floating address of ours (`gate`), at that address's multicast group.
-            let may_ask = F::ICMP == protocol::ICMPV6 && carried == protocol::ICMPV6;
-            return if may_ask { None } else { Some(exit.pass(Reason::NotOurs)) };
+    // the order, and a jump that is taken costs as much as some instructions.
+    if vip != 0 {
+        let carried = F::carried(&frame.ip);
+        let steered = vip != VIP
+            && (vip == VIP_STEERED
+                || steer::may_be(tables, vip_bit, Ports(load32(&frame.l4.ports)), carried));
+        if steered {
+            steer::forward::<F, T, E>(&packet, tables, exit, frame)
+        } else {
+            of_flow::<F, T, E>(packet, tables, exit, frame, carried)
         }
-        if vip == VIP_STEERED
-            || steer::may_be(tables, vip_bit, Ports(load32(&frame.l4.ports)), carried)
-        {
-            return steer::forward::<F, T, E>(&packet, tables, exit, frame);
-        }
+    } else if F::ICMP == protocol::ICMPV6 && F::carried(&frame.ip) == protocol::ICMPV6 {
+        // It may ask for a floating address of ours (`gate`), at that address's multicast group.
+        None
+    } else {
+        Some(exit.pass(Reason::NotOurs))
     }
-    of_flow::<F, T, E>(packet, tables, exit, frame, carried)
 }
 
 /// A packet that may be of a known flow.

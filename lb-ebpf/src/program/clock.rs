@@ -31,14 +31,15 @@ pub(crate) fn now_ns() -> u64 {
     // SAFETY: the helpers take no argument; the static is always there, and shared as said above.
     unsafe {
         let tick = bpf_jiffies64();
-        if (&raw const (*last).tick).read_volatile() != tick {
-            // Nobody has asked in this tick. The tick is written last, so that nobody takes an older time for
-            // its own. It is asked again, as the time is read again: to keep either over a call would cost all
-            // packets a register.
-            (&raw mut (*last).now_ns).write_volatile(bpf_ktime_get_coarse_ns());
-            (&raw mut (*last).tick).write_volatile(bpf_jiffies64());
+        if (&raw const (*last).tick).read_volatile() == tick {
+            return (&raw const (*last).now_ns).read_volatile();
         }
-        (&raw const (*last).now_ns).read_volatile()
+        // Nobody has asked in this tick. The tick is written last, so that nobody takes an older time for its
+        // own, and read again, since to keep it would cost all packets a register.
+        let now_ns = bpf_ktime_get_coarse_ns();
+        (&raw mut (*last).now_ns).write_volatile(now_ns);
+        (&raw mut (*last).tick).write_volatile(bpf_jiffies64());
+        now_ns
     }
 }
 
