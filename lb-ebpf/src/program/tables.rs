@@ -64,16 +64,6 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
     }
 
     #[inline(always)]
-    fn set_clock(&self) {
-        clock::set();
-    }
-
-    #[inline(always)]
-    fn noted_ns(&self) -> u64 {
-        clock::noted_ns()
-    }
-
-    #[inline(always)]
     fn clock_ns(&self) -> u64 {
         clock::exact_ns()
     }
