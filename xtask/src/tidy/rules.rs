@@ -170,7 +170,7 @@ const DEPENDENCIES: [Dependency; 4] = [
 ];
 
 /// Machines that are given inputs and the time, and give actions.
-const PURE: [&str; 37] = [
+const PURE: [&str; 40] = [
     "lb-userspace/src/control/lift.rs",
     "lb-userspace/src/control/plan.rs",
     "lb-userspace/src/control/state.rs",
