@@ -173,6 +173,16 @@ fn what_is_no_failure_of_the_primary_promotes_nobody() -> Result<()> {
     }
     let pause = gap(&writer.end()?);
     ensure!(pause < Duration::from_secs(2), "writes waited for {pause:?}");
+    // Even with one balancer alone.
+    site.lab().daemon("lb-02").kill()?;
+    let begin = Instant::now();
+    while begin.elapsed() < WATCH {
+        let server = eventually("writes to pass", || Ok(leads_to(&site, 5432).ok()))?;
+        ensure!(server == "192.0.2.31", "they go to {server}");
+    }
+    site.lab().daemon("lb-02").start()?;
+    peers::until_in_sync(&site)?;
+    both_see(&site, "pg-01 to serve", |it| it["writes_to"] == "pg-01")?;
     site.lab().kill("pg-01")?;
     nobody_is_promoted(&site, "etcd does not answer")?;
     site.lab().start("lb-01")?;
