@@ -33,7 +33,8 @@ map_type! {
         pub members_start: u32,
         /// Length of that list.
         pub members_len: u32,
-        /// Bits: [`STEERED`], [`FILTERED`], [`SECOND_LIST`], [`LISTENED`], [`PROXIED`].
+        /// Bits: [`STEERED`], [`FILTERED`], [`SECOND_LIST`], [`LISTENED`], [`PROXIED`],
+        /// [`FORWARDABLE`].
         pub flags: u32,
         /// New connections that one source may begin in a second; 0 for any number.
         pub source_rate: u32,
@@ -44,8 +45,15 @@ map_type! {
         pub replay_tries: u32,
         /// Share of new connections that may be replayed, in thousandths.
         pub replay_per_mille: u32,
+        /// Its new connections wait until then, in units of 2^[`PARK_SHIFT`] nanoseconds of
+        /// `CLOCK_MONOTONIC`: their SYNs are dropped, and come again. 0, or a time that is over: they do
+        /// not.
+        pub parked_until: u32,
     }
 }
+
+/// See [`Service::parked_until`]: about a second.
+pub const PARK_SHIFT: u32 = 30;
 
 /// Its backends are reached by [`crate::backend::DIRECT`] or [`crate::backend::TUNNEL`]: its table is a
 /// Maglev table whose slots steer packets without any entry in `FLOWS`.
@@ -63,6 +71,10 @@ pub const LISTENED: u32 = 8;
 
 /// With [`LISTENED`]: new connections, once they are admitted, go to the node's own stack.
 pub const PROXIED: u32 = 16;
+
+/// With [`PROXIED`]: while nobody on this node listens, new connections are forwarded as if it were not
+/// set. The backends understand its clients without the proxy.
+pub const FORWARDABLE: u32 = 32;
 
 map_type! {
     /// Value of `MAGLEV`: a slot of a service's table.

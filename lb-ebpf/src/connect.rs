@@ -8,7 +8,7 @@ use lb_common::{
     limits::{FIRST_NAT_PORT, NAT_PORTS, PORT_TRIES},
     maglev,
     reason::Reason,
-    service::{LISTENED, PROXIED, Service},
+    service::{FORWARDABLE, LISTENED, PARK_SHIFT, PROXIED, Service, ServiceKey},
     trace::Stage,
 };
 
@@ -91,10 +91,11 @@ pub fn connect<F: Family, T: Tables + Flows<F>>(
     let hash = segment.tuple.hash();
     let mut chosen = None;
     let outcome = match admit::<F, T>(tables, &service, &segment.tuple, segment.protocol) {
-        Ok(()) if service.flags & PROXIED != 0 => {
+        Ok(()) if is_proxied(tables, &packet, &service, key.key()) => {
             tables.count_connection(service.index, u32::MAX);
             return Err(Reason::Proxied);
         }
+        Ok(()) if is_parked(&service, tables.now_ns()) => return Err(Reason::Parked),
         Ok(()) => {
             chosen = select(tables, &service, hash);
             match chosen {
@@ -129,6 +130,20 @@ pub fn connect<F: Family, T: Tables + Flows<F>>(
             Err(reason)
         }
     }
+}
+
+/// Whether new connections of the service wait.
+#[inline(always)]
+fn is_parked(service: &Service, now_ns: u64) -> bool {
+    ((now_ns >> PARK_SHIFT) as u32) < service.parked_until
+}
+
+/// Whether a new connection is the proxy's. One whose daemon was killed has left its flag behind, but not
+/// its sockets.
+#[inline(always)]
+fn is_proxied<T: Tables>(tables: &T, packet: &Packet, service: &Service, key: &ServiceKey) -> bool {
+    service.flags & PROXIED != 0
+        && (service.flags & FORWARDABLE == 0 || tables.has_listener(packet, key))
 }
 
 /// Opens a connection to a backend and sends it the packet.

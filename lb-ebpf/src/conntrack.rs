@@ -23,7 +23,7 @@ use lb_common::{
 use crate::{
     Action,
     family::{ClientSide, Family, protocol},
-    packet::{EthernetHdr, Mac, Packet, tcp_flags},
+    packet::{EthernetHdr, Macs, Packet, tcp_flags},
     parse::Segment,
     replay,
     rewrite::{self, Egress},
@@ -441,9 +441,5 @@ fn moved<F: Family>(packet: &Packet, entry: &F::Entry) -> Option<ClientSide> {
 /// The link that a packet came by.
 #[inline(always)]
 pub fn client_side(packet: &Packet, ethernet: &EthernetHdr) -> ClientSide {
-    ClientSide {
-        mac: Mac::load(&ethernet.src),
-        local_mac: Mac::load(&ethernet.dst),
-        ifindex: packet.ingress_ifindex,
-    }
+    ClientSide { macs: Macs::load(ethernet.macs()), ifindex: packet.ingress_ifindex }
 }

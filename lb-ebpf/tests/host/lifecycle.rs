@@ -6,7 +6,7 @@ use lb_common::{
     backend::{FORWARD, LEASED, RESOLVED},
     flow::state,
     reason::Reason,
-    service::Balance,
+    service::{Balance, PARK_SHIFT},
 };
 use lb_ebpf::{
     Action,
@@ -64,6 +64,28 @@ fn a_backend_with_a_lease_gets_nothing_after_its_end() {
         host.tables.set_lease(1, u64::MAX);
         host.forwarded(&data.payload(b"x"));
         assert_eq!(host.tables.active(1), 1);
+    }
+}
+
+#[test]
+fn new_connections_wait_while_a_service_is_parked_and_open_ones_go_on() {
+    for net in Net::both() {
+        let until = 1000;
+        let host = Host { net, tables: FakeTables::new(&net.single().parked(until)) };
+        let end = u64::from(until) << PARK_SHIFT;
+        host.tables.set_now_ns(end - (20 << PARK_SHIFT));
+        for _ in 0..3 {
+            let outcome = host.assert_refused(&Frame::syn(net.client, net.vip), Reason::Parked);
+            assert_eq!(outcome.xdp, Xdp::Drop);
+        }
+        assert_eq!((host.tables.active(1), host.open_in_tables(1)), (0, 0));
+        let stats = host.tables.service_stats(0);
+        assert_eq!((stats.connections, stats.refused), (0, 0), "it is not refused");
+        host.tables.set_now_ns(end - 1);
+        host.assert_refused(&Frame::syn(net.client, net.vip), Reason::Parked);
+        // It is over without anybody's doing.
+        host.tables.set_now_ns(end);
+        host.connect(net.client);
     }
 }
 

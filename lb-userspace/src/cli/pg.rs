@@ -6,6 +6,7 @@ use std::{
     io::{self, BufRead as _, IsTerminal as _, Write as _},
     path::Path,
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
@@ -18,7 +19,7 @@ use super::{
 };
 use crate::{
     admin::{Done, client::Call},
-    config,
+    config::{self, units},
     postgres::{
         failover::Plan,
         record::Phase,
@@ -55,6 +56,9 @@ pub(super) enum PgCommand {
     #[command(after_help = PROMOTE_HELP)]
     Promote(PromoteArgs),
     /// Hand over from a primary that lives to a standby, and lose nothing
+    ///
+    /// Transactions that are older than a second come to their end first, while everything goes on. Then
+    /// open connections are reset, and new ones wait, for 10 s at most: their clients see a slow connect.
     #[command(
         after_help = "Examples:\n  ballast pg switchover --dry-run\n  ballast pg switchover pg-02 --yes"
     )]
@@ -135,9 +139,15 @@ pub(super) struct SwitchoverArgs {
     /// Do not ask
     #[arg(long)]
     yes: bool,
-    /// Show what would be done, and end
+    /// Ask the servers all that the change will, show what it would find, and end
     #[arg(long)]
     dry_run: bool,
+    /// Transactions that are older than a second may go on for so long, while nothing changes yet
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::duration)]
+    wait: Duration,
+    /// Then end those that are open still; if not, nothing is changed
+    #[arg(long)]
+    cut: bool,
     /// This balancer is switched off, or has no floating address
     #[arg(long = "peer-is-down", value_name = "NODE")]
     absent: Vec<String>,
@@ -383,19 +393,20 @@ fn switchover(socket: &Path, args: &SwitchoverArgs) -> anyhow::Result<ExitCode> 
     if !plan.alive {
         bail!("the primary does not answer: `ballast pg promote`");
     }
+    let call = Call::post(&["postgres", "switchover"])
+        .with("server", args.server.as_deref())
+        .with("absent", joined(&args.absent).as_deref())
+        .with("wait_ms", Some(&args.wait.as_millis().to_string()))
+        .with("cut", args.cut.then_some("true"))
+        .with("dry_run", args.dry_run.then_some("true"));
     if args.dry_run {
-        print(
-            "nothing was done. Open connections would be reset, and what waits to be written come first\n",
-        )?;
+        obey(socket, call, &args.db)?;
         return Ok(ExitCode::SUCCESS);
     }
     let to = plan.to.as_deref().unwrap_or_default();
     if !args.yes && !agreed(&format!("Hand over to {to}?"))? {
         return Ok(ExitCode::FAILURE);
     }
-    let call = Call::post(&["postgres", "switchover"])
-        .with("server", args.server.as_deref())
-        .with("absent", joined(&args.absent).as_deref());
     obey(socket, call, &args.db)?;
     Ok(ExitCode::SUCCESS)
 }

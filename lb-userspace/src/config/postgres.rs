@@ -31,6 +31,8 @@ pub struct Postgres {
     pub max_loss: u64,
     /// Bytes that a standby may be behind and still serve reads.
     pub max_lag: u64,
+    /// Bytes of log that a replication slot may keep before an alert says so.
+    pub max_retained: u64,
     /// Its servers, the preferred candidates first; at least one.
     pub servers: Vec<Server>,
     /// Where the record is kept, unless only a person changes the primary.

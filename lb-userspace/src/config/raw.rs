@@ -23,6 +23,7 @@ use super::{
         word::{AlertKind, Checksum, Forward, NextUpstream, Probe, Promoted, ReadFallback, Route},
     },
 };
+use crate::alert::Severity;
 
 section! {
     /// The whole file.
@@ -30,12 +31,13 @@ section! {
         cluster: Cluster;
         node: List<Node>;
         floating: List<Floating>;
+        anycast: List<Anycast>;
         service: List<Service>;
         dataplane: Dataplane;
         paths: Paths;
         postgres: List<Postgres>;
         consensus: Consensus;
-        alert: List<Alert>, later "no alert is sent";
+        alert: List<Alert>;
         api: Api, later "no metrics, dashboard or health page is served";
     }
 }
@@ -71,6 +73,13 @@ section! {
         preempt_delay: Duration;
         unicast: bool;
         checksum: Checksum;
+    }
+}
+
+section! {
+    /// `[[anycast]]`.
+    Anycast "[[anycast]]" {
+        addresses: List<Address>, required r#"addresses = ["198.51.100.80"]"#;
     }
 }
 
@@ -199,6 +208,7 @@ section! {
         promotion: Promoted;
         max_loss: Bytes;
         max_lag: Bytes;
+        max_retained: Bytes;
         server: List<Server>, required "[[postgres.server]]` with `name` and `address";
     }
 }
@@ -225,8 +235,14 @@ section! {
     /// `[[alert]]`.
     Alert "[[alert]]" {
         kind: AlertKind, required r#"kind = "syslog""#;
+        name: Name;
+        level: Severity;
         token_file: AbsolutePath;
         chat_id: Text;
+        url: Url;
+        url_file: AbsolutePath;
+        ca_file: AbsolutePath;
+        socket: AbsolutePath;
     }
 }
 

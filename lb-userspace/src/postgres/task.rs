@@ -43,6 +43,7 @@ use crate::{
     events::{Kind, Note},
 };
 
+mod park;
 mod show;
 
 /// Time between two ticks of the machine.
@@ -59,6 +60,7 @@ const QUEUED: usize = 64;
 enum Ask {
     Command(Command, oneshot::Sender<Result<String, String>>),
     Plan(Option<String>, oneshot::Sender<Plan>),
+    Try(Command, oneshot::Sender<Result<(), String>>),
     Hear(String, Message),
     Stop(oneshot::Sender<()>),
 }
@@ -79,6 +81,11 @@ impl Handle {
     /// What a promotion would do now.
     pub async fn plan(&self, server: Option<String>) -> Result<Plan, String> {
         self.ask(|answer| Ask::Plan(server, answer)).await
+    }
+
+    /// Whether a command would be begun now, or why not. Nothing is done.
+    pub async fn would(&self, command: Command) -> Result<(), String> {
+        self.ask(|answer| Ask::Try(command, answer)).await?
     }
 
     /// Does what the operator wants, and answers when it is done.
@@ -131,6 +138,8 @@ pub struct Task {
     applied: BTreeMap<String, (Appointed, Appointed)>,
     /// The gate that the tables do not say yet.
     gate: Option<u64>,
+    /// New connections of writers wait.
+    parked: bool,
     /// When the task began, on the monotonic clock.
     began: Duration,
     /// The last try to write the tables failed; why.
@@ -188,6 +197,7 @@ impl Task {
             troubles: BTreeMap::new(),
             applied: BTreeMap::new(),
             gate: None,
+            parked: false,
             began: clock::monotonic(),
             behind: None,
             marked: warm,
@@ -233,6 +243,9 @@ impl Task {
                         let plan = self.machine.plan(server.as_deref(), clock::monotonic());
                         let _ = answer.send(plan);
                     }
+                    Some(Ask::Try(command, answer)) => {
+                        let _ = answer.send(self.would(command));
+                    }
                     Some(Ask::Hear(node, message)) => {
                         self.take(Event::Heard { node, message }).await;
                     }
@@ -272,6 +285,17 @@ impl Task {
                 names.join(" --peer-is-down ")
             )
         })
+    }
+
+    /// Plays a command through on a copy of the machine.
+    fn would(&self, command: Command) -> Result<(), String> {
+        let mut machine = self.machine.clone();
+        let actions = machine.handle(Event::Command(command), clock::monotonic());
+        let refused = actions.into_iter().find_map(|action| match action {
+            Action::Finish(Err(why)) => Some(why),
+            _ => None,
+        });
+        refused.map_or(Ok(()), Err)
     }
 
     async fn see(&mut self, found: Found) {
@@ -513,7 +537,7 @@ impl Task {
     }
 
     /// Puts the routes into force, if they are others now. The event says that a gate is.
-    async fn route(&mut self) -> Option<Event> {
+    async fn put_routes(&mut self) -> Option<Event> {
         // What the daemon before has left is better than what is not known yet.
         let asked = self.links.keys().all(|server| self.machine.servers().contains_key(server));
         if !asked && clock::monotonic() < self.began + FIRST_ROUND {

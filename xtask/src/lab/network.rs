@@ -45,6 +45,7 @@ pub(super) fn build(lab: &Lab) -> Result<()> {
         }
     }
     batch(&switch, &switch_commands(lab)).context("build the switch")?;
+    learn(&switch).context("tell the switch who is where")?;
     let balancers = HOSTS.into_iter().filter(|host| host.role() == Role::Balancer);
     let ports: Vec<String> = balancers.map(HostName::port).collect();
     for port in &ports {
@@ -56,7 +57,8 @@ pub(super) fn build(lab: &Lab) -> Result<()> {
         interrupt::check()?;
         batch(&lab.namespace(host), &host_commands(host))
             .with_context(|| format!("wire {host}"))?;
-        steer(&lab.namespace(host))?;
+        let cpus = std::thread::available_parallelism().map_or(1, NonZero::get).min(32);
+        steer(&lab.namespace(host), u32::MAX >> (32 - cpus))?;
     }
     Ok(())
 }
@@ -76,9 +78,9 @@ fn queue(switch: &str, port: &str) -> Result<()> {
 /// A veth alone takes a packet on whichever CPU sent it. Two packets of a connection that arrive at
 /// once can then find its socket between two tables (kernels up to 6.18, `inet_ehash_insert`), and the
 /// host resets a connection that has only just begun.
-fn steer(namespace: &str) -> Result<()> {
-    let cpus = std::thread::available_parallelism().map_or(1, NonZero::get).min(32);
-    let mask = u32::MAX >> (32 - cpus);
+///
+/// `mask` has a bit for each CPU that may be chosen.
+pub(super) fn steer(namespace: &str, mask: u32) -> Result<()> {
     // `ip netns exec`, because it mounts a `/sys` that shows the namespace.
     let mut command = Command::new("ip");
     command.args(["netns", "exec", namespace, "sh", "-c"]);
@@ -121,6 +123,21 @@ fn switch_commands(lab: &Lab) -> String {
         );
     }
     text
+}
+
+/// Tells the switch for good which host is at which port.
+///
+/// A switch that does not know, as after a cable was pulled, sends a frame to everybody. Network cards leave
+/// aside what is for others; a veth does not, and hands it to the other balancer's program.
+fn learn(switch: &str) -> Result<()> {
+    let mut text = String::new();
+    for host in HOSTS {
+        let (mac, port) = (host.mac(), host.port());
+        let _ = writeln!(text, "fdb replace {mac} dev {port} master static");
+    }
+    let mut command = netns::command(switch, "bridge");
+    command.args(["-batch", "-"]);
+    shell::output_of(&mut command, &text).map(drop)
 }
 
 fn host_commands(host: HostName) -> String {

@@ -22,6 +22,7 @@ const DATABASE: &str = "postgres";
 const INTERVAL: Duration = Duration::from_millis(250);
 const TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_LAG: u64 = 16 << 20;
+const MAX_RETAINED: u64 = 1 << 30;
 
 /// How long the reads of a standby that serves no longer may go on.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -143,6 +144,7 @@ fn database(
         promotion,
         max_loss: postgres.max_loss.value().map_or(0, |bytes| bytes.0),
         max_lag: postgres.max_lag.value().map_or(MAX_LAG, |bytes| bytes.0),
+        max_retained: postgres.max_retained.value().map_or(MAX_RETAINED, |bytes| bytes.0),
         servers,
         consensus: (promotion != Promotion::Manual).then(|| consensus(file)).flatten(),
     })

@@ -44,6 +44,7 @@ pub(in crate::config) fn check(file: &File, findings: &mut Findings) {
     }
     for alert in file.alert.items() {
         check(&alert.get_ref().token_file, "token_file");
+        check(&alert.get_ref().url_file, "url_file");
     }
     for (chain, key) in pairs {
         // What is wrong with the key's file itself has been said.

@@ -5,11 +5,14 @@ use std::time::Duration;
 use lb_common::service::Balance;
 use toml::{Spanned, de::DeValue};
 
-use crate::config::{
-    Encapsulation, OnDown, Promotion, Protocol,
-    read::{Read, distance, string},
-    report::Findings,
-    units,
+use crate::{
+    alert::Severity,
+    config::{
+        Encapsulation, OnDown, Promotion, Protocol,
+        read::{Read, distance, string},
+        report::Findings,
+        units,
+    },
 };
 
 /// One word out of a few.
@@ -157,6 +160,11 @@ word! {
 word! {
     /// `kind` of an alert.
     AlertKind, 0 later { Telegram = "telegram", Slack = "slack", Webhook = "webhook", Syslog = "syslog", }
+}
+
+impl Word for Severity {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("info", Self::Info), ("warning", Self::Warning), ("critical", Self::Critical)];
 }
 
 word! {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Action, Gate, Machine};
 use crate::postgres::{
     record::{Branch, Mark, Phase, Record},
-    sample::Role,
+    sample::{Role, Sample},
 };
 
 impl Machine {
@@ -82,15 +82,7 @@ impl Machine {
         let mut barred = BTreeMap::new();
         let Some(record) = &self.record else { return barred };
         for (name, known) in &self.servers {
-            let Some(sample) = known.sample() else { continue };
-            if sample.system_id != record.branch.system_id {
-                let why = format!("it belongs to another cluster ({})", sample.system_id);
-                barred.insert(name.clone(), why);
-            } else if sample.role == Role::Primary && *name != record.primary {
-                let why = format!(
-                    "it takes writes on timeline {}, and {} is the primary, on timeline {}",
-                    sample.timeline, record.primary, record.branch.timeline
-                );
+            if let Some(why) = known.sample().and_then(|sample| foreign(record, name, sample)) {
                 barred.insert(name.clone(), why);
             }
         }
@@ -102,6 +94,12 @@ impl Machine {
             barred.insert(name.clone(), "fenced by command".into());
         }
         barred
+    }
+
+    /// Why a server gets no packet because of its history, whatever is under way.
+    pub fn quarantined(&self, server: &str) -> Option<String> {
+        let record = self.record.as_ref().filter(|record| record.phase == Phase::Serving)?;
+        foreign(record, server, self.servers.get(server)?.sample()?)
     }
 
     pub(super) fn update_gate(&mut self, out: &mut Vec<Action>) {
@@ -124,4 +122,17 @@ impl Machine {
         let (Some((gate, of)), Some(record)) = (&self.gate, &self.record) else { return false };
         *of == record.revision && self.gated == Some(gate.number)
     }
+}
+
+/// Why a server cannot belong to the history of the record.
+fn foreign(record: &Record, server: &str, sample: &Sample) -> Option<String> {
+    if sample.system_id != record.branch.system_id {
+        return Some(format!("it belongs to another cluster ({})", sample.system_id));
+    }
+    (sample.role == Role::Primary && server != record.primary).then(|| {
+        format!(
+            "it takes writes on timeline {}, and {} is the primary, on timeline {}",
+            sample.timeline, record.primary, record.branch.timeline
+        )
+    })
 }

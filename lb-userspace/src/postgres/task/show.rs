@@ -8,8 +8,8 @@ use crate::{
     postgres::{
         failover::Known,
         record::{Phase, Run},
-        sample::{Receiver, Role},
-        status::{self, Asks, Change, Database, Route},
+        sample::{Receiver, Role, Sample},
+        status::{self, Asks, Change, Database, Route, Sync},
     },
 };
 
@@ -89,6 +89,8 @@ impl Task {
             refused: self.machine.refused().map(str::to_owned),
             servers: self.config.servers.iter().map(|server| self.server(server)).collect(),
             warnings,
+            max_lag: self.config.max_lag,
+            max_retained: self.config.max_retained,
         }
     }
 
@@ -134,11 +136,21 @@ impl Task {
             lag_bytes: lag.map(|lag| lag.bytes),
             lag_ms: lag.map(|lag| lag.time.as_millis() as u64),
             streams_from: streams.map(|Receiver { host, .. }| host.clone()),
+            quarantined: self.machine.quarantined(&server.name),
+            sync: sample.and_then(sync),
             read_write: Route::from(write),
             read_only: Route::from(read),
             detail: self.details.get(&server.name).cloned(),
         }
     }
+}
+
+/// What commits on a primary wait for, and what there is of it.
+fn sync(sample: &Sample) -> Option<Sync> {
+    let rule = sample.sync.as_ref().filter(|_| sample.role == Role::Primary)?;
+    let is = |state: &str| matches!(state, "sync" | "quorum");
+    let have = sample.replicas.iter().filter(|it| it.state == "streaming" && is(&it.sync_state));
+    Some(Sync { need: rule.need, have: have.count() })
 }
 
 fn change(run: &Run) -> Change {

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lb_common::{
     reason::Reason,
-    service::{LISTENED, PROXIED},
+    service::{FORWARDABLE, LISTENED, PROXIED},
 };
 use lb_ebpf::{
     fake::{Error, Frame, setup::OUR_MAC},
@@ -107,6 +107,7 @@ pub(super) fn proxied(talk: &Talk) -> Vec<Case> {
     let was_proxied = |name: &str| Case::new(name, net.single().flagged(LISTENED));
     let filtered = net.single().flagged(LISTENED | PROXIED).filtered(&[(client, host, false)]);
     let limited = net.single().flagged(LISTENED | PROXIED).limited(1, 1);
+    let orphaned = net.single().flagged(LISTENED | PROXIED | FORWARDABLE);
     let again = |port| Frame::syn(SocketAddr::new(client, port), net.vip);
     vec![
         proxied("proxied: first and later packets are the node's")
@@ -119,11 +120,36 @@ pub(super) fn proxied(talk: &Talk) -> Vec<Case> {
             .then(talk, &[talk.syn()])
             .also(talk, &[talk.syn_ack()])
             .then(talk, &[talk.up(ACK).payload(b"data")]),
+        Case::new("proxied, and nobody listens: new connections are forwarded", orphaned)
+            .passes(&talk.up(ACK), Reason::Proxied)
+            .then(talk, &[talk.syn()])
+            .also(talk, &[talk.syn_ack()])
+            .then(talk, &[talk.up(ACK).payload(b"data")]),
         Case::new("proxied: who is denied is denied", filtered).drops(&talk.syn(), Reason::Denied),
         Case::new("proxied: who is limited is limited", limited)
             .passes(&again(2001), Reason::Proxied)
             .drops(&again(2002), Reason::RateLimited)
             .reported(),
+    ]
+}
+
+/// Services whose new connections wait. Those that are open go on, and who may not come in does not.
+pub(super) fn parked(talk: &Talk) -> Vec<Case> {
+    let net = &talk.net;
+    let host = if net.vip.is_ipv4() { 32 } else { 128 };
+    let parked = net.single().parked(u32::MAX);
+    let filtered = parked.clone().filtered(&[(net.client.ip(), host, false)]);
+    vec![
+        Case::new("parked: a SYN is dropped, and the next too", parked)
+            .drops(&talk.syn(), Reason::Parked)
+            .drops(&talk.syn(), Reason::Parked)
+            .resets(
+                &talk.up(ACK),
+                &Talk::reset(&talk.up(ACK), RST, 0x0102_0708, 0),
+                Reason::NoFlow,
+            ),
+        Case::new("parked: who is denied is denied", filtered).drops(&talk.syn(), Reason::Denied),
+        Case::new("parked: not for ever", net.single().parked(1)).then(talk, &[talk.syn()]),
     ]
 }
 
