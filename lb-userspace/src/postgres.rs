@@ -14,6 +14,7 @@ pub mod choose;
 pub mod databases;
 pub mod failover;
 pub mod handover;
+pub mod losses;
 pub mod lsn;
 pub mod monitor;
 pub mod peers;
