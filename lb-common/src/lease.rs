@@ -15,5 +15,8 @@ map_type! {
     pub struct Lease {
         /// `CLOCK_MONOTONIC`, nanoseconds. From then on, questions for the address are not answered.
         pub until_ns: u64,
+        /// `CLOCK_MONOTONIC`, nanoseconds. Until then, the node that had the address before may still tell
+        /// of connections that are not known here.
+        pub told_ns: u64,
     }
 }

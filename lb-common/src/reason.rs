@@ -97,8 +97,12 @@ reasons! {
     PortsExhausted, "ports_exhausted", Drop;
     /// The flow tables took no further entry.
     TableFull, "table_full", Drop;
-    /// It asks for the MAC address of a floating address whose lease is over: another node answers.
+    /// It asks for the MAC address of a floating address whose lease is over, or is of a connection to it that is
+    /// not known here: another node answers.
     NoLease, "no_lease", Drop;
+    /// Of a connection that is not known, moments after this node took the address: whoever had it may still
+    /// tell of the connection, and TCP sends the packet again.
+    NotYetTold, "not_yet_told", Drop;
     /// A map entry that user space should have written is missing: a defect of ballast.
     Inconsistent, "inconsistent", Drop;
 }

@@ -270,7 +270,11 @@ macro_rules! subprograms {
         #[inline(never)]
         extern "C" fn $begin(ctx: *mut xdp_md) -> u32 {
             $note(ctx);
-            finish(lb_ebpf::begin::<$family, Maps>(packet(ctx), &Maps))
+            let outcome = lb_ebpf::begin::<$family, Maps>(packet(ctx), &Maps);
+            if matches!(outcome, Err(Reason::NoFlow | Reason::NoService)) && be_silent(ctx) != 0 {
+                return xdp_action::XDP_DROP;
+            }
+            finish(outcome)
         }
 
         /// Answers with a TCP reset where the packet allows it.
@@ -305,6 +309,18 @@ subprograms!(
     V6, decide6, steer6, follow6, half_open6, error6, choose6, replay6, compose6, begin6, note6,
     reset6, too_big6
 );
+
+/// Whether it is not for this node, or too early, to say that a packet's connection is unknown: then it is
+/// counted.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn be_silent(ctx: *mut xdp_md) -> u32 {
+    let reason = lb_ebpf::gate::destination(&packet(ctx)).and_then(maps::silence);
+    if let Some(reason) = reason {
+        maps::count_reason(reason);
+    }
+    u32::from(reason.is_some())
+}
 
 /// Says what should never be.
 #[unsafe(no_mangle)]

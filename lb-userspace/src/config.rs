@@ -155,6 +155,8 @@ pub struct Config {
     pub nodes: Vec<Node>,
     /// `[[floating]]`.
     pub floating: Vec<Floating>,
+    /// `[[anycast]]`: addresses that every node serves at the same time.
+    pub anycast: Vec<IpAddr>,
     /// `[[service]]`, in the order of the file, and then those of the databases.
     pub services: Vec<Service>,
     /// `[[postgres]]`, in the order of the file.
@@ -172,6 +174,12 @@ impl Config {
     #[must_use]
     pub fn node(&self, name: &str) -> Option<&Node> {
         self.nodes.iter().find(|node| node.name == name)
+    }
+
+    /// Every address that services can listen on.
+    pub fn service_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let floating = self.floating.iter().flat_map(|block| &block.addresses);
+        floating.map(|(address, _)| *address).chain(self.anycast.iter().copied())
     }
 
     /// Whether several nodes share the floating addresses, so that VRRP decides who has them.

@@ -44,7 +44,7 @@ pub mod topology;
 mod xdp_pass;
 
 pub use self::{
-    balancer::config as default_config,
+    balancer::{config as default_config, with_key},
     echo::serve as serve_udp_echo,
     guard::watch,
     machine::{Machine, host},
@@ -395,13 +395,15 @@ impl Lab {
     /// Writes the balancers' configuration.
     fn write_config(&self) -> Result<()> {
         postgres::write_password(self)?;
+        balancer::write_key(self)?;
         let database = || if self.options.postgres { postgres::config() } else { String::new() };
         let config = self.options.config.clone();
-        let config = config.unwrap_or_else(|| balancer::config() + &database());
+        let config =
+            config.unwrap_or_else(|| balancer::with_key(&balancer::config()) + &database());
         fs::write(self.config(), self.complete_config(&config)).context("write ballast.toml")
     }
 
-    /// A configuration in which `@LAB@` is the lab's folder, as in [`postgres_config`].
+    /// A configuration in which `@LAB@` is the lab's folder, as in [`postgres_config`] and [`with_key`].
     pub fn complete_config(&self, text: &str) -> String {
         text.replace(postgres::FOLDER, &self.state_dir().display().to_string())
     }

@@ -132,6 +132,22 @@ pub(crate) fn is_closed(address: [u8; 16]) -> bool {
     lease.is_some_and(|lease| lease.until_ns <= clock::exact_ns())
 }
 
+/// Why nothing is said about a connection to an address that is not known here: another node has the address,
+/// or had it until a moment ago and may still tell of the connection. `None`: there is no such connection.
+#[inline(always)]
+pub(crate) fn silence(address: [u8; 16]) -> Option<Reason> {
+    // SAFETY: the value is copied at once.
+    let lease = unsafe { LEASES.get(&LeaseKey { address }) }.copied()?;
+    let now = clock::exact_ns();
+    if lease.until_ns <= now {
+        Some(Reason::NoLease)
+    } else if now < lease.told_ns {
+        Some(Reason::NotYetTold)
+    } else {
+        None
+    }
+}
+
 /// Scratch of IPv4.
 #[btf_map]
 pub(crate) static SCRATCH: PerCpuArray<Scratch<V4>, 1> = PerCpuArray::new();

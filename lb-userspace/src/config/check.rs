@@ -15,6 +15,7 @@ use super::{
 };
 
 mod alert;
+mod anycast;
 mod forward;
 mod guard;
 mod health;
@@ -32,15 +33,18 @@ mod vrrp;
 /// result is incomplete and of no use.
 pub(super) fn check(file: &File, findings: &mut Findings) -> Config {
     let nodes = network::nodes(file, findings);
-    let (floating, held) = network::floating(file, &nodes, findings);
+    let (floating, mut held) = network::floating(file, &nodes, findings);
+    let anycast = anycast::anycast(file, &mut held, findings);
     let mut listeners = Listeners::default();
     let mut services = service::services(file, &held, &mut listeners, findings);
     let databases = postgres::databases(file, &held, &mut listeners, &mut services, findings);
+    anycast::check_services(file, &anycast, findings);
     later::check(file, findings);
     let config = Config {
         cluster: cluster(&file.cluster),
         nodes,
         floating,
+        anycast,
         services,
         databases,
         alerts: alert::alerts(file, findings),

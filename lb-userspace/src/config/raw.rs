@@ -31,6 +31,7 @@ section! {
         cluster: Cluster;
         node: List<Node>;
         floating: List<Floating>;
+        anycast: List<Anycast>;
         service: List<Service>;
         dataplane: Dataplane;
         paths: Paths;
@@ -72,6 +73,13 @@ section! {
         preempt_delay: Duration;
         unicast: bool;
         checksum: Checksum;
+    }
+}
+
+section! {
+    /// `[[anycast]]`.
+    Anycast "[[anycast]]" {
+        addresses: List<Address>, required r#"addresses = ["198.51.100.80"]"#;
     }
 }
 

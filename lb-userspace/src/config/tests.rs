@@ -13,6 +13,7 @@ use super::{
 };
 
 mod alert;
+mod anycast;
 mod forward;
 mod guard;
 mod later;

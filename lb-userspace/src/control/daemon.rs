@@ -22,7 +22,7 @@ use tokio::{
 
 use super::{
     kernel::{Kernel, Shared},
-    task::{Handle, Setup, Task},
+    task::{Handle, Setup, Task, anycast::INTERFACE as ANYCAST_INTERFACE},
 };
 use crate::{
     admin, alert,
@@ -70,7 +70,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     privilege::check()?;
     make_directory(parent(&socket), 0o755)?;
     make_directory(&state_dir, 0o750)?;
-    let lock = Lock::take(&socket)?;
+    let lock = Lock::take(&socket).await?;
     check_pins(&pins)?;
     net::interface(&node.interface).await.with_context(|| {
         format!(
@@ -162,9 +162,13 @@ pub async fn detach(
         bail!("ballast runs (process {pid}) and needs them: stop it first");
     }
     // First, so that nobody sends packets to a node that forwards them no longer.
-    let addresses = vrrp::address::remove_stale(interface, &[]).await;
-    for (address, prefix) in addresses.as_deref().unwrap_or_default() {
-        tell(format!("took {address}/{prefix} off {interface}"));
+    let mut off = Vec::new();
+    for interface in [ANYCAST_INTERFACE, interface] {
+        let addresses = vrrp::address::remove_stale(interface, &[]).await;
+        for (address, prefix) in addresses.as_deref().unwrap_or_default() {
+            tell(format!("took {address}/{prefix} off {interface}"));
+        }
+        off.push(addresses.with_context(|| format!("take our addresses off {interface}")));
     }
     if pins.exists() {
         let path = pins.to_owned();
@@ -173,8 +177,7 @@ pub async fn detach(
             .with_context(|| format!("remove the pins in {}", pins.display()))?;
         tell(format!("took program and maps away ({})", pins.display()));
     }
-    addresses.with_context(|| format!("take the floating addresses off {interface}"))?;
-    Ok(())
+    off.into_iter().collect::<anyhow::Result<Vec<_>>>().map(drop)
 }
 
 /// The node that this host is.
@@ -216,20 +219,25 @@ async fn open_kernel(
 async fn forget_stale_addresses(config: &Config, node: &Node, timeline: &Timeline) {
     // Those that it shares with other nodes, VRRP takes off if they are not this one's.
     let floating = config.floating.iter().flat_map(|block| block.addresses.iter().copied());
-    let keep: Vec<_> = floating.collect();
-    match vrrp::address::remove_stale(&node.interface, &keep).await {
-        Ok(removed) => {
-            for (address, prefix) in removed {
-                let message = format!(
-                    "{address}/{prefix} was left on {} by an earlier ballast, and is gone now",
-                    node.interface
-                );
-                timeline.add(Note::new(Kind::Address, message));
+    let anycast =
+        config.anycast.iter().map(|address| (*address, if address.is_ipv4() { 32 } else { 128 }));
+    for (interface, keep) in [
+        (node.interface.as_str(), floating.collect::<Vec<_>>()),
+        (ANYCAST_INTERFACE, anycast.collect()),
+    ] {
+        match vrrp::address::remove_stale(interface, &keep).await {
+            Ok(removed) => {
+                for (address, prefix) in removed {
+                    let message = format!(
+                        "{address}/{prefix} was left on {interface} by an earlier ballast, and is gone now"
+                    );
+                    timeline.add(Note::new(Kind::Address, message));
+                }
             }
-        }
-        Err(error) => {
-            let message = format!("look for stale addresses on {}", node.interface);
-            timeline.add(Note::new(Kind::Fault, message).because(error.to_string()));
+            Err(error) => {
+                let message = format!("look for stale addresses on {interface}");
+                timeline.add(Note::new(Kind::Fault, message).because(error.to_string()));
+            }
         }
     }
 }

@@ -37,6 +37,7 @@ use crate::{
 };
 
 mod addresses;
+pub(super) mod anycast;
 mod appoint;
 mod attach;
 mod faults;
@@ -57,6 +58,7 @@ mod trace;
 mod wish;
 
 use addresses::Addresses;
+use anycast::Anycast;
 pub use appoint::Appointment;
 use attach::Attachments;
 use faults::{Faults, KernelNews};
@@ -152,6 +154,7 @@ pub struct Task {
     probes: Probes,
     readings: Readings,
     addresses: Addresses,
+    anycast: Anycast,
     attachments: Attachments,
     peers: Peers,
     weight: Weight,
@@ -224,6 +227,7 @@ impl Task {
             probes,
             readings: Readings::default(),
             addresses: Addresses::default(),
+            anycast: Anycast::default(),
             attachments: Attachments::default(),
             peers: Peers::default(),
             weight: Weight::default(),
@@ -281,7 +285,10 @@ impl Task {
                     if let Command::Stop(done) = command {
                         self.hand_to_kernel().await;
                         self.addresses.stop().await;
-                        let notes = self.addresses.news();
+                        let mut notes = self.addresses.news();
+                        if self.config.nodes.len() > 1 {
+                            notes.extend(self.anycast.release().await);
+                        }
                         self.tell(notes);
                         let _ = done.send(());
                         return;

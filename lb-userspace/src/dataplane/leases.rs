@@ -18,7 +18,11 @@ use lb_common::{
 };
 
 use super::pinned;
-use crate::vrrp::router::Leases;
+use crate::{clock, vrrp::router::Leases};
+
+/// How long after this node has taken an address another one may still tell of its connections: that it was
+/// handed over with a batch on the way, or that its daemon is on its way back and sends all it knows.
+const TOLD_WITHIN: Duration = Duration::from_secs(2);
 
 /// The leases in the kernel's map.
 #[derive(Debug)]
@@ -38,10 +42,11 @@ impl KernelLeases {
 
 impl Leases for KernelLeases {
     fn set(&self, addresses: &[IpAddr], until: Option<Duration>) -> anyhow::Result<()> {
-        let until_ns = until.map_or(0, |until| until.as_nanos() as u64);
+        let now = clock::monotonic();
         let mut map = self.lock();
         for &address in addresses {
-            map.insert(key(address), Lease { until_ns }, 0).context("write LEASES")?;
+            let before = map.get(&key(address), 0).unwrap_or(Lease::ZERO);
+            map.insert(key(address), next(before, until, now), 0).context("write LEASES")?;
         }
         Ok(())
     }
@@ -64,10 +69,39 @@ impl Leases for KernelLeases {
     }
 }
 
+/// The lease that follows `before`.
+fn next(before: Lease, until: Option<Duration>, now: Duration) -> Lease {
+    let was_closed = before.until_ns <= now.as_nanos() as u64;
+    let told_ns = match until {
+        Some(_) if was_closed => (now + TOLD_WITHIN).as_nanos() as u64,
+        _ => before.told_ns,
+    };
+    Lease { until_ns: until.map_or(0, |until| until.as_nanos() as u64), told_ns }
+}
+
 fn key(address: IpAddr) -> LeaseKey {
     let address = match address {
         IpAddr::V4(address) => address.to_ipv6_mapped(),
         IpAddr::V6(address) => address,
     };
     LeaseKey { address: address.octets() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn only_who_takes_an_address_waits_to_be_told() {
+        let taken = next(Lease::ZERO, Some(11 * S), 10 * S);
+        assert_eq!(taken, Lease { until_ns: 11_000_000_000, told_ns: 12_000_000_000 });
+        let renewed = next(taken, Some(12 * S), 10 * S + S / 2);
+        assert_eq!(renewed, Lease { until_ns: 12_000_000_000, ..taken });
+        let given_up = next(renewed, None, 11 * S);
+        assert_eq!(given_up.until_ns, 0);
+        let taken_again = next(given_up, Some(14 * S), 13 * S);
+        assert_eq!(taken_again.told_ns, 15_000_000_000);
+    }
 }

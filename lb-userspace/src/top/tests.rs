@@ -108,6 +108,7 @@ fn observation(second: u64) -> Observation {
         uptime_seconds: 60,
         config_loaded: Timestamp::UNIX_EPOCH,
         floating: Vec::new(),
+        anycast: Vec::new(),
         dataplane: Info::default(),
         flows: 1234,
         peers: Vec::new(),
