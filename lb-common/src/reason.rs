@@ -98,7 +98,8 @@ reasons! {
     /// The flow tables took no further entry.
     TableFull, "table_full", Drop;
     /// It asks for the MAC address of a floating address whose lease is over, or is of a connection to it that is
-    /// not known here: another node answers.
+    /// not known here: another node answers. Or it is for a backend whose lease is over: another node may have
+    /// put another server in its place.
     NoLease, "no_lease", Drop;
     /// Of a connection that is not known, moments after this node took the address: whoever had it may still
     /// tell of the connection, and TCP sends the packet again.

@@ -33,7 +33,8 @@ map_type! {
         pub members_start: u32,
         /// Length of that list.
         pub members_len: u32,
-        /// Bits: [`STEERED`], [`FILTERED`], [`SECOND_LIST`], [`LISTENED`], [`PROXIED`].
+        /// Bits: [`STEERED`], [`FILTERED`], [`SECOND_LIST`], [`LISTENED`], [`PROXIED`],
+        /// [`FORWARDABLE`].
         pub flags: u32,
         /// New connections that one source may begin in a second; 0 for any number.
         pub source_rate: u32,
@@ -70,6 +71,10 @@ pub const LISTENED: u32 = 8;
 
 /// With [`LISTENED`]: new connections, once they are admitted, go to the node's own stack.
 pub const PROXIED: u32 = 16;
+
+/// With [`PROXIED`]: while nobody on this node listens, new connections are forwarded as if it were not
+/// set. The backends understand its clients without the proxy.
+pub const FORWARDABLE: u32 = 32;
 
 map_type! {
     /// Value of `MAGLEV`: a slot of a service's table.

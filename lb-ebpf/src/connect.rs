@@ -1,14 +1,14 @@
 //! A new connection: a service, a backend, a port, and two half-open entries.
 
 use lb_common::{
-    backend::{FORWARD, RESOLVED},
+    backend::{FORWARD, LEASED, RESOLVED},
     event::Event,
     flow::{Syn, state, syn},
     hash,
     limits::{FIRST_NAT_PORT, NAT_PORTS, PORT_TRIES},
     maglev,
     reason::Reason,
-    service::{LISTENED, PARK_SHIFT, PROXIED, Service},
+    service::{FORWARDABLE, LISTENED, PARK_SHIFT, PROXIED, Service, ServiceKey},
     trace::Stage,
 };
 
@@ -91,7 +91,7 @@ pub fn connect<F: Family, T: Tables + Flows<F>>(
     let hash = segment.tuple.hash();
     let mut chosen = None;
     let outcome = match admit::<F, T>(tables, &service, &segment.tuple, segment.protocol) {
-        Ok(()) if service.flags & PROXIED != 0 => {
+        Ok(()) if is_proxied(tables, &packet, &service, key.key()) => {
             tables.count_connection(service.index, u32::MAX);
             return Err(Reason::Proxied);
         }
@@ -138,6 +138,14 @@ fn is_parked(service: &Service, now_ns: u64) -> bool {
     ((now_ns >> PARK_SHIFT) as u32) < service.parked_until
 }
 
+/// Whether a new connection is the proxy's. One whose daemon was killed has left its flag behind, but not
+/// its sockets.
+#[inline(always)]
+fn is_proxied<T: Tables>(tables: &T, packet: &Packet, service: &Service, key: &ServiceKey) -> bool {
+    service.flags & PROXIED != 0
+        && (service.flags & FORWARDABLE == 0 || tables.has_listener(packet, key))
+}
+
 /// Opens a connection to a backend and sends it the packet.
 #[inline(always)]
 fn open<F: Family, T: Tables + Flows<F>>(
@@ -154,6 +162,9 @@ fn open<F: Family, T: Tables + Flows<F>>(
     }
     if backend.flags & RESOLVED == 0 {
         return Err(Reason::NoNeighbour);
+    }
+    if backend.flags & LEASED != 0 && tables.is_lease_over(id) {
+        return Err(Reason::NoLease);
     }
     // Before anything is opened that this packet could not use.
     if segment.ttl <= 1 {

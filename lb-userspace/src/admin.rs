@@ -16,6 +16,7 @@
 //! | `POST /postgres/promote?db=&server=&may_lose=&absent=&force=` | [`Done`](crate::admin::Done), when it is done; 409 if it is refused |
 //! | `POST /postgres/switchover?db=&server=&absent=&wait_ms=&cut=&dry_run=` | the same |
 //! | `POST /postgres/{fence,unfence}/SERVER?db=&force=` | the same |
+//! | `POST /postgres/{approve,veto}/TOKEN?db=` | the same |
 //! | `GET /alerts` | [`Alerts`](crate::alert::status::Alerts) |
 //! | `POST /alerts/test?channel=` | an array of [`Tested`](crate::alert::status::Tested) |
 //! | `POST /release` | an array of [`Released`](crate::vrrp::router::Released), when it is done; 409 without a second node |

@@ -40,7 +40,7 @@ mod value;
 
 pub use advice::{advice, tunnel_bytes};
 pub use alert::{Alert, Receiver};
-pub use postgres::{Access, Postgres, Promotion, Server};
+pub use postgres::{Access, Consensus, Postgres, Promotion, Server};
 
 /// A file that can be used.
 #[derive(Clone, Debug)]
@@ -434,7 +434,10 @@ pub enum Probe {
     /// The same over TLS; the certificate is not verified (a probe asks for health, not identity).
     Https(HttpProbe),
     /// Not at all: the backend is a server of a database, and what is known of that says.
-    Database,
+    Database {
+        /// Packets go to it only until the end of a lease, as another node may put another server in its place.
+        leased: bool,
+    },
     /// A command with its arguments; exit code 0 means healthy. It is given `BALLAST_SERVICE`,
     /// `BALLAST_BACKEND`, `BALLAST_ADDRESS` and `BALLAST_PORT` in its environment.
     Command(Vec<String>),
@@ -444,7 +447,7 @@ impl Probe {
     /// Whether backends are asked at all.
     #[must_use]
     pub fn is_active(&self) -> bool {
-        !matches!(self, Self::None | Self::Database)
+        !matches!(self, Self::None | Self::Database { .. })
     }
 }
 

@@ -12,6 +12,7 @@
 
 pub mod choose;
 pub mod databases;
+pub mod etcd;
 pub mod failover;
 pub mod handover;
 pub mod losses;

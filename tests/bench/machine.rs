@@ -1,8 +1,12 @@
 //! What the figures were measured on.
 
-use std::{fs, mem, process::Command};
+use std::{fs, mem, process::Command, thread};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    unistd::Pid,
+};
 use serde::Serialize;
 
 /// The machine, as far as it matters to the figures.
@@ -31,6 +35,27 @@ impl Machine {
             .map_or(true, |text| text.trim() != "0");
         Ok(Self { cpu, kernel: String::from_utf8_lossy(&uname.stdout).trim().to_owned(), jit })
     }
+}
+
+/// The CPUs that this thread may run on, in order.
+pub(crate) fn cpus() -> anyhow::Result<Vec<usize>> {
+    let set = sched_getaffinity(Pid::from_raw(0)).context("ask for the CPUs")?;
+    Ok((0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).collect())
+}
+
+/// Runs `work` in a thread that has these CPUs; so have the programs that it starts.
+pub(crate) fn on_cpus<T: Send>(
+    cpus: &[usize],
+    work: impl FnOnce() -> anyhow::Result<T> + Send,
+) -> anyhow::Result<T> {
+    let pinned = || {
+        let mut set = CpuSet::new();
+        cpus.iter().try_for_each(|&cpu| set.set(cpu)).context("name the CPUs")?;
+        sched_setaffinity(Pid::from_raw(0), &set).context("choose the CPUs")?;
+        work()
+    };
+    thread::scope(|scope| scope.spawn(pinned).join())
+        .map_err(|_| anyhow!("the thread of the CPUs {cpus:?} panicked"))?
 }
 
 /// Keeps this thread on the CPU that it runs on, so that per-CPU memory and caches stay its own.

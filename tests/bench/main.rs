@@ -7,11 +7,14 @@
 //! Then whole frames over the lab's wires, and requests a second, and CPU for each request, through a lab of real programs, beside the same
 //! requests straight to the app server.
 //!
+//! With `--l7`, what requests cost the proxy, nginx and `HAProxy`.
+//!
 //! With `--scale`, what very many services, backends and flows cost the daemon.
 
 mod cases;
 mod configure;
 mod fill;
+mod l7;
 mod live;
 mod machine;
 mod measure;
@@ -31,7 +34,12 @@ use anyhow::{Context as _, anyhow, bail};
 use xtask::{bench::Args, interrupt};
 
 use crate::{
-    cases::Scope, live::Frames, measure::Rounds, programs::Programs, report::Report, requests::Load,
+    cases::{Scope, Selection},
+    live::Frames,
+    measure::Rounds,
+    programs::Programs,
+    report::Report,
+    requests::Load,
 };
 
 fn main() -> anyhow::Result<()> {
@@ -39,6 +47,9 @@ fn main() -> anyhow::Result<()> {
     interrupt::install()?;
     if args.scale.wanted {
         return scale::run(&args.scale);
+    }
+    if args.l7.requests {
+        return l7::run(&args);
     }
     let (rounds, load, frames) = if args.quick {
         (
@@ -55,7 +66,8 @@ fn main() -> anyhow::Result<()> {
     };
     let mut report = Report::new(rounds)?;
     // A thread of its own, since it stays on one CPU, and so would the programs of the lab.
-    let packets = thread::spawn(move || packets(&mut report, rounds).map(|()| report));
+    let selection = Selection { words: args.only, connections: args.connections };
+    let packets = thread::spawn(move || packets(&mut report, &selection, rounds).map(|()| report));
     let mut report = packets.join().map_err(|_| anyhow!("the measuring thread panicked"))??;
     if !args.no_requests {
         eprintln!("frames through the lab …");
@@ -83,21 +95,28 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// Measures what packets cost.
-fn packets(report: &mut Report, rounds: Rounds) -> anyhow::Result<()> {
+fn packets(report: &mut Report, selection: &Selection, rounds: Rounds) -> anyhow::Result<()> {
     machine::stay_on_this_cpu()?;
     for scope in Scope::ALL {
+        if !selection.has(scope) {
+            continue;
+        }
         eprintln!("{scope} …");
         let mut programs = Programs::load(scope).context("load the programs")?;
         programs.fill(scope).context("fill the tables")?;
         for order in scope.orders() {
             interrupt::check()?;
-            let cases = cases::of(scope, *order);
+            let cases = selection.of(cases::of(scope, *order));
             report.add(scope, *order, measure::run(&mut programs, cases, rounds)?);
         }
+    }
+    let full_tables = selection.of(cases::with_full_tables());
+    if full_tables.is_empty() || !selection.has(Scope::ALL[0]) {
+        return Ok(());
     }
     eprintln!("full tables …");
     let mut programs = Programs::load(Scope::ALL[0]).context("load the programs")?;
     programs.fill(Scope::ALL[0]).context("fill the tables")?;
-    report.add_full_tables(measure::run(&mut programs, cases::with_full_tables(), rounds)?);
+    report.add_full_tables(measure::run(&mut programs, full_tables, rounds)?);
     Ok(())
 }

@@ -128,13 +128,13 @@ pub(crate) fn measure(load: Load) -> anyhow::Result<Requests> {
 
 /// One turn.
 #[derive(Clone, Copy, Debug)]
-struct Turn {
-    requests: f64,
-    seconds: f64,
-    cpu_us: f64,
+pub(crate) struct Turn {
+    pub(crate) requests: f64,
+    pub(crate) seconds: f64,
+    pub(crate) cpu_us: f64,
     nginx_us: f64,
-    p50_us: f64,
-    p99_us: f64,
+    pub(crate) p50_us: f64,
+    pub(crate) p99_us: f64,
 }
 
 impl Turn {
@@ -151,7 +151,8 @@ impl Turn {
             .with_context(|| format!("read what wrk says of {url}:\n{output}"))
     }
 
-    fn parse(output: &str, cpu_us: f64, nginx_us: f64) -> anyhow::Result<Self> {
+    /// What wrk says of a turn, with the CPU time that was read beside it.
+    pub(crate) fn parse(output: &str, cpu_us: f64, nginx_us: f64) -> anyhow::Result<Self> {
         for trouble in ["Non-2xx", "Socket errors"] {
             if let Some(line) = output.lines().find(|line| line.contains(trouble)) {
                 bail!("some requests failed: {}", line.trim());

@@ -1,16 +1,18 @@
-//! Who asks for a floating address gets no answer from a node whose lease is over.
+//! Who asks for a floating address gets no answer from a node whose lease is over, nor does a packet go to a
+//! backend whose lease is.
 
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
+    backend::LEASED,
     lease::{Lease, LeaseKey},
     names,
     reason::Reason,
     service::mapped,
 };
 use lb_ebpf::{
-    fake::{Frame, Net, Xdp},
-    packet::tcp_flags,
+    fake::{Frame, Net, Xdp, setup::backend},
+    packet::tcp_flags::ACK,
 };
 use lb_tests::kernel::Kernel;
 
@@ -89,8 +91,8 @@ fn what_is_not_known_yet_is_not_refused() -> anyhow::Result<()> {
         let reply_to = SocketAddr::new(net.vip.ip(), 50_000);
         let frames = [
             // In mid-connection, from the client and from the backend; and a datagram of the backend.
-            (Frame::tcp(net.client, net.vip, tcp_flags::ACK), Reason::NoFlow),
-            (Frame::tcp(backend, reply_to, tcp_flags::ACK), Reason::NoService),
+            (Frame::tcp(net.client, net.vip, ACK), Reason::NoFlow),
+            (Frame::tcp(backend, reply_to, ACK), Reason::NoService),
             (Frame::udp(backend, reply_to, b"late"), Reason::NoService),
         ];
         let counted = |kernel: &Kernel, reason: Reason| -> anyhow::Result<u64> {
@@ -115,6 +117,38 @@ fn what_is_not_known_yet_is_not_refused() -> anyhow::Result<()> {
         // A new connection has nobody to be told by.
         kernel.insert(names::LEASES, [(key, Lease { until_ns: u64::MAX, told_ns: u64::MAX })])?;
         assert_eq!(kernel.run(&Frame::syn(net.client, net.vip).build())?.xdp, Xdp::Transmit);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_backend_gets_packets_only_within_its_lease() -> anyhow::Result<()> {
+    let mut kernel = Kernel::load(FLOWS)?;
+    for net in Net::both() {
+        kernel.reset(&net.single().change(1, |it| it.flags |= LEASED))?;
+        let server = backend(net.backends[0]);
+        let key = LeaseKey::backend(&server.address, server.port);
+        kernel.remove::<LeaseKey, Lease>(names::LEASES, |_, _| true)?;
+        let syn = Frame::syn(net.client, net.vip).build();
+        let refused = |kernel: &Kernel| -> anyhow::Result<u64> {
+            Ok(kernel.counters()?.reasons[Reason::NoLease as usize])
+        };
+        assert_eq!(kernel.run(&syn)?.xdp, Xdp::Drop, "there is none");
+        assert_eq!(refused(&kernel)?, 1);
+        kernel.insert(names::LEASES, [(key, Lease { until_ns: u64::MAX, told_ns: 0 })])?;
+        let sent = kernel.run(&syn)?;
+        assert_eq!(sent.xdp, Xdp::Transmit, "within it");
+        let l4 = if net.vip.is_ipv4() { 34 } else { 54 };
+        let port = u16::from_be_bytes([sent.frame[l4], sent.frame[l4 + 1]]);
+        let answer = Frame::syn_ack(net.backends[0], net.nat(port));
+        kernel.run(&net.sent_by_backend(answer, 1).build())?;
+        let data = Frame::tcp(net.client, net.vip, ACK).build();
+        for _ in 0..2 {
+            assert_eq!(kernel.run(&data)?.xdp, Xdp::Transmit, "of a connection");
+        }
+        kernel.insert(names::LEASES, [(key, Lease { until_ns: 1, told_ns: 0 })])?;
+        assert_eq!(kernel.run(&data)?.xdp, Xdp::Drop, "after it");
+        assert_eq!(refused(&kernel)?, 2);
     }
     Ok(())
 }

@@ -17,9 +17,14 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-use xtask::lab::{Host, HostName, Options, default_config, postgres_config};
+use xtask::lab::{
+    Balancers, Host, HostName, Options, default_config, etcd_config, postgres_config,
+};
 
 use crate::site::{Site, eventually};
+
+mod pair;
+mod unattended;
 
 /// What one try of a client may take.
 const TRY: Duration = Duration::from_secs(2);

@@ -170,6 +170,30 @@ fn a_daemon_that_ends_leaves_connections_to_the_kernel_and_takes_them_back() -> 
 }
 
 #[test]
+fn while_a_killed_daemon_is_away_the_kernel_forwards() -> Result<()> {
+    let site = site("proxy-orphaned")?;
+    for round in 0..2 {
+        let loads = [(4, web()), (2, web6())]
+            .map(|(clients, target)| Load::http(site.client(), clients, target));
+        loads.iter().try_for_each(|load| load.more(200))?;
+        site.daemon().kill()?;
+        // What the proxy had in its hands is lost with it, until its last socket is closed.
+        let killed = Instant::now();
+        loads.iter().try_for_each(|load| load.more(200))?;
+        site.daemon().start()?;
+        site.until("the proxy to have requests", |status| {
+            number(&status.service("web")["proxy"]["requests"]) > 100
+        })?;
+        loads.iter().try_for_each(|load| load.more(200))?;
+        for report in loads.map(Load::stop) {
+            println!("round {round}: {} of {} requests failed", report.failed(), report.total());
+            report.ensure_none_failed_since(killed)?;
+        }
+    }
+    site.finish()
+}
+
+#[test]
 fn with_auto_the_proxy_takes_over_while_a_backend_is_shaky() -> Result<()> {
     let service = Service::web("web", web(), &APPS).key("path = \"auto\"");
     let site = Site::up("proxy-auto", config::text(&[service]))?;

@@ -20,9 +20,18 @@ pub struct Args {
     /// Measures single packets only, without a lab: neither frames over wires nor requests.
     #[arg(long)]
     pub no_requests: bool,
+    /// Measures only packets whose line in the table contains this, with their floors. May be repeated
+    #[arg(long, value_name = "WORDS", requires = "no_requests")]
+    pub only: Vec<String>,
+    /// Measures only with so many flows: 1, 10000 or 1000000. May be repeated
+    #[arg(long, value_name = "NUMBER", requires = "no_requests")]
+    pub connections: Vec<u32>,
     /// What very many services cost, in place of packets.
     #[command(flatten)]
     pub scale: Scale,
+    /// What the proxy costs, in place of packets.
+    #[command(flatten)]
+    pub l7: L7,
     /// Writes the figures as JSON to this file; `-` is standard output, in place of the table.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -48,6 +57,14 @@ pub struct Scale {
     pub flows: u32,
 }
 
+/// What a request costs the proxy, beside nginx and `HAProxy`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct L7 {
+    /// Measures, in place of packets, what requests cost the proxy, nginx and `HAProxy`
+    #[arg(long = "l7", conflicts_with = "wanted")]
+    pub requests: bool,
+}
+
 impl Args {
     /// The arguments of this process.
     pub fn from_command_line() -> Self {
@@ -62,6 +79,12 @@ impl Args {
         if self.no_requests {
             list.push("--no-requests".into());
         }
+        for words in &self.only {
+            list.extend(["--only".into(), words.into()]);
+        }
+        for number in &self.connections {
+            list.extend(["--connections".into(), number.to_string().into()]);
+        }
         if self.scale.wanted {
             list.push("--scale".into());
             for (name, number) in [
@@ -71,6 +94,9 @@ impl Args {
             ] {
                 list.extend([name.into(), number.to_string().into()]);
             }
+        }
+        if self.l7.requests {
+            list.push("--l7".into());
         }
         if let Some(file) = &self.json {
             list.extend(["--json".into(), file.into()]);

@@ -59,6 +59,12 @@ pub fn ballast() -> Result<PathBuf> {
     once(&BUILT, "lb-userspace", "ballast")
 }
 
+/// The same, optimized: for measuring what it costs.
+pub fn optimized_ballast() -> Result<PathBuf> {
+    let words = ["build", "--release", "--package", "lb-userspace", "--bin", "ballast"];
+    build(&words, "ballast")
+}
+
 /// This program: itself, or built where the caller is a test.
 pub fn xtask() -> Result<PathBuf> {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();

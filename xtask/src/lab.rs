@@ -29,6 +29,7 @@ use crate::{bpffs, build, shell};
 mod balancer;
 mod classic;
 mod echo;
+mod etcd;
 mod guard;
 mod machine;
 mod netns;
@@ -46,6 +47,7 @@ mod xdp_pass;
 pub use self::{
     balancer::{config as default_config, with_key},
     echo::serve as serve_udp_echo,
+    etcd::config as etcd_config,
     guard::watch,
     machine::{Machine, host},
     nginx::BIG_BYTES,
@@ -101,6 +103,11 @@ impl Host {
     /// Its IPv6 address.
     pub fn ipv6(&self) -> std::net::Ipv6Addr {
         self.name.ipv6()
+    }
+
+    /// Has the packets that arrive here taken in by these CPUs alone, each below 32.
+    pub fn receive_on(&self, cpus: &[usize]) -> Result<()> {
+        network::steer(&self.namespace, cpus.iter().fold(0, |mask, cpu| mask | 1 << cpu))
     }
 
     /// A command that will run on this host.
@@ -349,10 +356,11 @@ impl Lab {
     /// Everything that the host can run.
     fn programs(&self, host: HostName) -> Vec<Program> {
         match host.role() {
-            Role::Balancer => vec![balancer::program(self, host)],
+            Role::Balancer => vec![etcd::program(self, host), balancer::program(self, host)],
             Role::App => vec![nginx::program(self, host), echo::program(self, host)],
             Role::Postgres => vec![postgres::program(self, host)],
-            Role::Client | Role::Witness => Vec::new(),
+            Role::Witness => vec![etcd::program(self, host)],
+            Role::Client => Vec::new(),
         }
     }
 
@@ -368,7 +376,10 @@ impl Lab {
             Role::Postgres => self.options.postgres,
             Role::Client | Role::Witness => false,
         };
-        if wanted { self.programs(host) } else { Vec::new() }
+        let mut programs = self.programs(host);
+        let etcd = self.options.etcd;
+        programs.retain(|program| if program.name == "etcd" { etcd } else { wanted });
+        programs
     }
 
     /// Writes all files that the programs need.
@@ -409,6 +420,12 @@ impl Lab {
     }
 
     fn start_all(&self) -> Result<()> {
+        if self.options.etcd {
+            // They wait for each other.
+            let mut members = etcd::MEMBERS.map(|host| etcd::program(self, host));
+            members.iter_mut().try_for_each(Program::spawn)?;
+            members.iter().try_for_each(Program::wait_ready)?;
+        }
         std::thread::scope(|scope| {
             let databases = self.options.postgres.then(|| scope.spawn(|| postgres::start(self)));
             let others = self.start_others();

@@ -5,13 +5,13 @@ use core::mem::offset_of;
 use aya_ebpf::{
     bindings::{BPF_EXIST, BPF_NOEXIST, BPF_RB_NO_WAKEUP, xdp_md},
     btf_maps::lpm_trie::Key as Prefixed,
-    helpers::bpf_get_prandom_u32,
+    helpers::{bpf_get_prandom_u32, bpf_sk_lookup_tcp, bpf_sk_release},
 };
 use lb_common::{
     backend::Backend,
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
-    hash,
+    lease::LeaseKey,
     limits::{REPLAY_BUDGET, REPLAY_COST},
     news::{Begun4, Begun6, Node, TELL},
     service::{Service, ServiceKey, Slot},
@@ -32,8 +32,8 @@ use super::{
     atomic, clock,
     maps::{
         ACTIVE, ANSWERED, BACKEND_SIGNALS, BACKEND_STATS, BACKENDS, CURSORS, EVENTS, FLOWS, FLOWS6,
-        HALF_OPEN, HALF_OPEN6, MAGLEV, NEWS, NODE, RATES, REPORTED, SAMPLES, SCRATCH, SCRATCH6,
-        SERVICE_STATS, SERVICES, SOURCES, SPENT, STEERED, VIPS,
+        HALF_OPEN, HALF_OPEN6, LEASES, MAGLEV, NEWS, NODE, RATES, REPORTED, SAMPLES, SCRATCH,
+        SCRATCH6, SERVICE_STATS, SERVICES, SOURCES, SPENT, STEERED, VIPS, at,
     },
     trace,
 };
@@ -64,6 +64,16 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
     }
 
     #[inline(always)]
+    fn set_clock(&self) {
+        clock::set();
+    }
+
+    #[inline(always)]
+    fn noted_ns(&self) -> u64 {
+        clock::noted_ns()
+    }
+
+    #[inline(always)]
     fn clock_ns(&self) -> u64 {
         clock::exact_ns()
     }
@@ -75,13 +85,13 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
     }
 
     #[inline(always)]
-    fn vip(&self, bit: u32) -> u32 {
-        VIPS.get(hash::vip_place(bit).0).map_or(0, |word| hash::vip_flags(*word, bit))
+    fn vip(&self, place: u32) -> u8 {
+        VIPS.at(place)
     }
 
     #[inline(always)]
-    fn is_steered(&self, bit: u32) -> bool {
-        STEERED.get(bit / 64).is_some_and(|word| *word >> (bit % 64) & 1 != 0)
+    fn is_steered(&self, place: u32) -> bool {
+        STEERED.at(place) != 0
     }
 
     #[inline(always)]
@@ -91,14 +101,39 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
     }
 
     #[inline(always)]
+    fn has_listener(&self, packet: &Packet, key: &ServiceKey) -> bool {
+        let (words, _) = key.address.as_chunks::<8>();
+        let [high, low] = words else { return false };
+        let [high, low] = [high, low].map(|word| u64::from_ne_bytes(*word));
+        has_listener(packet.context as *mut xdp_md, high, low, u32::from(key.port.to_be())) != 0
+    }
+
+    #[inline(always)]
     fn backend(&self, id: u32) -> Option<&Backend> {
         Self::note(|record| record.backend = id);
         BACKENDS.get(id)
     }
 
     #[inline(always)]
-    fn slot(&self, index: u32) -> Option<Slot> {
-        MAGLEV.get(index).copied()
+    fn is_lease_over(&self, backend: u32) -> bool {
+        is_lease_over(backend) != 0
+    }
+
+    #[inline(always)]
+    fn afresh<'a, E>(&self, element: &'a E) -> &'a E {
+        atomic::afresh(element)
+    }
+
+    #[inline(always)]
+    fn backend_at(&self, id: &u32) -> Option<&Backend> {
+        Self::note(|record| record.backend = *id);
+        // SAFETY: an element stays where it is as long as the map; user space replaces it word by word.
+        at(&BACKENDS, id).map(|backend| unsafe { backend.as_ref() })
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<&Slot> {
+        MAGLEV.get(index)
     }
 
     #[inline(always)]
@@ -149,26 +184,29 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
 
     #[inline(always)]
     fn count_forward(&self, backend: u32, bytes: u64) {
-        Self::note(|record| (record.backend, record.direction) = (backend, TO_BACKEND));
-        if let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) {
+        self.count_forward_at(&backend, bytes);
+    }
+
+    #[inline(always)]
+    fn count_forward_at(&self, backend: &u32, bytes: u64) {
+        Self::note(|record| (record.backend, record.direction) = (*backend, TO_BACKEND));
+        if let Some(mut stats) = at(&BACKEND_STATS, backend) {
             // SAFETY: this CPU's own element.
-            unsafe {
-                (*stats).forward_packets += 1;
-                (*stats).forward_bytes += bytes;
-            }
+            let stats = unsafe { stats.as_mut() };
+            stats.forward_packets += 1;
+            stats.forward_bytes += bytes;
         }
     }
 
     #[inline(always)]
-    fn count_steered(&self, backend: u32, bytes: u64) -> bool {
-        Self::note(|record| (record.backend, record.direction) = (backend, TO_BACKEND));
-        let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) else { return false };
+    fn count_steered(&self, backend: &u32, bytes: u64) -> bool {
+        Self::note(|record| (record.backend, record.direction) = (*backend, TO_BACKEND));
+        let Some(mut stats) = at(&BACKEND_STATS, backend) else { return false };
         // SAFETY: this CPU's own element.
-        unsafe {
-            (*stats).forward_packets += 1;
-            (*stats).forward_bytes += bytes;
-            (*stats).forward_packets.is_multiple_of(SAMPLE_EVERY)
-        }
+        let stats = unsafe { stats.as_mut() };
+        stats.forward_packets += 1;
+        stats.forward_bytes += bytes;
+        stats.forward_packets.is_multiple_of(SAMPLE_EVERY)
     }
 
     #[inline(always)]
@@ -183,13 +221,17 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
 
     #[inline(always)]
     fn count_return(&self, backend: u32, bytes: u64) {
-        Self::note(|record| (record.backend, record.direction) = (backend, FROM_BACKEND));
-        if let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) {
+        self.count_return_at(&backend, bytes);
+    }
+
+    #[inline(always)]
+    fn count_return_at(&self, backend: &u32, bytes: u64) {
+        Self::note(|record| (record.backend, record.direction) = (*backend, FROM_BACKEND));
+        if let Some(mut stats) = at(&BACKEND_STATS, backend) {
             // SAFETY: this CPU's own element.
-            unsafe {
-                (*stats).return_packets += 1;
-                (*stats).return_bytes += bytes;
-            }
+            let stats = unsafe { stats.as_mut() };
+            stats.return_packets += 1;
+            stats.return_bytes += bytes;
         }
     }
 
@@ -371,6 +413,16 @@ extern "C" fn take_port6(attempt: u32) -> u32 {
     u32::from(connect::take_port::<V6, Maps>(&Maps, attempt))
 }
 
+/// Whether the lease of a backend is over. A global subprogram, which has a stack of its own for the key.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_lease_over(backend: u32) -> u32 {
+    let key = BACKENDS.get(backend).map(|it| LeaseKey::backend(&it.address, it.port));
+    // SAFETY: the value is copied at once.
+    let lease = key.and_then(|key| unsafe { LEASES.get(&key) }.copied());
+    u32::from(lease.is_none_or(|lease| lease.until_ns <= clock::exact_ns()))
+}
+
 /// Judges who begins a connection, IPv4.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -390,6 +442,50 @@ extern "C" fn judge6(index: u32, flags: u32, rate: u32, burst: u32) -> u32 {
 #[inline(never)]
 extern "C" fn consider4(step: u32) -> u32 {
     u32::from(select::consider::<V4, Maps>(&Maps, step))
+}
+
+/// Whether a socket listens at an address, given as the two halves of its mapped form, and a port in
+/// network byte order. From nobody's address: so no established connection is found.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn has_listener(ctx: *mut xdp_md, high: u64, low: u64, port: u32) -> u32 {
+    const V4_LEN: u32 = 12;
+    const V6_LEN: u32 = 36;
+    /// What stands before an IPv4 address in its mapped form, `::ffff:a.b.c.d`.
+    const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+    let [first, second] = words(low);
+    // A source, the destination, and their ports, as `struct bpf_sock_tuple` has them.
+    let mut tuple = [0_u32; 9];
+    let length = if high == 0 && first == MAPPED {
+        tuple[1] = second;
+        tuple[2] = port << 16;
+        V4_LEN
+    } else {
+        let [one, two] = words(high);
+        (tuple[4], tuple[5], tuple[6], tuple[7]) = (one, two, first, second);
+        tuple[8] = port << 16;
+        V6_LEN
+    };
+    // SAFETY: the tuple is as long as is said, and the socket is given back at once.
+    unsafe {
+        let tuple = (&raw mut tuple).cast();
+        let socket = bpf_sk_lookup_tcp(ctx.cast(), tuple, length, OWN_NETNS, 0);
+        if socket.is_null() {
+            return 0;
+        }
+        bpf_sk_release(socket.cast());
+    }
+    1
+}
+
+/// `BPF_F_CURRENT_NETNS`: the network namespace of the interface.
+const OWN_NETNS: u64 = u64::MAX;
+
+/// The halves of a word as they stand in memory.
+#[inline(always)]
+fn words(word: u64) -> [u32; 2] {
+    let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
+    [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])]
 }
 
 /// One step of the search for another backend, IPv6.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use lb_common::{
-    backend::{FORWARD, RESOLVED},
+    backend::{FORWARD, LEASED, RESOLVED},
     flow::state,
     reason::Reason,
     service::{Balance, PARK_SHIFT},
@@ -41,6 +41,29 @@ fn a_last_hop_ends_here_and_opens_nothing() {
         for frame in [host.up(&connection, ACK), host.down(&connection, ACK)] {
             host.assert_refused(&frame.ttl(1), Reason::TtlExpired);
         }
+    }
+}
+
+#[test]
+fn a_backend_with_a_lease_gets_nothing_after_its_end() {
+    for net in Net::both() {
+        let mut host = Host::single(net);
+        host.tables.set_flag(1, LEASED, true);
+        let refused = host.assert_refused(&Frame::syn(net.client, net.vip), Reason::NoLease);
+        assert_eq!(refused.xdp, Xdp::Drop, "without a lease, nothing passes");
+        let now_ns = host.tables.now_ns();
+        host.tables.set_lease(1, now_ns + 1);
+        let connection = host.connect(net.client);
+        let (data, answer) = (host.up(&connection, ACK), host.down(&connection, ACK));
+        host.forwarded(&data);
+        host.tables.set_lease(1, now_ns);
+        host.assert_refused(&data.clone().payload(b"x"), Reason::NoLease);
+        host.assert_refused(&Frame::syn(net.other_client(7, 4000), net.vip), Reason::NoLease);
+        host.forwarded(&answer);
+        // Nothing was ended by that.
+        host.tables.set_lease(1, u64::MAX);
+        host.forwarded(&data.payload(b"x"));
+        assert_eq!(host.tables.active(1), 1);
     }
 }
 

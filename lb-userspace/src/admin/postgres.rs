@@ -73,6 +73,8 @@ fn command(
         }
         ["fence", server] => Command::Fence((*server).to_owned()),
         ["unfence", server] => Command::Unfence { server: (*server).to_owned(), force },
+        ["approve", token] => Command::Approve((*token).to_owned()),
+        ["veto", token] => Command::Veto((*token).to_owned()),
         _ => return None,
     }))
 }

@@ -25,7 +25,7 @@ use crate::{
         record::Phase,
         sample::Role,
         setup,
-        status::{Database, Server},
+        status::{Asks, Database, Server},
     },
 };
 
@@ -63,6 +63,10 @@ pub(super) enum PgCommand {
         after_help = "Examples:\n  ballast pg switchover --dry-run\n  ballast pg switchover pg-02 --yes"
     )]
     Switchover(SwitchoverArgs),
+    /// Agree to a promotion that is announced: it is done at once
+    Approve(TokenArgs),
+    /// Forbid a promotion that is announced
+    Veto(TokenArgs),
     /// Let no packet through to a server, until `unfence`
     Fence(ServerArgs),
     /// Take a fence back, or give up a change of the primary that is stuck
@@ -94,6 +98,14 @@ pub(super) struct Db {
 pub(super) struct ServerArgs {
     /// Name of the server
     server: String,
+    #[command(flatten)]
+    db: Db,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct TokenArgs {
+    /// The token of the announcement, which `ballast pg status` shows too
+    token: String,
     #[command(flatten)]
     db: Db,
 }
@@ -148,6 +160,12 @@ pub(super) fn run(socket: &Path, command: PgCommand) -> anyhow::Result<ExitCode>
         PgCommand::Setup { config, db } => print(&setup_sql(&config, db.name.as_deref())?)?,
         PgCommand::Promote(args) => return promote(socket, &args),
         PgCommand::Switchover(args) => return switchover(socket, &args),
+        PgCommand::Approve(args) => {
+            obey(socket, Call::post(&["postgres", "approve", &args.token]), &args.db)?;
+        }
+        PgCommand::Veto(args) => {
+            obey(socket, Call::post(&["postgres", "veto", &args.token]), &args.db)?;
+        }
         PgCommand::Fence(args) => {
             obey(socket, Call::post(&["postgres", "fence", &args.server]), &args.db)?;
         }
@@ -228,6 +246,17 @@ pub(super) fn render(database: &Database) -> String {
         let to = change.candidate.as_deref().map(|it| format!(" to {it}")).unwrap_or_default();
         let why = change.stuck.as_deref().map(|it| format!(": {it}")).unwrap_or_default();
         let _ = writeln!(out, "  change{to} {word}, by {}{why}", change.by);
+    }
+    if let Some(Asks { candidate, approve, veto, answer }) = &database.asks {
+        let _ = match answer {
+            None => writeln!(
+                out,
+                "  the primary has failed: {candidate} will be promoted. `ballast pg approve {approve}` \
+                 does it now, `ballast pg veto {veto}` forbids it"
+            ),
+            Some(true) => writeln!(out, "  the promotion of {candidate} is agreed to"),
+            Some(false) => writeln!(out, "  the promotion of {candidate} is forbidden"),
+        };
     }
     if let Some(refused) = &database.refused {
         let _ = writeln!(out, "  the last change came to nothing: {refused}");

@@ -19,7 +19,6 @@ mod anycast;
 mod forward;
 mod guard;
 mod health;
-mod later;
 mod network;
 mod passive;
 mod postgres;
@@ -39,7 +38,6 @@ pub(super) fn check(file: &File, findings: &mut Findings) -> Config {
     let mut services = service::services(file, &held, &mut listeners, findings);
     let databases = postgres::databases(file, &held, &mut listeners, &mut services, findings);
     anycast::check_services(file, &anycast, findings);
-    later::check(file, findings);
     let config = Config {
         cluster: cluster(&file.cluster),
         nodes,
@@ -96,7 +94,7 @@ impl<K: Ord> Seen<K> {
 /// UDP port of the channel between nodes.
 const DEFAULT_PEER_PORT: u16 = 9181;
 
-fn cluster(raw: &Field<raw::Cluster>) -> Cluster {
+pub(super) fn cluster(raw: &Field<raw::Cluster>) -> Cluster {
     let raw = raw.or(raw::Cluster::default());
     Cluster {
         name: raw.name.value().map_or_else(|| "ballast".to_owned(), |name| name.0.clone()),

@@ -12,7 +12,7 @@ use lb_common::{
 };
 
 use super::{
-    Encapsulation, OnDown, Promotion, Protocol,
+    Encapsulation, OnDown, Protocol,
     read::{List, section},
     value::{
         AbsolutePath, Argument, Bytes, Host, Interface, Name, Secret, Share, Text, Url, UrlPath,
@@ -20,7 +20,7 @@ use super::{
         address::{Address, Endpoint, Prefix},
         expect::Expect,
         source::Source,
-        word::{AlertKind, Checksum, Forward, NextUpstream, Probe, ReadFallback, Route},
+        word::{AlertKind, Checksum, Forward, NextUpstream, Probe, Promoted, ReadFallback, Route},
     },
 };
 use crate::alert::Severity;
@@ -36,7 +36,7 @@ section! {
         dataplane: Dataplane;
         paths: Paths;
         postgres: List<Postgres>;
-        consensus: Consensus, later "nothing is kept in etcd";
+        consensus: Consensus;
         alert: List<Alert>;
         api: Api, later "no metrics, dashboard or health page is served";
     }
@@ -205,7 +205,7 @@ section! {
         read_only_fallback: ReadFallback;
         interval: Duration;
         timeout: Duration;
-        promotion: Promotion;
+        promotion: Promoted;
         max_loss: Bytes;
         max_lag: Bytes;
         max_retained: Bytes;
@@ -225,6 +225,9 @@ section! {
     /// `[consensus]`.
     Consensus "[consensus]" {
         etcd: List<Url>, required r#"etcd = ["http://192.0.2.11:2379"]"#;
+        ca_file: AbsolutePath;
+        user: Text;
+        password_file: AbsolutePath;
     }
 }
 

@@ -32,7 +32,7 @@ use crate::{
     net,
     postgres::{
         databases::{self, Databases},
-        peers::NoPeers,
+        peers::{self, Channel},
     },
     proxy::Proxy,
     vrrp,
@@ -88,7 +88,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     let proxy = Proxy::default();
     let (databases_sender, database_configs) = watch::channel(config.databases.clone());
     let others = config.nodes.iter().filter(|it| it.name != node.name);
-    let peers = others.map(|it| it.name.clone()).collect();
+    let other_names = others.map(|it| it.name.clone()).collect();
     let warnings = super::task::warnings(&warnings);
     let (alerts_sender, alert_settings) =
         watch::channel(alert::task::Settings::new(&config, &warnings));
@@ -110,14 +110,15 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     let databases = Databases::default();
     let setup = databases::Setup {
         node: node.name.clone(),
-        peers,
+        peers: other_names,
         state_dir,
         control: handle.clone(),
         timeline: Arc::clone(&timeline),
-        channel: Arc::new(NoPeers),
+        channel: Arc::new(Channel(handle.others().clone())),
     };
     let first = database_configs.borrow().clone();
     databases.follow(&setup, first).await;
+    tokio::spawn(peers::listen(handle.others().clone(), databases.clone()));
     tokio::spawn(databases.clone().run(setup, database_configs));
     let alerts = alert::task::start(alert::task::Setup {
         node: node.name.clone(),

@@ -443,7 +443,7 @@ impl ServiceState {
                 rise.advance(above, now);
             }
         }
-        if self.config.health.probe == Probe::Database {
+        if matches!(self.config.health.probe, Probe::Database { .. }) {
             let judgement = self.judge_servers(next_hops, now);
             self.take_judgement(judgement, notes);
             return;
@@ -546,6 +546,7 @@ fn desired(
                 serving: record.verdict.serving,
                 forward: record.verdict.forward,
                 patience_ms: record.track.patience_ms(),
+                leased: matches!(service.health.probe, Probe::Database { leased: true }),
             })
             .collect(),
     }

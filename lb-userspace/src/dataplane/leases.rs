@@ -1,10 +1,11 @@
-//! `LEASES`: until when this node may answer for its floating addresses.
+//! `LEASES`: until when this node may answer for its floating addresses, and until when packets may go to
+//! the servers of databases whose primary may change without a person.
 //!
 //! The thread of VRRP writes here with every advert. It has its own hold on the map, so that it never
 //! waits for whoever writes to the other tables.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -18,7 +19,7 @@ use lb_common::{
 };
 
 use super::pinned;
-use crate::{clock, vrrp::router::Leases};
+use crate::{clock, control::kernel::Gates, vrrp::router::Leases};
 
 /// How long after this node has taken an address another one may still tell of its connections: that it was
 /// handed over with a batch on the way, or that its daemon is on its way back and sends all it knows.
@@ -37,6 +38,18 @@ impl KernelLeases {
     fn lock(&self) -> MutexGuard<'_, HashMap<MapData, LeaseKey, Lease>> {
         // Each call is whole or has not happened.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Gates for KernelLeases {
+    fn extend(&self, servers: &[SocketAddr], until: Duration) -> anyhow::Result<()> {
+        let until_ns = until.as_nanos() as u64;
+        let mut map = self.lock();
+        for server in servers {
+            let key = LeaseKey::backend(&key(server.ip()).address, server.port());
+            map.insert(key, Lease { until_ns, told_ns: 0 }, 0).context("write LEASES")?;
+        }
+        Ok(())
     }
 }
 
@@ -62,7 +75,8 @@ impl Leases for KernelLeases {
         let mut map = self.lock();
         let kept: Vec<LeaseKey> = addresses.iter().map(|address| key(*address)).collect();
         let there: Vec<LeaseKey> = map.keys().collect::<Result<_, _>>().context("read LEASES")?;
-        for key in there.into_iter().filter(|key| !kept.contains(key)) {
+        let ended = |key: &LeaseKey| !key.is_backend() && !kept.contains(key);
+        for key in there.into_iter().filter(ended) {
             map.remove(&key).context("write LEASES")?;
         }
         Ok(())

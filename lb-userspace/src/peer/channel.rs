@@ -91,6 +91,8 @@ pub(super) enum Command {
     Fence(Fence, mpsc::Sender<String>),
     /// What that node has asked for is cut off.
     Fenced(String, Fence),
+    /// A word for that node.
+    Say(String, Vec<u8>),
 }
 
 /// Another node wants something cut off.
@@ -311,11 +313,12 @@ impl Task {
                 self.waiting.push((fence, now, sender));
             }
             Command::Fenced(node, fence) => self.hub.fenced(&node, fence, (now, clock::wall())),
+            Command::Say(node, word) => self.hub.say(&node, &word, (now, clock::wall())),
         }
     }
 
     async fn take_effects(&mut self) {
-        let Effects { datagrams, steps, notes, wishes, fenced, began } = self.hub.take();
+        let Effects { datagrams, steps, notes, wishes, fenced, words, began } = self.hub.take();
         for (to, datagram) in datagrams {
             // What is not sent is as what is lost on the way: it is sent again.
             if let Err(error) = self.socket.try_send_to(&datagram, to) {
@@ -336,6 +339,10 @@ impl Task {
             for (_, _, sender) in self.waiting.iter().filter(|(wanted, ..)| *wanted == fence) {
                 let _ = sender.try_send(node.clone());
             }
+        }
+        for word in words {
+            // If nobody is there, or too many wait, it is as lost on the way.
+            let _ = self.ends.words.try_send(word);
         }
         let now = clock::monotonic();
         self.waiting.retain(|(_, since, sender)| {

@@ -46,6 +46,9 @@ pub struct Database {
     /// The change of the primary that is under way, or stuck.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub change: Option<Change>,
+    /// A person is asked whether a standby may be promoted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asks: Option<Asks>,
     /// Why the last change came to nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
@@ -62,6 +65,20 @@ pub struct Database {
     /// Bytes of log that a replication slot may keep before an alert says so.
     #[serde(default)]
     pub max_retained: u64,
+}
+
+/// What a person is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asks {
+    /// The standby that would be promoted.
+    pub candidate: String,
+    /// The token of `ballast pg approve`.
+    pub approve: String,
+    /// The token of `ballast pg veto`.
+    pub veto: String,
+    /// What the person has said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<bool>,
 }
 
 /// A change of the primary.

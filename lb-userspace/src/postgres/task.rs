@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
@@ -19,10 +20,12 @@ use tokio::{
 
 use super::{
     databases::Setup,
-    failover::{self, Action, Command, Event, Machine, Message, Plan},
+    etcd::{self, Etcd},
+    failover::{self, Action, Command, Event, Machine, Message, Plan, Unattended},
     losses as reports,
     monitor::{self, Detail, Found, Link},
     peers::Word,
+    record::Record,
     route::{self, Lags, Rules, View},
     sample::Role,
     status::Database,
@@ -31,8 +34,9 @@ use super::{
 };
 use crate::{
     clock,
-    config::{Access, Postgres},
+    config::{Access, Postgres, Promotion},
     control::{
+        kernel::Gates,
         reset::DEFAULT_RATE,
         task::{Appointment, ResetError},
         verdict::Appointed,
@@ -120,6 +124,12 @@ pub struct Task {
     config: Postgres,
     machine: Machine,
     links: BTreeMap<String, Arc<Link>>,
+    /// Where a majority keeps the record, if it does.
+    store: Option<Arc<Etcd>>,
+    /// What the store has taken, and the disk has not yet.
+    stored: mpsc::Sender<Box<Record>>,
+    /// The leases of the servers.
+    gates: Arc<dyn Gates>,
     monitors: Vec<JoinHandle<()>>,
     /// What was begun ends here.
     ended: mpsc::Sender<Event>,
@@ -166,6 +176,7 @@ impl Task {
                 .clone()
                 .map(|server| (server.name.clone(), server.address.ip()))
                 .collect::<Vec<(String, IpAddr)>>(),
+            unattended: unattended(&config),
         };
         let warm = kept.as_ref().is_some_and(Kept::is_warm);
         let machine = Machine::new(settings, kept.map(|kept| kept.record), warm);
@@ -179,9 +190,13 @@ impl Task {
         let monitors = monitors.collect();
         let (ask_sender, asks) = mpsc::channel(QUEUED);
         let (ended, ends) = mpsc::channel(QUEUED);
+        let (stored_sender, stored) = mpsc::channel(QUEUED);
         let status = watch::Sender::new(Database::default());
         let task = Self {
             setup: setup.clone(),
+            store: config.consensus.as_ref().map(|it| Arc::new(Etcd::new(it, &config.name))),
+            stored: stored_sender,
+            gates: setup.control.gates(),
             config,
             machine,
             links,
@@ -201,7 +216,7 @@ impl Task {
             status,
         };
         let handle = Handle { asks: ask_sender, status: task.status.subscribe() };
-        tokio::spawn(task.run(asks, found, ends));
+        tokio::spawn(task.run(asks, found, ends, stored));
         Ok(handle)
     }
 
@@ -210,6 +225,7 @@ impl Task {
         mut asks: mpsc::Receiver<Ask>,
         mut found: mpsc::Receiver<Found>,
         mut ends: mpsc::Receiver<Event>,
+        mut stored: mpsc::Receiver<Box<Record>>,
     ) {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -218,8 +234,16 @@ impl Task {
                 // What a change waits for comes first.
                 biased;
                 Some(event) = ends.recv() => self.take(event).await,
+                Some(record) = stored.recv() => {
+                    let event = self.keep(*record).await;
+                    self.take(event).await;
+                }
                 ask = asks.recv() => match ask {
                     Some(Ask::Command(command, answer)) => {
+                        if let Some(why) = self.unheard(&command) {
+                            let _ = answer.send(Err(why));
+                            continue;
+                        }
                         // A second one is refused by the machine at once, so the first goes on.
                         let first = self.answer.replace(answer);
                         self.take(Event::Command(command)).await;
@@ -251,6 +275,31 @@ impl Task {
             }
             self.show();
         }
+    }
+
+    /// Why a change cannot begin: a balancer that must close its gate is silent. Without this look, no
+    /// write would pass until that is found out.
+    fn unheard(&self, command: &Command) -> Option<String> {
+        let absent = match command {
+            // The gate of a silent balancer closes by itself.
+            Command::Promote { .. } if self.store.is_some() => return None,
+            Command::Promote { absent, .. } | Command::Switchover { absent, .. } => absent,
+            _ => return None,
+        };
+        // The first of all records says who the primary is, and changes nothing.
+        self.machine.record()?;
+        let asked = self.setup.peers.difference(absent);
+        let silent: Vec<_> = asked
+            .filter_map(|node| Some((node.as_str(), self.setup.channel.silent(node)?)))
+            .collect();
+        let (names, whys): (Vec<_>, Vec<_>) = silent.into_iter().unzip();
+        (!names.is_empty()).then(|| {
+            format!(
+                "{}, so nobody knows whether writes pass there. If it is off, say so: --peer-is-down {}",
+                whys.join("; "),
+                names.join(" --peer-is-down ")
+            )
+        })
     }
 
     /// Plays a command through on a copy of the machine.
@@ -299,7 +348,7 @@ impl Task {
                 self.note(note.backend(&server));
             }
         }
-        self.take(Event::Seen { server, found: sample }).await;
+        self.take(Event::Seen { server, asked, found: sample }).await;
     }
 
     fn note(&self, note: Note) {
@@ -332,14 +381,15 @@ impl Task {
     /// Does what the machine wants, or begins it.
     async fn act(&mut self, action: Action) -> Option<Event> {
         match action {
-            Action::Commit(record) => {
-                let revision = record.revision;
-                self.marked = self.machine.is_confirmed();
-                let kept = Kept::new(*record, self.marked);
-                return Some(match self.write(kept).await {
-                    Ok(()) => Event::Committed(revision),
-                    Err(why) => Event::NotCommitted(revision, why),
-                });
+            Action::Commit(record) => return Some(self.keep(*record).await),
+            Action::Propose { record, base } => self.propose(record, base),
+            Action::Read => self.read(),
+            Action::Lease(until) => {
+                let servers: Vec<_> = self.config.servers.iter().map(|it| it.address).collect();
+                if let Err(error) = self.gates.extend(&servers, until) {
+                    // No packet passes from its end on, which is safe.
+                    tracing::error!(%error, database = self.config.name, "extend the lease");
+                }
             }
             Action::Gate(gate) => self.gate = Some(gate.number),
             Action::Tell { node, message } => {
@@ -398,6 +448,48 @@ impl Task {
             }
         }
         None
+    }
+
+    /// Keeps a record on the disk.
+    async fn keep(&mut self, record: Record) -> Event {
+        let revision = record.revision;
+        self.marked = self.machine.is_confirmed();
+        match self.write(Kept::new(record, self.marked)).await {
+            Ok(()) => Event::Committed(revision),
+            Err(why) => Event::NotCommitted(revision, why),
+        }
+    }
+
+    /// Puts a record into the store, and then keeps it.
+    fn propose(&self, record: Box<Record>, base: Option<Box<Record>>) {
+        let Some(store) = self.store.clone() else { return };
+        let (stored, ended) = (self.stored.clone(), self.ended.clone());
+        tokio::spawn(async move {
+            let revision = record.revision;
+            // If the task has ended, the next one reads what the store has.
+            match store.propose(&record, base.as_deref()).await {
+                Ok(()) => drop(stored.send(record).await),
+                Err(etcd::Error::Conflict(theirs)) => {
+                    drop(ended.send(Event::Conflict(revision, theirs)).await);
+                }
+                Err(etcd::Error::Failed(why)) => {
+                    drop(ended.send(Event::Unstored(revision, why)).await);
+                }
+            }
+        });
+    }
+
+    /// Asks the store.
+    fn read(&self) {
+        let Some(store) = self.store.clone() else { return };
+        let ended = self.ended.clone();
+        tokio::spawn(async move {
+            let asked = clock::monotonic();
+            let found = store.read().await;
+            let found = found.map(|it| it.map(Box::new)).map_err(|error| error.to_string());
+            // As above.
+            let _ = ended.send(Event::Read { asked, found }).await;
+        });
     }
 
     /// Runs work about a server; its event comes back when it is done.
@@ -516,6 +608,19 @@ impl Task {
         };
         route::appoint(rules, &names, view, clock::monotonic())
     }
+}
+
+/// How the primary may change without a person.
+fn unattended(config: &Postgres) -> Option<Unattended> {
+    let veto = match config.promotion {
+        Promotion::Manual => return None,
+        Promotion::Veto(time) => Some(time),
+        Promotion::Automatic => None,
+    };
+    let mut seed = [0; 8];
+    // The kernel's generator does not fail once it has been seeded, which it is at boot.
+    SystemRandom::new().fill(&mut seed).expect("random numbers of the kernel");
+    Some(Unattended { veto, max_loss: config.max_loss, seed: u64::from_ne_bytes(seed) })
 }
 
 impl Drop for Task {

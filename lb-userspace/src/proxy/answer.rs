@@ -20,7 +20,7 @@ use super::{
     backend::Active,
     budget::{Permit, Under},
     connect::Link,
-    serve::Route,
+    serve::{Client, Route},
 };
 use crate::clock;
 
@@ -32,7 +32,7 @@ const READY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Answer {
     content: Content,
-    route: Arc<Route>,
+    client: Arc<Client>,
     status: StatusCode,
     bytes: u64,
     entry: Option<Box<Entry>>,
@@ -52,6 +52,8 @@ struct Relay {
     lease: Option<Lease>,
     pause: Option<Pin<Box<Sleep>>>,
     read_timeout: Duration,
+    /// What has gone wrong, until it is told.
+    fault: Option<io::Error>,
     broken: bool,
 }
 
@@ -69,11 +71,11 @@ impl Lease {
     fn give_back(self, route: &Arc<Route>) {
         let Self { mut link, active, keepalive, .. } = self;
         let route = Arc::clone(route);
-        if link.sender.is_ready() {
+        if link.sender.is_ready() || link.is_ready() {
             route.pool.give_back(active.backend(), link, keepalive, clock::timer());
-        } else if !link.sender.is_closed() {
+        } else if !link.has_ended() {
             tokio::spawn(async move {
-                if let Ok(Ok(())) = timeout(READY, link.sender.ready()).await {
+                if let Ok(true) = timeout(READY, link.ready()).await {
                     route.pool.give_back(active.backend(), link, keepalive, clock::timer());
                 }
             });
@@ -86,12 +88,12 @@ impl Answer {
     pub(super) fn own(
         status: StatusCode,
         close: bool,
-        (route, under, entry): (&Arc<Route>, Under, Option<Box<Entry>>),
+        (client, under, entry): (&Arc<Client>, Under, Option<Box<Entry>>),
     ) -> Response<Self> {
         let reason = status.canonical_reason().unwrap_or_default();
         let text = Bytes::from(format!("{} {reason}\n", status.as_u16()));
         let content = Content::Own(Some(text));
-        let mut response = Response::new(Self::new(content, status, route, under, entry));
+        let mut response = Response::new(Self::new(content, status, client, under, entry));
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
@@ -107,36 +109,47 @@ impl Answer {
         incoming: Incoming,
         lease: Lease,
         read_timeout: Duration,
-        (route, under, entry): (&Arc<Route>, Under, Option<Box<Entry>>),
+        (client, under, entry): (&Arc<Client>, Under, Option<Box<Entry>>),
     ) -> Self {
         let lease = Some(lease);
-        let relay = Relay { incoming, lease, pause: None, read_timeout, broken: false };
-        Self::new(Content::Backend(relay), status, route, under, entry)
+        let relay =
+            Relay { incoming, lease, pause: None, read_timeout, fault: None, broken: false };
+        Self::new(Content::Backend(relay), status, client, under, entry)
     }
 
     /// No body.
     pub(super) fn empty(
         status: StatusCode,
-        (route, under, entry): (&Arc<Route>, Under, Option<Box<Entry>>),
+        (client, under, entry): (&Arc<Client>, Under, Option<Box<Entry>>),
     ) -> Self {
-        Self::new(Content::Own(None), status, route, under, entry)
+        Self::new(Content::Own(None), status, client, under, entry)
     }
 
     fn new(
         content: Content,
         status: StatusCode,
-        route: &Arc<Route>,
+        client: &Arc<Client>,
         under: Under,
         entry: Option<Box<Entry>>,
     ) -> Self {
-        route.service.stats.answered(status);
-        Self { content, route: Arc::clone(route), status, bytes: 0, entry, _under: under }
+        client.route.service.stats.answered(status);
+        Self { content, client: Arc::clone(client), status, bytes: 0, entry, _under: under }
     }
 }
 
 impl Relay {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else {
+        if let Some(fault) = self.fault.take() {
+            return Poll::Ready(Some(Err(fault)));
+        }
+        let mut frame = Pin::new(&mut self.incoming).poll_frame(cx);
+        if frame.is_pending()
+            && let Some(lease) = &mut self.lease
+        {
+            lease.link.drive(cx);
+            frame = Pin::new(&mut self.incoming).poll_frame(cx);
+        }
+        let Poll::Ready(frame) = frame else {
             let until = self.read_timeout;
             let pause = self
                 .pause
@@ -145,7 +158,15 @@ impl Relay {
             return Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())));
         };
         self.pause = None;
-        Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)))
+        match frame {
+            Some(Err(error)) => {
+                // hyper cuts the client off at once. What came before, and be it the head, goes first.
+                self.fault = Some(io::Error::other(error));
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            frame => Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other))),
+        }
     }
 }
 
@@ -165,13 +186,13 @@ impl Body for Answer {
                 match &frame {
                     None => {
                         if let Some(lease) = relay.lease.take() {
-                            lease.give_back(&this.route);
+                            lease.give_back(&this.client.route);
                         }
                     }
                     Some(Err(_)) => {
                         relay.broken = true;
                         relay.lease = None;
-                        this.route.service.stats.truncated.add();
+                        this.client.route.service.stats.truncated.add();
                     }
                     Some(Ok(_)) => {}
                 }
@@ -212,11 +233,12 @@ impl Drop for Answer {
             // hyper does not ask a body of known length for its end.
             whole = relay.incoming.is_end_stream();
             if whole {
-                lease.give_back(&self.route);
+                lease.give_back(&self.client.route);
             }
         } else if let Content::Backend(relay) = &self.content {
             whole = !relay.broken;
         }
+        self.client.edge.rest(clock::timer());
         if let Some(entry) = self.entry.take() {
             entry.end(self.status, self.bytes, whole);
         }

@@ -1,6 +1,6 @@
 //! One attempt: a request on a connection, and the head of its answer.
 
-use std::{io, time::Duration};
+use std::{future::poll_fn, io, task::Poll, time::Duration};
 
 use hyper::{Request, Response, body::Incoming};
 use tokio::time::Instant;
@@ -47,18 +47,26 @@ pub(super) async fn attempt(
     let begun = clock::timer();
     let answer = link.sender.try_send_request(request);
     tokio::pin!(answer);
+    if let Some(deadline) = patience.deadline {
+        link.look_again(deadline.min(begun + LOOK));
+    }
     loop {
-        let mut wake = clock::timer() + LOOK;
-        if let Some(deadline) = patience.deadline {
-            wake = wake.min(deadline);
-        }
-        if let Ok(answer) = tokio::time::timeout_at(wake, &mut answer).await {
+        let outcome = poll_fn(|cx| {
+            link.drive(cx);
+            if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
+                return Poll::Ready(Some(answer));
+            }
+            link.poll_look(cx).map(|()| None)
+        });
+        if let Some(answer) = outcome.await {
             return answer.map_err(|mut error| {
                 let sent = error.take_message().is_none();
                 Failed { failure: failure(error.error()), sent }
             });
         }
         let now = clock::timer();
+        let look = now + LOOK;
+        link.look_again(patience.deadline.map_or(look, |deadline| look.min(deadline)));
         if patience.deadline.is_some_and(|deadline| now >= deadline) {
             return Err(Failed { failure: Failure::Deadline, sent: true });
         }

@@ -8,24 +8,35 @@ use std::{
     pin::Pin,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Instant,
+};
 
 use super::{
     refuse::Refusal,
     strict::{Fed, Strict},
 };
 
+/// No time at all.
+const BUSY: u64 = u64::MAX;
+
 /// What hyper reads in place of a head that is refused.
 const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n";
 
 /// What the reader of a connection and those who answer it tell each other.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Edge {
+    begun: Instant,
+    /// Since when the client is waited for, in nanoseconds after `begun`; [`BUSY`] while it waits for
+    /// its answer.
+    rests_since: AtomicU64,
     /// What is refused: the request of this number, or its body.
     refusal: OnceLock<(u32, Refusal)>,
     /// Requests that have been answered, or are being.
@@ -36,8 +47,35 @@ pub(super) struct Edge {
 }
 
 impl Edge {
+    /// A connection that begins now.
+    pub(super) fn new(begun: Instant) -> Self {
+        Self {
+            begun,
+            rests_since: AtomicU64::new(0),
+            refusal: OnceLock::new(),
+            seen: AtomicU32::new(0),
+            switched: AtomicBool::new(false),
+            amid_head: AtomicBool::new(false),
+        }
+    }
+
+    /// The answer has ended, so the client's next request is waited for.
+    pub(super) fn rest(&self, now: Instant) {
+        let since = now.duration_since(self.begun).as_nanos() as u64;
+        self.rests_since.store(since, Ordering::Relaxed);
+    }
+
+    /// Since when a request is waited for, if one is.
+    pub(super) fn rests_since(&self) -> Option<Instant> {
+        match self.rests_since.load(Ordering::Relaxed) {
+            BUSY => None,
+            nanos => Some(self.begun + Duration::from_nanos(nanos)),
+        }
+    }
+
     /// Counts a request; says why it is refused, if it is.
     pub(super) fn next(&self) -> (u32, Option<Refusal>) {
+        self.rests_since.store(BUSY, Ordering::Relaxed);
         let number = self.seen.fetch_add(1, Ordering::Relaxed) + 1;
         (number, self.refusal(number))
     }
@@ -74,11 +112,14 @@ pub(super) struct Strictly<S> {
     /// What comes after them is refused for this.
     refusal: Option<Refusal>,
     refused: bool,
+    /// It says nothing at its end but that it is over, which closing it says too.
+    plain: bool,
 }
 
 impl<S> Strictly<S> {
-    pub(super) fn new(stream: S, edge: Arc<Edge>) -> Self {
-        Self { stream, strict: Strict::default(), edge, ready: 0, refusal: None, refused: false }
+    pub(super) fn new(stream: S, edge: Arc<Edge>, plain: bool) -> Self {
+        let strict = Strict::default();
+        Self { stream, strict, edge, ready: 0, refusal: None, refused: false, plain }
     }
 
     /// Takes note of a refusal. A body that is refused ends with an error.
@@ -173,6 +214,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Strictly<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.plain && !self.refused && !self.edge.switched.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 

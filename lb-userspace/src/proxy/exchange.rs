@@ -59,11 +59,11 @@ async fn answer(client: &Arc<Client>, mut request: Request<Incoming>) -> Respons
             .log
             .as_ref()
             .map(|log| Box::new(Entry::refused(log, client.address.ip(), refusal.label(), begun)));
-        return refuse(refusal, route, under, entry);
+        return refuse(refusal, client, under, entry);
     }
     let host = match refuse::host(&request) {
         Ok(host) => host,
-        Err(refusal) => return refuse(refusal, route, under, entry),
+        Err(refusal) => return refuse(refusal, client, under, entry),
     };
     let host = host.unwrap_or_else(|| head::authority(client));
     let upgrades = upgrade::on(&mut request);
@@ -92,20 +92,21 @@ async fn answer(client: &Arc<Client>, mut request: Request<Incoming>) -> Respons
     match outcome {
         Outcome::Answer(answer, lease) => {
             let read_timeout = exchange.view.proxy.read_timeout;
-            hand_back(client, answer, lease, upgrades, read_timeout, (route, under, entry))
+            hand_back(client, answer, lease, upgrades, read_timeout, (under, entry))
         }
         Outcome::GivenUp(status) => {
             stats.gave_up(status);
-            Answer::own(status, false, (route, under, entry))
+            Answer::own(status, false, (client, under, entry))
         }
         Outcome::Refused(refusal) => {
             let refusal = client.edge.refusal(number).unwrap_or(refusal);
-            refuse(refusal, route, under, entry)
+            refuse(refusal, client, under, entry)
         }
     }
 }
 
 /// What became of a request.
+#[expect(clippy::large_enum_variant, reason = "nearly all are of the large one")]
 enum Outcome {
     Answer(Response<Incoming>, Lease),
     GivenUp(StatusCode),
@@ -123,40 +124,46 @@ impl Drop for Gone<'_> {
 
 fn refuse(
     refusal: Refusal,
-    route: &Arc<Route>,
+    client: &Arc<Client>,
     under: Under,
     entry: Option<Box<Entry>>,
 ) -> Response<Answer> {
-    route.service.stats.refused(refusal);
-    Answer::own(refusal.status(), true, (route, under, entry))
+    client.route.service.stats.refused(refusal);
+    Answer::own(refusal.status(), true, (client, under, entry))
 }
 
 /// Gives the client a backend's answer.
 fn hand_back(
-    client: &Client,
+    client: &Arc<Client>,
     answer: Response<Incoming>,
     lease: Lease,
     upgrades: OnUpgrade,
     read_timeout: Duration,
-    (route, under, entry): (&Arc<Route>, Under, Option<Box<Entry>>),
+    (under, entry): (Under, Option<Box<Entry>>),
 ) -> Response<Answer> {
     let status = answer.status();
     if status == StatusCode::SWITCHING_PROTOCOLS {
         let mut answer = answer;
         let backend = upgrade::on(&mut answer);
         client.edge.switch();
-        tunnel::spawn(Arc::clone(route), upgrades, backend, lease, Arc::clone(&client.open));
+        tunnel::spawn(
+            Arc::clone(&client.route),
+            upgrades,
+            backend,
+            lease,
+            Arc::clone(&client.open),
+        );
         let (mut parts, _) = answer.into_parts();
         let protocol = headers::strip_hop_by_hop(&mut parts.headers);
         if let Some(protocol) = protocol {
             headers::put_upgrade(&mut parts.headers, protocol);
         }
-        return Response::from_parts(parts, Answer::empty(status, (route, under, entry)));
+        return Response::from_parts(parts, Answer::empty(status, (client, under, entry)));
     }
     let (mut parts, incoming) = answer.into_parts();
     headers::strip_hop_by_hop(&mut parts.headers);
     parts.version = Version::HTTP_11;
-    let body = Answer::relay(status, incoming, lease, read_timeout, (route, under, entry));
+    let body = Answer::relay(status, incoming, lease, read_timeout, (client, under, entry));
     Response::from_parts(parts, body)
 }
 
@@ -280,14 +287,27 @@ impl Exchange<'_> {
     /// A connection to a backend: a kept one, or the first that is made. A backend that does not accept
     /// within its patience is raced by another: no request is sent before one of them has won.
     async fn connection(&mut self) -> Result<Found, StatusCode> {
+        // After a kept connection that was closed, another kept one would likely be closed as well.
+        let first = if let Some(again) = self.again.take() {
+            again
+        } else {
+            let active = self.pick().ok_or(StatusCode::BAD_GATEWAY)?;
+            if let Some(link) = self.route.pool.take(active.backend()) {
+                return Ok(Found { link, active, reused: true });
+            }
+            active
+        };
+        // What is seldom needed should not make the state of every request larger.
+        Box::pin(self.new_connection(first)).await
+    }
+
+    /// A connection to this backend, or the first that is made to another.
+    async fn new_connection(&mut self, first: Active) -> Result<Found, StatusCode> {
         let mut racing = FuturesUnordered::new();
         let mut overdue: Vec<Arc<Backend>> = Vec::new();
         let mut last = StatusCode::BAD_GATEWAY;
-        // After a kept connection that was closed, another kept one would likely be closed as well.
-        if let Some(again) = self.again.take() {
-            racing.push(race(again, Arc::clone(&self.view)));
-        }
-        let mut more = racing.is_empty();
+        racing.push(race(first, Arc::clone(&self.view)));
+        let mut more = false;
         loop {
             if std::mem::take(&mut more) {
                 match self.pick() {

@@ -29,7 +29,7 @@ impl Head {
             .filter(|protocol| version == Version::HTTP_11 && headers::may_upgrade(protocol));
         headers.insert(HOST, host.clone());
         headers::join_cookies(&mut headers);
-        let id = headers::put_forwarded(&mut headers, client.address, host, client.scheme);
+        let id = headers::put_forwarded(&mut headers, &client.named, host);
         if let Some(entry) = entry {
             entry.describe(&headers, host, &id);
         }

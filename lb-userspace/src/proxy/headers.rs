@@ -1,6 +1,6 @@
 //! Header fields: which end here, and which are added.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{net::IpAddr, sync::OnceLock};
 
 use hyper::{
     HeaderMap,
@@ -106,28 +106,66 @@ pub(super) fn put_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
     headers.insert(UPGRADE, protocol);
 }
 
-/// Says for whom the request is made: `X-Forwarded-*`, `Forwarded` (RFC 7239), `X-Request-Id`. Gives
-/// the latter.
+/// What backends are told of a client, written once for a connection.
+#[derive(Debug)]
+pub(super) struct Named {
+    address: IpAddr,
+    scheme: &'static str,
+    /// As it stands in `X-Forwarded-For`.
+    text: HeaderValue,
+    /// `Forwarded` for the first host that was asked for; most clients ask for no other.
+    forwarded: OnceLock<(HeaderValue, HeaderValue)>,
+}
+
+impl Named {
+    pub(super) fn new(address: IpAddr, scheme: &'static str) -> Self {
+        let address = address.to_canonical();
+        let text = value(address.to_string());
+        Self { address, scheme, text, forwarded: OnceLock::new() }
+    }
+
+    /// An element of `Forwarded` (RFC 7239).
+    fn forwarded(&self, host: &HeaderValue) -> HeaderValue {
+        let write = || value(forwarded(self.address, host, self.scheme));
+        let (first, forwarded) = self.forwarded.get_or_init(|| (host.clone(), write()));
+        if first == host { forwarded.clone() } else { write() }
+    }
+}
+
+/// Text of ours as a value.
+fn value(text: String) -> HeaderValue {
+    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("-"))
+}
+
+/// Says for whom the request is made: `X-Forwarded-*`, `Forwarded`, `X-Request-Id`. Gives the latter.
 pub(super) fn put_forwarded(
     headers: &mut HeaderMap,
-    client: SocketAddr,
+    client: &Named,
     host: &HeaderValue,
-    scheme: &'static str,
 ) -> HeaderValue {
     headers.remove(EXPECT);
-    let address = client.ip().to_canonical();
-    append(headers, X_FORWARDED_FOR, &address.to_string());
-    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
+    append(headers, X_FORWARDED_FOR, client.text.clone());
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(client.scheme));
     headers.insert(X_FORWARDED_HOST, host.clone());
-    append(headers, FORWARDED, &forwarded(address, host, scheme));
+    append(headers, FORWARDED, client.forwarded(host));
     let given = headers.get(X_REQUEST_ID).filter(|id| is_fit_id(id.as_bytes()));
     if let Some(given) = given {
         return given.clone();
     }
-    let id = format!("{:032x}", fastrand::u128(..));
-    let id = HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"));
+    let id = new_id();
     headers.insert(X_REQUEST_ID, id.clone());
     id
+}
+
+/// 128 random bits, in hexadecimal digits.
+fn new_id() -> HeaderValue {
+    let mut digits = [0; 32];
+    let mut bits = fastrand::u128(..);
+    for digit in &mut digits {
+        *digit = b"0123456789abcdef"[(bits & 15) as usize];
+        bits >>= 4;
+    }
+    HeaderValue::from_bytes(&digits).unwrap_or(HeaderValue::from_static("-"))
 }
 
 /// An element of `Forwarded`. IPv6 addresses stand in brackets and quotation marks.
@@ -146,7 +184,11 @@ fn forwarded(address: IpAddr, host: &HeaderValue, scheme: &str) -> String {
 
 /// Adds to a list. What the client has sent stands first: it is not to be trusted, and who reads the
 /// list knows that the last entry is ours.
-fn append(headers: &mut HeaderMap, name: HeaderName, entry: &str) {
+fn append(headers: &mut HeaderMap, name: HeaderName, entry: HeaderValue) {
+    if !headers.contains_key(&name) {
+        headers.insert(name, entry);
+        return;
+    }
     let before = headers.get_all(&name).iter().map(HeaderValue::as_bytes);
     let mut list = before.fold(Vec::new(), |mut list, value| {
         list.extend_from_slice(value);
@@ -244,7 +286,7 @@ mod tests {
 
     #[test]
     fn the_client_is_named() {
-        let client = "192.0.2.9:40000".parse().unwrap();
+        let client = Named::new("192.0.2.9".parse().unwrap(), "http");
         let host = HeaderValue::from_static("example.org:80");
         let mut given = headers(&[
             ("x-forwarded-for", "198.51.100.1"),
@@ -254,7 +296,7 @@ mod tests {
             ("forwarded", "for=evil"),
             ("expect", "100-continue"),
         ]);
-        let id = put_forwarded(&mut given, client, &host, "http");
+        let id = put_forwarded(&mut given, &client, &host);
         assert_eq!(given["x-forwarded-for"], "198.51.100.1, 198.51.100.2, 192.0.2.9");
         assert_eq!(given.get_all("x-forwarded-for").iter().count(), 1);
         assert_eq!(given["x-forwarded-proto"], "http");
@@ -265,20 +307,22 @@ mod tests {
         assert_eq!(given["x-request-id"], id);
         assert_eq!(id.len(), 32);
         let mut given = HeaderMap::new();
-        let client = "[2001:db8::9]:40000".parse().unwrap();
-        put_forwarded(&mut given, client, &host, "https");
+        let client = Named::new("2001:db8::9".parse().unwrap(), "https");
+        put_forwarded(&mut given, &client, &HeaderValue::from_static("other"));
+        given.clear();
+        put_forwarded(&mut given, &client, &host);
         let forwarded = "for=\"[2001:db8::9]\";host=\"example.org:80\";proto=https";
         assert_eq!(given["forwarded"], forwarded);
     }
 
     #[test]
     fn a_request_keeps_a_name_that_is_one() {
-        let client = "192.0.2.9:40000".parse().unwrap();
+        let client = Named::new("192.0.2.9".parse().unwrap(), "http");
         let host = HeaderValue::from_static("example.org");
         for (given, kept) in [("abc-123", true), ("two words", false), ("", false)] {
             let mut map = headers(&[]);
             map.insert(X_REQUEST_ID, HeaderValue::from_static(given));
-            let id = put_forwarded(&mut map, client, &host, "http");
+            let id = put_forwarded(&mut map, &client, &host);
             assert_eq!(id == given, kept, "{given}");
             assert_eq!(map[X_REQUEST_ID], id);
         }

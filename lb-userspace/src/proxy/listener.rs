@@ -1,15 +1,18 @@
 //! The listening sockets.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, time::Duration};
 
 use nix::sys::{
     resource::{Resource, getrlimit, setrlimit},
     socket::{setsockopt, sockopt},
 };
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 /// Connections that wait until a worker takes them; the kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+
+/// Silence after which the kernel asks a client whether it is still there.
+const KEEPALIVE: Duration = Duration::from_mins(2);
 
 /// Lets this process have as many file descriptors as it may: a connection through the proxy needs two.
 pub(super) fn take_descriptors() {
@@ -33,6 +36,9 @@ pub(super) fn bind(listen: SocketAddr) -> io::Result<std::net::TcpListener> {
     }
     // One option for both families (ip(7)).
     setsockopt(&socket, sockopt::IpFreebind, &true)?;
+    // Connections are born with what their listener has.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
     socket.bind(&listen.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())

@@ -25,8 +25,8 @@ impl Pool {
     pub(super) fn take(&self, backend: &Arc<Backend>) -> Option<Link> {
         let mut pool = self.lock();
         let (_, idle) = pool.iter_mut().find(|(of, _)| Arc::ptr_eq(of, backend))?;
-        while let Some((_, link)) = idle.pop_back() {
-            if link.sender.is_ready() {
+        while let Some((_, mut link)) = idle.pop_back() {
+            if link.is_ready() {
                 return Some(link);
             }
         }
@@ -56,8 +56,8 @@ impl Pool {
         let mut pool = self.lock();
         for (backend, idle) in pool.iter_mut() {
             let keeps = is_kept(backend.address);
-            idle.retain(|(since, link)| {
-                keeps && !link.sender.is_closed() && now.duration_since(*since) < UNUSED
+            idle.retain_mut(|(since, link)| {
+                keeps && link.is_ready() && now.duration_since(*since) < UNUSED
             });
         }
         pool.retain(|(_, idle)| !idle.is_empty());

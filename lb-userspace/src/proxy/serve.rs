@@ -17,22 +17,22 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::watch,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{MissedTickBehavior, interval, sleep, sleep_until},
 };
 use tokio_rustls::TlsAcceptor;
 
 use super::{
     edge::{Edge, Strictly},
     exchange,
+    headers::Named,
     pool::Pool,
     service::{LEAVE, Open, Phase, Service, View},
     stream::Stream,
-    strict::{HEAD_BYTES, HEADERS},
+    strict::HEAD_BYTES,
     tls,
 };
 use crate::clock;
@@ -40,9 +40,6 @@ use crate::clock;
 /// Most requests of a connection that are under way at once, with HTTP/2 (nginx:
 /// `http2_max_concurrent_streams`).
 const STREAMS: u32 = 128;
-
-/// Silence after which the kernel asks a client whether it is still there.
-const KEEPALIVE: Duration = Duration::from_mins(2);
 
 /// How long, and how much, is still read of a client that was refused.
 const LINGER: Duration = Duration::from_secs(5);
@@ -65,9 +62,10 @@ pub(super) struct Route {
 pub(super) struct Client {
     pub(super) route: Arc<Route>,
     pub(super) address: SocketAddr,
-    pub(super) scheme: &'static str,
     pub(super) open: Arc<Open>,
     pub(super) edge: Arc<Edge>,
+    /// What backends are told of it.
+    pub(super) named: Named,
 }
 
 impl Route {
@@ -119,22 +117,18 @@ impl Route {
 pub(super) async fn connection(route: Arc<Route>, tcp: TcpStream, address: SocketAddr) {
     let open = Arc::new(route.service.open());
     route.service.stats.connections.add();
-    // It works without both, only worse.
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
-    let _ = tcp.set_nodelay(true);
-    let _ = SockRef::from(&tcp).set_tcp_keepalive(&keepalive);
     let tcp = Arc::new(tcp);
     let view = route.view();
     let timeout = view.proxy.client_timeout;
     let stream = Stream::new(Arc::clone(&tcp), timeout);
-    let edge = Arc::<Edge>::default();
+    let edge = Arc::new(Edge::new(clock::timer()));
     let scheme = if view.tls.is_some() { "https" } else { "http" };
     let client = Arc::new(Client {
         route: Arc::clone(&route),
         address,
-        scheme,
         open,
         edge: Arc::clone(&edge),
+        named: Named::new(address.ip(), scheme),
     });
     if let Some(tls) = &view.tls {
         let handshake = TlsAcceptor::from(Arc::clone(tls)).accept(stream);
@@ -146,9 +140,9 @@ pub(super) async fn connection(route: Arc<Route>, tcp: TcpStream, address: Socke
             http2(client, stream, timeout).await;
             return;
         }
-        http1(client, stream, timeout).await;
+        http1(client, stream, false, timeout).await;
     } else {
-        http1(client, stream, timeout).await;
+        http1(client, stream, true, timeout).await;
     }
     if edge.has_refused() {
         // It ends only with the last copy of the descriptor.
@@ -156,28 +150,30 @@ pub(super) async fn connection(route: Arc<Route>, tcp: TcpStream, address: Socke
     }
 }
 
-async fn http1<S>(client: Arc<Client>, stream: S, timeout: Duration)
+async fn http1<S>(client: Arc<Client>, stream: S, plain: bool, timeout: Duration)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (route, edge) = (Arc::clone(&client.route), Arc::clone(&client.edge));
-    let stream = Strictly::new(stream, Arc::clone(&edge));
+    let stream = Strictly::new(stream, Arc::clone(&edge), plain);
     let service = service_fn(move |request| {
         let client = Arc::clone(&client);
         async move { Ok::<_, Infallible>(exchange::exchange(&client, request).await) }
     });
     let mut builder = http1::Builder::new();
-    // nginx: `client_header_timeout` and `keepalive_timeout`.
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(timeout)
-        .max_buf_size(HEAD_BYTES)
-        .max_headers(HEADERS);
+    // `Strictly` counts the header fields, and `rests_for` has the time.
+    builder.max_buf_size(HEAD_BYTES).header_read_timeout(None);
     let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
-    let result =
-        until_told(&route, connection, http1::UpgradeableConnection::graceful_shutdown).await;
-    if result.is_err_and(|error| error.is_timeout()) && edge.is_amid_head() {
-        route.service.stats.slow_heads.add();
+    let tell = http1::UpgradeableConnection::graceful_shutdown;
+    tokio::select! {
+        biased;
+        // How it ended is the client's matter.
+        _ = until_told(&route, connection, tell) => {}
+        () = rests_for(&edge, timeout) => {
+            if edge.is_amid_head() {
+                route.service.stats.slow_heads.add();
+            }
+        }
     }
 }
 
@@ -201,6 +197,20 @@ where
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     // How it ended is the client's matter.
     let _ = until_told(&route, connection, http2::Connection::graceful_shutdown).await;
+}
+
+/// Waits until a client has been waited for as long as that (nginx: `client_header_timeout` and
+/// `keepalive_timeout`). It looks when that can be at the earliest, so a request costs no timer.
+async fn rests_for(edge: &Edge, timeout: Duration) {
+    let mut end = clock::timer() + timeout;
+    loop {
+        sleep_until(end).await;
+        let now = clock::timer();
+        end = edge.rests_since().unwrap_or(now) + timeout;
+        if end <= now {
+            return;
+        }
+    }
 }
 
 /// Runs a connection to its end, which is told it when the service ends.

@@ -278,7 +278,9 @@ fn seats(state: &ServiceState, before: &[Seat]) -> Vec<Seat> {
             backend,
             weight: verdict.weight.max(1),
             serving: verdict.serving,
-            spare: record.wish.admin == Admin::Enabled && record.health == Health::Up,
+            // One that has not been probed yet is better than none: a daemon that has just begun knows
+            // nothing, and may have clients already.
+            spare: record.wish.admin == Admin::Enabled && record.health != Health::Down,
         }
     });
     seats.collect()

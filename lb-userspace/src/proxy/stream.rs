@@ -16,7 +16,7 @@ use std::{
 
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
     time::Sleep,
 };
@@ -80,8 +80,17 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         loop {
             ready!(self.tcp.poll_read_ready(cx))?;
+            let room = buf.remaining();
             match self.tcp.try_read_buf(buf) {
-                Ok(_) => return Poll::Ready(Ok(())),
+                Ok(read) => {
+                    if 0 < read && read < room {
+                        // There is no more, so another read would only be told to wait. What comes
+                        // from now on, and the end, makes the socket ready anew (epoll(7), EPOLLET).
+                        let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+                        let _ = self.tcp.try_io(Interest::READABLE, nothing);
+                    }
+                    return Poll::Ready(Ok(()));
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }

@@ -18,7 +18,7 @@ mod head;
 
 use chunks::Chunks;
 use head::Framing;
-pub(super) use head::{HEAD_BYTES, HEADERS};
+pub(super) use head::HEAD_BYTES;
 
 /// Where in a client's bytes.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 //!
 //! There is no limit on their silence; TCP keep-alive finds out whether both ends are still there.
 
-use std::{io, sync::Arc};
+use std::{future::poll_fn, io, pin::Pin, sync::Arc};
 
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -10,6 +10,7 @@ use tokio::io::copy_bidirectional;
 
 use super::{
     answer::Lease,
+    connect::Link,
     serve::Route,
     service::{Open, Phase},
 };
@@ -19,7 +20,7 @@ pub(super) fn spawn(
     route: Arc<Route>,
     client: OnUpgrade,
     backend: OnUpgrade,
-    lease: Lease,
+    mut lease: Lease,
     open: Arc<Open>,
 ) {
     route.service.stats.tunnels.add();
@@ -28,14 +29,18 @@ pub(super) fn spawn(
         tokio::select! {
             _ = phase.wait_for(|phase| *phase == Phase::Cut) => {}
             // How it ended is for both ends to see.
-            _ = through(client, backend) => {}
+            _ = through(client, backend, &mut lease.link) => {}
         }
         drop((lease, open));
     });
 }
 
-async fn through(client: OnUpgrade, backend: OnUpgrade) -> io::Result<()> {
+async fn through(client: OnUpgrade, mut backend: OnUpgrade, link: &mut Link) -> io::Result<()> {
     let client = client.await.map_err(io::Error::other)?;
+    let backend = poll_fn(|cx| {
+        link.drive(cx);
+        Pin::new(&mut backend).poll(cx)
+    });
     let backend = backend.await.map_err(io::Error::other)?;
     copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(backend)).await?;
     Ok(())

@@ -57,7 +57,8 @@ pub(super) fn build(lab: &Lab) -> Result<()> {
         interrupt::check()?;
         batch(&lab.namespace(host), &host_commands(host))
             .with_context(|| format!("wire {host}"))?;
-        steer(&lab.namespace(host))?;
+        let cpus = std::thread::available_parallelism().map_or(1, NonZero::get).min(32);
+        steer(&lab.namespace(host), u32::MAX >> (32 - cpus))?;
     }
     Ok(())
 }
@@ -77,9 +78,9 @@ fn queue(switch: &str, port: &str) -> Result<()> {
 /// A veth alone takes a packet on whichever CPU sent it. Two packets of a connection that arrive at
 /// once can then find its socket between two tables (kernels up to 6.18, `inet_ehash_insert`), and the
 /// host resets a connection that has only just begun.
-fn steer(namespace: &str) -> Result<()> {
-    let cpus = std::thread::available_parallelism().map_or(1, NonZero::get).min(32);
-    let mask = u32::MAX >> (32 - cpus);
+///
+/// `mask` has a bit for each CPU that may be chosen.
+pub(super) fn steer(namespace: &str, mask: u32) -> Result<()> {
     // `ip netns exec`, because it mounts a `/sys` that shows the namespace.
     let mut command = Command::new("ip");
     command.args(["netns", "exec", namespace, "sh", "-c"]);

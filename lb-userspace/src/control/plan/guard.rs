@@ -11,7 +11,7 @@ use std::{
 };
 
 use lb_common::{
-    service::{FILTERED, LISTENED, PROXIED, SECOND_LIST, Service, ServiceKey},
+    service::{FILTERED, FORWARDABLE, LISTENED, PROXIED, SECOND_LIST, Service, ServiceKey},
     source::{self, ALLOW, DENY, FLOATING, LIST_BITS, SOURCE_BITS, Source},
 };
 
@@ -26,8 +26,10 @@ pub enum Proxied {
     None,
     /// Some that go on; new ones are forwarded by the kernel.
     Old,
-    /// The new ones.
+    /// The new ones; while nobody listens, the kernel forwards them.
     New,
+    /// The new ones, and nobody else can take them.
+    Only,
 }
 
 /// Entries of `SOURCES`, by key and length of the prefix in bits.
@@ -130,14 +132,16 @@ fn proxied_flags(proxied: Proxied) -> u32 {
     match proxied {
         Proxied::None => 0,
         Proxied::Old => LISTENED,
-        Proxied::New => LISTENED | PROXIED,
+        Proxied::New => LISTENED | PROXIED | FORWARDABLE,
+        Proxied::Only => LISTENED | PROXIED,
     }
 }
 
 /// The service with its list, with the rate of each source, and with what the proxy has of it.
 fn guarded(service: Service, flags: u32, rate: Option<(u32, u32)>) -> Service {
+    const ALL_FLAGS: u32 = FILTERED | SECOND_LIST | LISTENED | PROXIED | FORWARDABLE;
     let (source_rate, source_burst) = rate.unwrap_or_default();
-    let flags = service.flags & !(FILTERED | SECOND_LIST | LISTENED | PROXIED) | flags;
+    let flags = service.flags & !ALL_FLAGS | flags;
     Service { flags, source_rate, source_burst, ..service }
 }
 

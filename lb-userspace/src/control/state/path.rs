@@ -52,7 +52,8 @@ impl ServiceState {
     pub fn proxied(&self) -> Proxied {
         match &self.config.proxy {
             Some(proxy) if self.path.listens && (!proxy.auto || self.path.lift.is_up()) => {
-                Proxied::New
+                // The backends do not understand what its clients speak, if that is TLS.
+                if proxy.certificates.is_empty() { Proxied::New } else { Proxied::Only }
             }
             _ if self.path.used => Proxied::Old,
             _ => Proxied::None,

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{Appointment, Change, Command, Refused, Reloaded, WishError, Wished, wish};
 use crate::{
     control::{
-        kernel::Kernel,
+        kernel::{Gates, Kernel},
         reset::{self, Resets},
         status::{NamedFlow, Status, View},
     },
@@ -95,6 +95,11 @@ impl Handle {
     /// The other nodes: how they stand, and what is asked of them.
     pub fn others(&self) -> &Others {
         &self.others
+    }
+
+    /// The leases of databases' servers.
+    pub fn gates(&self) -> Arc<dyn Gates> {
+        self.kernel.gates()
     }
 
     /// The timeline.

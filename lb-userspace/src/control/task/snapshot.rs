@@ -176,7 +176,7 @@ impl Task {
             listen: service.config.listen,
             protocol: protocol_word(service.config.protocol).into(),
             path: path_word(service).into(),
-            proxied: service.proxied() == Proxied::New,
+            proxied: matches!(service.proxied(), Proxied::New | Proxied::Only),
             forward: forward.into(),
             encapsulation: encapsulation.map(Into::into),
             slots: slots.map(|(disturbed, total)| Slots { total, disturbed }),

@@ -9,7 +9,7 @@ use crate::{
         failover::Known,
         record::{Phase, Run},
         sample::{Receiver, Role, Sample},
-        status::{self, Change, Database, Route, Sync},
+        status::{self, Asks, Change, Database, Route, Sync},
     },
 };
 
@@ -52,12 +52,23 @@ impl Task {
                 lost.map(|slot| format!("{server}: slot {} is {}", slot.name, slot.wal_status)),
             );
         }
+        if let Some(why) = self.machine.store_trouble() {
+            warnings
+                .push(format!("nobody is promoted without a person: etcd does not answer ({why})"));
+        }
+        if self.machine.lease().is_some_and(|until| until <= clock::monotonic()) {
+            warnings.push(
+                "no packet passes: neither etcd, nor all other balancers, nor all servers confirm the \
+                 primary"
+                    .into(),
+            );
+        }
         warnings.extend(self.behind.clone());
         Database {
             name: self.config.name.clone(),
             read_write: self.config.read_write,
             read_only: self.config.read_only,
-            promotion: format!("{:?}", self.config.promotion).to_lowercase(),
+            promotion: self.config.promotion.to_string(),
             primary: record.map(|record| record.primary.clone()),
             writes_to: open.ok().map(str::to_owned),
             problem,
@@ -69,6 +80,12 @@ impl Task {
                 .filter(|record| record.phase != Phase::Serving)
                 .and_then(|record| record.run.as_ref())
                 .map(change),
+            asks: record.and_then(|record| record.doubt.as_ref()).map(|doubt| Asks {
+                candidate: doubt.candidate.clone(),
+                approve: doubt.approve.clone(),
+                veto: doubt.veto.clone(),
+                answer: doubt.answer,
+            }),
             refused: self.machine.refused().map(str::to_owned),
             servers: self.config.servers.iter().map(|server| self.server(server)).collect(),
             warnings,

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lb_common::{
     reason::Reason,
-    service::{LISTENED, PROXIED},
+    service::{FORWARDABLE, LISTENED, PROXIED},
 };
 use lb_ebpf::{
     fake::{Error, Frame, setup::OUR_MAC},
@@ -107,6 +107,7 @@ pub(super) fn proxied(talk: &Talk) -> Vec<Case> {
     let was_proxied = |name: &str| Case::new(name, net.single().flagged(LISTENED));
     let filtered = net.single().flagged(LISTENED | PROXIED).filtered(&[(client, host, false)]);
     let limited = net.single().flagged(LISTENED | PROXIED).limited(1, 1);
+    let orphaned = net.single().flagged(LISTENED | PROXIED | FORWARDABLE);
     let again = |port| Frame::syn(SocketAddr::new(client, port), net.vip);
     vec![
         proxied("proxied: first and later packets are the node's")
@@ -115,6 +116,11 @@ pub(super) fn proxied(talk: &Talk) -> Vec<Case> {
             .passes(&talk.up(FIN | ACK), Reason::Proxied)
             .passes(&talk.up(RST), Reason::Proxied),
         was_proxied("proxied before: new connections are forwarded, old ones are the node's")
+            .passes(&talk.up(ACK), Reason::Proxied)
+            .then(talk, &[talk.syn()])
+            .also(talk, &[talk.syn_ack()])
+            .then(talk, &[talk.up(ACK).payload(b"data")]),
+        Case::new("proxied, and nobody listens: new connections are forwarded", orphaned)
             .passes(&talk.up(ACK), Reason::Proxied)
             .then(talk, &[talk.syn()])
             .also(talk, &[talk.syn_ack()])

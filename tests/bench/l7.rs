@@ -1,0 +1,269 @@
+//! `--l7`: what a request costs the proxy, beside nginx and `HAProxy`.
+//!
+//! Each has one thread on one CPU, the last that there is; the clients and the app server share the
+//! others. What counts is the CPU time of the proxy's own process ([`cpu`]), so that neither clients
+//! nor app server are a bottleneck in it. All take turns, so that whatever else the machine does falls
+//! on all of them alike.
+
+use std::fs;
+
+use anyhow::{Context as _, bail};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde::Serialize;
+use xtask::{
+    bench::Args,
+    build,
+    lab::{Balancers, Lab, Options, test_name},
+    shell,
+};
+
+use self::fronts::{Front, Fronts};
+use crate::{
+    machine::{self, Machine},
+    measure::median,
+    requests::Turn,
+    rivals,
+};
+
+mod cpu;
+mod fronts;
+mod memory;
+mod report;
+
+/// Open connections of the clients.
+const CONNECTIONS: u32 = 64;
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Case {
+    /// A few bytes, on connections that stay open.
+    Short,
+    /// 1 MiB, on connections that stay open.
+    Large,
+    /// A few bytes, each on a connection of its own.
+    Close,
+    /// A few bytes, on connections that stay open and speak TLS.
+    Tls,
+}
+
+impl Case {
+    const ALL: [Self; 4] = [Self::Short, Self::Large, Self::Close, Self::Tls];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Short => "short requests, kept connections",
+            Self::Large => "bodies of 1 MiB, kept connections",
+            Self::Close => "short requests, a connection each",
+            Self::Tls => "short requests, kept connections, TLS",
+        }
+    }
+
+    const fn path(self) -> &'static str {
+        match self {
+            Self::Large => "/large",
+            Self::Short | Self::Close | Self::Tls => "/",
+        }
+    }
+
+    /// The least that ballast's requests for each CPU-second may be of nginx's, with `--check`.
+    const fn least_ratio(self) -> f64 {
+        match self {
+            Self::Short | Self::Large | Self::Close | Self::Tls => 1.0,
+        }
+    }
+}
+
+/// How long to measure.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Load {
+    /// Turns of each proxy and case.
+    rounds: u32,
+    /// Seconds of a turn.
+    seconds: u32,
+    /// Connections that are open and unused.
+    idle: usize,
+}
+
+/// What a proxy did in a case: medians of the turns.
+#[derive(Clone, Debug, Serialize)]
+struct Figure {
+    front: Front,
+    case: Case,
+    /// For each second of CPU time of its process.
+    requests_per_cpu_second: f64,
+    /// That, as a multiple of nginx's in the same round.
+    times_nginx: f64,
+    requests_per_second: f64,
+    p50_us: f64,
+    p99_us: f64,
+}
+
+/// Memory of a proxy.
+#[derive(Clone, Debug, Serialize)]
+struct Idle {
+    front: Front,
+    /// What each open and unused connection adds to the process's resident memory.
+    bytes_per_connection: f64,
+}
+
+/// All that was measured.
+#[derive(Debug, Serialize)]
+struct Report {
+    machine: Machine,
+    load: Load,
+    figures: Vec<Figure>,
+    idle: Vec<Idle>,
+}
+
+/// Measures, and prints.
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let load = if args.quick {
+        Load { rounds: 2, seconds: 3, idle: 500 }
+    } else {
+        Load { rounds: 7, seconds: 5, idle: 2000 }
+    };
+    take_descriptors()?;
+    let report = measure(load)?;
+    let json = || serde_json::to_string_pretty(&report).context("write JSON");
+    match &args.json {
+        Some(path) if path.as_os_str() == "-" => println!("{}", json()?),
+        Some(path) => {
+            fs::write(path, json()?).with_context(|| format!("write {}", path.display()))?;
+            print!("{report}");
+        }
+        None => print!("{report}"),
+    }
+    let short = report.short();
+    for figure in &short {
+        eprintln!("below its bound: {figure}");
+    }
+    if args.check && !short.is_empty() {
+        bail!("{} of the figures are below their bounds", short.len());
+    }
+    Ok(())
+}
+
+/// As many file descriptors as there may be: each connection needs one.
+fn take_descriptors() -> anyhow::Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).context("ask for the limit of files")?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).context("raise the limit of files")
+}
+
+fn measure(load: Load) -> anyhow::Result<Report> {
+    let ballast = build::optimized_ballast().context("build ballast")?;
+    let mut cpus = machine::cpus()?;
+    let own = vec![cpus.pop().context("find a CPU")?];
+    let others = if cpus.is_empty() { own.clone() } else { cpus };
+    let lab = machine::on_cpus(&others, || {
+        Lab::up(Options {
+            name: test_name("bench-l7"),
+            balancers: Balancers::None,
+            apps: 0,
+            config: Some(fronts::ballast_config()),
+            ballast: Some(ballast.clone()),
+            ..Options::default()
+        })
+        .context("bring up a lab")
+    })?;
+    for host in ["client", "app-01", "lb-01", "lb-02"] {
+        let host = lab.host(host);
+        rivals::plain_packets(host)?;
+        // All that arrives anywhere is taken in by the proxy's CPU. Else each packet that it sends may
+        // have to wake another CPU, which costs it more than the packet does, and the more so the more
+        // seldom it sends.
+        host.receive_on(&own)?;
+    }
+    let fronts = Fronts::start(&lab, &own, &others).context("start the proxies")?;
+    // Before anything else: memory that was used once stays with the process.
+    let mut idle = Vec::new();
+    for front in Front::ALL {
+        eprintln!("{}: {} unused connections …", front.name(), load.idle);
+        let bytes_per_connection = memory::of_idle(&lab, &fronts, front, load.idle)?;
+        idle.push(Idle { front, bytes_per_connection });
+    }
+    let mut figures = Vec::new();
+    for case in Case::ALL {
+        eprintln!("{} …", case.name());
+        let mut rounds = Vec::new();
+        for _ in 0..load.rounds {
+            let mut round = Vec::new();
+            for front in Front::ALL {
+                round.push(machine::on_cpus(&others, || {
+                    turn(&lab, &fronts, front, case, load.seconds)
+                })?);
+            }
+            rounds.push(round);
+        }
+        for (at, front) in Front::ALL.into_iter().enumerate() {
+            figures.push(Figure::of(front, case, at, &rounds));
+        }
+    }
+    drop(fronts);
+    lab.down().context("take the lab down")?;
+    Ok(Report { machine: Machine::read()?, load, figures, idle })
+}
+
+/// One turn of a proxy.
+fn turn(
+    lab: &Lab,
+    fronts: &Fronts,
+    front: Front,
+    case: Case,
+    seconds: u32,
+) -> anyhow::Result<Turn> {
+    let scheme = if case == Case::Tls { "https" } else { "http" };
+    let url = format!("{scheme}://{}{}", front.address(case == Case::Tls), case.path());
+    let mut client = lab.host("client").command("wrk");
+    client.arg("--threads=1").arg(format!("--connections={CONNECTIONS}"));
+    client.arg(format!("--duration={seconds}s")).arg("--latency").arg("--timeout=30s");
+    if case == Case::Close {
+        client.args(["--header", "Connection: close"]);
+    }
+    client.arg(&url);
+    let before = cpu::time_us(fronts.process(front)?)?;
+    let output = shell::output(&mut client)?;
+    let spent = cpu::time_us(fronts.process(front)?)? - before;
+    Turn::parse(&output, spent, 0.0)
+        .with_context(|| format!("read what wrk says of {url}:\n{output}"))
+}
+
+impl Figure {
+    /// The figure of the proxy that is the one of this number in each round.
+    fn of(front: Front, case: Case, at: usize, rounds: &[Vec<Turn>]) -> Self {
+        let nginx = Front::ALL.iter().position(|front| *front == Front::Nginx).unwrap_or_default();
+        let middle = |figure: &dyn Fn(&[Turn]) -> f64| {
+            median(&rounds.iter().map(|round| figure(round)).collect::<Vec<_>>())
+        };
+        let per_cpu_second = |turn: &Turn| turn.requests / turn.cpu_us * 1e6;
+        Self {
+            front,
+            case,
+            requests_per_cpu_second: middle(&|round| per_cpu_second(&round[at])),
+            times_nginx: middle(&|round| {
+                per_cpu_second(&round[at]) / per_cpu_second(&round[nginx])
+            }),
+            requests_per_second: middle(&|round| round[at].requests / round[at].seconds),
+            p50_us: middle(&|round| round[at].p50_us),
+            p99_us: middle(&|round| round[at].p99_us),
+        }
+    }
+}
+
+impl Report {
+    /// The figures below their bounds, each with its bound.
+    fn short(&self) -> Vec<String> {
+        let ours = self.figures.iter().filter(|figure| figure.front == Front::Ballast);
+        let short = ours.filter(|figure| figure.times_nginx < figure.case.least_ratio());
+        short
+            .map(|figure| {
+                format!(
+                    "{}: {:.2} × nginx, at least {:.2}",
+                    figure.case.name(),
+                    figure.times_nginx,
+                    figure.case.least_ratio()
+                )
+            })
+            .collect()
+    }
+}

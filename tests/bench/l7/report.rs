@@ -1,0 +1,49 @@
+//! The figures as a table.
+
+use std::fmt;
+
+use super::{CONNECTIONS, Case, Report};
+use crate::machine::Machine;
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Machine { cpu, kernel, .. } = &self.machine;
+        writeln!(
+            f,
+            "{cpu} · Linux {kernel} · one thread on one CPU each · {CONNECTIONS} clients · median of \
+             {} rounds",
+            self.load.rounds
+        )?;
+        for case in Case::ALL {
+            writeln!(f)?;
+            write!(f, "{:<40}", case.name())?;
+            for heading in ["requests/CPU-s", "× nginx", "requests/s", "p50 ms", "p99 ms"] {
+                write!(f, "{heading:>15}")?;
+            }
+            writeln!(f)?;
+            for figure in self.figures.iter().filter(|figure| figure.case == case) {
+                writeln!(
+                    f,
+                    "  {:<38}{:>15.0}{:>15.2}{:>15.0}{:>15.2}{:>15.2}",
+                    figure.front.name(),
+                    figure.requests_per_cpu_second,
+                    figure.times_nginx,
+                    figure.requests_per_second,
+                    figure.p50_us / 1e3,
+                    figure.p99_us / 1e3,
+                )?;
+            }
+        }
+        writeln!(f)?;
+        writeln!(f, "{:<40}{:>15}", "open and unused connections", "KiB each")?;
+        for idle in &self.idle {
+            writeln!(f, "  {:<38}{:>15.1}", idle.front.name(), idle.bytes_per_connection / 1024.0)?;
+        }
+        writeln!(f)?;
+        writeln!(
+            f,
+            "CPU-s: CPU time of the proxy's process and its children, by /proc. nginx with\n\
+             `proxy_http_version 1.1`, an empty `Connection`, `keepalive` and no temporary files."
+        )
+    }
+}
