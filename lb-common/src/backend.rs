@@ -12,7 +12,7 @@ map_type! {
         pub source: [u8; 16],
         /// Port, host byte order.
         pub port: u16,
-        /// Bits: [`IN_USE`], [`FORWARD`], [`RESOLVED`], [`DIRECT`], [`TUNNEL`], [`GUE`].
+        /// Bits: [`IN_USE`], [`FORWARD`], [`RESOLVED`], [`DIRECT`], [`TUNNEL`], [`GUE`], [`LEASED`].
         pub flags: u16,
         /// Relative share of connections, 1 and up.
         pub weight: u32,
@@ -51,6 +51,10 @@ pub const TUNNEL: u16 = 16;
 
 /// With [`TUNNEL`]: inside UDP (Generic UDP Encapsulation, variant 1), not IP in IP.
 pub const GUE: u16 = 32;
+
+/// Packets go to it only until the end of its lease ([`crate::lease::LeaseKey::backend`]), and none without
+/// one. Only with neither [`DIRECT`] nor [`TUNNEL`].
+pub const LEASED: u16 = 64;
 
 #[cfg(test)]
 mod tests {

@@ -74,10 +74,12 @@ map_type! {
         /// The last acknowledgement number that the sender of this direction's packets gave: the
         /// sequence number that it expects next. Network byte order; 0 before the first, and for UDP.
         pub ack: u32,
-        /// MAC address that the client's packets come from; replies go there.
-        pub client_mac: [u8; 6],
-        /// Our MAC address on the client's side.
-        pub local_mac: [u8; 6],
+        /// Destination MAC address of this direction's frames on the client's side: in the client's own
+        /// direction ours, as they come in; with [`state::RETURN`] the client's, or its router's, as they
+        /// leave.
+        pub dst_mac: [u8; 6],
+        /// Source MAC address of the same frames.
+        pub src_mac: [u8; 6],
         /// Interface on the client's side.
         pub client_ifindex: u32,
     }
@@ -112,14 +114,37 @@ map_type! {
         /// The last acknowledgement number that the sender of this direction's packets gave: the
         /// sequence number that it expects next. Network byte order; 0 before the first, and for UDP.
         pub ack: u32,
-        /// MAC address that the client's packets come from; replies go there.
-        pub client_mac: [u8; 6],
-        /// Our MAC address on the client's side.
-        pub local_mac: [u8; 6],
+        /// Destination MAC address of this direction's frames on the client's side: in the client's own
+        /// direction ours, as they come in; with [`state::RETURN`] the client's, or its router's, as they
+        /// leave.
+        pub dst_mac: [u8; 6],
+        /// Source MAC address of the same frames.
+        pub src_mac: [u8; 6],
         /// Interface on the client's side.
         pub client_ifindex: u32,
     }
 }
+
+macro_rules! macs {
+    ($entry:ty) => {
+        impl $entry {
+            /// MAC address that the client's packets come from; replies go there.
+            #[must_use]
+            pub const fn client_mac(&self) -> [u8; 6] {
+                if self.state & state::RETURN == 0 { self.src_mac } else { self.dst_mac }
+            }
+
+            /// Our MAC address on the client's side.
+            #[must_use]
+            pub const fn local_mac(&self) -> [u8; 6] {
+                if self.state & state::RETURN == 0 { self.dst_mac } else { self.src_mac }
+            }
+        }
+    };
+}
+
+macs!(FlowEntry4);
+macs!(FlowEntry6);
 
 /// Most bytes of options in a TCP header (RFC 9293, section 3.1).
 pub const MAX_TCP_OPTIONS: usize = 40;

@@ -4,7 +4,7 @@
 #[must_use]
 #[inline(always)]
 pub const fn mix(a: u64, b: u64) -> u32 {
-    let mut h = a ^ b.rotate_left(29).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut h = a ^ b.rotate_left(29).wrapping_mul(GOLDEN);
     h ^= h >> 33;
     h = h.wrapping_mul(0xff51_afd7_ed55_8ccd);
     h ^= h >> 33;
@@ -23,90 +23,70 @@ pub const fn tuple(src: (u64, u64), dst: (u64, u64), ports: u32) -> u32 {
     mix(src.0 ^ (ports << 32), src.1 ^ dst.0.rotate_left(32) ^ dst.1.rotate_left(13) ^ ports)
 }
 
-/// Bit of an IPv4 address in `VIPS`.
+/// 2^64 divided by the golden ratio: the upper bits of a product with it are spread well (Knuth, The Art of
+/// Computer Programming, volume 3, section 6.4).
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Place of an IPv4 address in `VIPS`.
 ///
 /// `address` is the four bytes as they lie in the packet, read as a native word.
 #[must_use]
 #[inline(always)]
 pub const fn vip_bit4(address: u32) -> u32 {
-    address.wrapping_mul(0x9e37_79b1) >> (32 - crate::limits::VIP_BITS.trailing_zeros())
+    ((address as u64).wrapping_mul(GOLDEN) >> (64 - crate::limits::VIP_BYTES.trailing_zeros()))
+        as u32
 }
 
-/// Bit of an IPv6 address in `VIPS`; `high` and `low` are its halves as native words.
+/// Place of an IPv6 address in `VIPS`; `high` and `low` are its halves as native words.
 #[must_use]
 #[inline(always)]
 pub const fn vip_bit6(high: u64, low: u64) -> u32 {
-    let folded = (high ^ low.rotate_left(17)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (folded >> 32) as u32 >> (32 - crate::limits::VIP_BITS.trailing_zeros())
+    let folded = (high ^ low.rotate_left(17)).wrapping_mul(GOLDEN);
+    (folded >> (64 - crate::limits::VIP_BYTES.trailing_zeros())) as u32
 }
 
-/// The address is a floating address.
-pub const VIP: u32 = 1;
+/// Bit of `VIPS`: a floating address that has services which are not steered, or none at all.
+pub const VIP: u8 = 1;
 
-/// A service at the address is steered.
-pub const VIP_STEERED: u32 = 2;
+/// Bit of `VIPS`: a floating address that has steered services. With this bit alone it has no others.
+pub const VIP_STEERED: u8 = 2;
 
-/// The element of `VIPS` that a bit is in, and where its two bits begin there.
-#[must_use]
-#[inline(always)]
-pub const fn vip_place(bit: u32) -> (u32, u32) {
-    (bit / 32, bit % 32 * 2)
-}
-
-/// [`VIP`] and [`VIP_STEERED`] of an address, by its element of `VIPS`.
-#[must_use]
-#[inline(always)]
-pub const fn vip_flags(word: u64, bit: u32) -> u32 {
-    (word >> vip_place(bit).1) as u32 & (VIP | VIP_STEERED)
-}
-
-/// Bit of a service in `STEERED`.
+/// Place of a service in `STEERED`, where steered ones have a 1.
 ///
-/// `vip_bit` is the address's bit in `VIPS`, `port` the two bytes as they lie in the packet.
+/// `vip_bit` is the address's place in `VIPS`, `port` the two bytes as they lie in the packet.
 #[must_use]
 #[inline(always)]
 pub const fn steered_bit(vip_bit: u32, port: u16, protocol: u8) -> u32 {
-    let word = vip_bit ^ (port as u32) << 16 ^ (protocol as u32) << 8;
-    word.wrapping_mul(0x9e37_79b1) >> (32 - crate::limits::STEERED_BITS.trailing_zeros())
+    let word = (vip_bit as u64) ^ (port as u64) << 16 ^ (protocol as u64) << 8;
+    (word.wrapping_mul(GOLDEN) >> (64 - crate::limits::STEERED_BYTES.trailing_zeros())) as u32
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
 
-    use super::{VIP, VIP_STEERED, mix, steered_bit, vip_bit4, vip_bit6, vip_flags, vip_place};
-    use crate::limits::{STEERED_BITS, VIP_BITS, VIP_WORDS};
+    use super::{mix, steered_bit, vip_bit4, vip_bit6};
+    use crate::limits::{STEERED_BYTES, VIP_BYTES};
 
     #[test]
-    fn the_two_bits_of_an_address_are_its_own() {
-        for bit in [0, 1, 31, 32, 12_345, VIP_BITS - 1] {
-            let (element, shift) = vip_place(bit);
-            assert!(element < VIP_WORDS);
-            let word = u64::from(VIP | VIP_STEERED) << shift;
-            assert_eq!(vip_flags(word, bit), VIP | VIP_STEERED);
-            assert_eq!(vip_flags(!word, bit), 0);
-        }
-    }
-
-    #[test]
-    fn services_of_an_address_have_bits_of_their_own() {
+    fn services_of_an_address_have_places_of_their_own() {
         let bits: HashSet<_> = (1..=1000_u16)
             .flat_map(|port| [6, 17].map(|carried| steered_bit(4711, port.to_be(), carried)))
             .collect();
         assert!(bits.len() > 1900, "{}", bits.len());
-        assert!(bits.iter().all(|bit| *bit < STEERED_BITS));
+        assert!(bits.iter().all(|bit| (*bit as usize) < STEERED_BYTES));
     }
 
     #[test]
-    fn bits_lie_in_the_filter() {
+    fn places_lie_in_the_filter() {
         for number in [0, 1, u64::MAX, 0x8000_0000, 0x0102_0304_0506_0708] {
-            assert!(vip_bit4(number as u32) < VIP_BITS);
-            assert!(vip_bit6(number, !number) < VIP_BITS);
+            assert!((vip_bit4(number as u32) as usize) < VIP_BYTES);
+            assert!((vip_bit6(number, !number) as usize) < VIP_BYTES);
         }
     }
 
     #[test]
-    fn neighbours_have_bits_of_their_own() {
+    fn neighbours_have_places_of_their_own() {
         let v4: HashSet<_> =
             (0..=255).map(|last| vip_bit4(u32::from_ne_bytes([192, 0, 2, last]))).collect();
         assert!(v4.len() > 250, "{}", v4.len());

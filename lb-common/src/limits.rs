@@ -2,7 +2,7 @@
 
 /// Version of everything in this crate that lies in a pinned map. A daemon adopts pinned maps only
 /// of its own version.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Default number of entries in `SERVICES` (floating address + port + protocol), and in every map
 /// that has one entry for each service.
@@ -31,18 +31,13 @@ pub const DEFAULT_FLOWS: u32 = 262_144;
 /// the backend has not answered yet.
 pub const DEFAULT_HALF_OPEN: u32 = 65_536;
 
-/// Bits in `VIPS`, the filter that tells in one load that an address is not ours. A power of two.
-pub const VIP_BITS: u32 = 1 << 16;
+/// Bytes in `VIPS`, the filter that tells in one load that an address is not ours: one for each hash of
+/// 16 bits, so that the verifier sees without a comparison that the load is within.
+pub const VIP_BYTES: usize = 1 << 16;
 
-/// Elements of 64 bits in `VIPS`: two bits for each hash, see [`crate::hash::vip_flags`].
-pub const VIP_WORDS: u32 = VIP_BITS / 32;
-
-/// Bits in `STEERED`, the filter that tells in one load that a packet's service is not steered. A power
-/// of two.
-pub const STEERED_BITS: u32 = 1 << 16;
-
-/// Elements of 64 bits in `STEERED`.
-pub const STEERED_WORDS: u32 = STEERED_BITS / 64;
+/// Bytes in `STEERED`, the filter that tells in one load that a packet's service is not steered. As many
+/// as in `VIPS`, for the same reason.
+pub const STEERED_BYTES: usize = 1 << 16;
 
 /// Most prefixes in `SOURCES`: the lists of all services, floating addresses, and while a reload is
 /// under way, the old lists beside the new. The kernel takes memory for those that are there.

@@ -7,7 +7,8 @@ pub const TRACE_PROGRAM: &str = "ballast_trace";
 /// The global that is 1 in the second variant.
 pub const TRACE: &str = "TRACE";
 
-/// Filter of floating addresses: a bitmap over a hash of the address.
+/// Filter of floating addresses: a byte for each hash of an address. It is data of the program, see
+/// [`is_data`].
 pub const VIPS: &str = "VIPS";
 /// `ServiceKey` to `Service`.
 pub const SERVICES: &str = "SERVICES";
@@ -31,7 +32,8 @@ pub const SERVICE_STATS: &str = "SERVICE_STATS";
 pub const BACKEND_STATS: &str = "BACKEND_STATS";
 /// What connections show of each backend's fitness, per CPU.
 pub const BACKEND_SIGNALS: &str = "BACKEND_SIGNALS";
-/// Filter of services that are steered: a bitmap over a hash of address, port and protocol.
+/// Filter of services that are steered: a byte for each hash of address, port and protocol. It is data
+/// of the program as well.
 pub const STEERED: &str = "STEERED";
 /// Who may begin connections: an LPM trie of `Source` behind a prefix length.
 pub const SOURCES: &str = "SOURCES";
@@ -89,11 +91,29 @@ pub const PINNED: [&str; 23] = [
     META,
 ];
 
+/// Whether a pinned map is data of the program, which reaches it without a look-up. Each loaded program has
+/// its own, and pinned are those of the plain one.
+#[must_use]
+pub fn is_data(name: &str) -> bool {
+    in_object(name) != name
+}
+
+/// What the object calls a pinned map. The kernel makes a map with one value of each section of data, whose
+/// name has a dot, which the name of a pin may not have.
+#[must_use]
+pub fn in_object(name: &str) -> &str {
+    match name {
+        VIPS => ".bss.VIPS",
+        STEERED => ".bss.STEERED",
+        name => name,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
 
-    use super::{PINNED, PROGRAM, TRACE_COUNTS, TRACE_FILTERS, TRACE_PROGRAM, TRACES};
+    use super::{PINNED, PROGRAM, TRACE_COUNTS, TRACE_FILTERS, TRACE_PROGRAM, TRACES, in_object};
 
     #[test]
     fn names_are_unique_and_fit_the_kernel() {
@@ -101,6 +121,6 @@ mod tests {
         assert_eq!(names.len(), PINNED.len());
         // BPF_OBJ_NAME_LEN is 16, with the zero at the end.
         let others = [PROGRAM, TRACE_PROGRAM, TRACES, TRACE_FILTERS, TRACE_COUNTS];
-        assert!(PINNED.iter().chain(&others).all(|name| name.len() < 16));
+        assert!(PINNED.iter().chain(&others).all(|name| in_object(name).len() < 16));
     }
 }

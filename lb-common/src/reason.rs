@@ -87,6 +87,8 @@ reasons! {
     Denied, "denied", Drop;
     /// Its source begins more connections than the service allows.
     RateLimited, "rate_limited", Drop;
+    /// New connections of the service wait for a moment: the client sends it again.
+    Parked, "parked", Drop;
     /// Too long for the tunnel to its backend.
     TooBig, "too_big", TooBig;
     /// The MAC address of the backend's next hop is not known.
@@ -95,8 +97,13 @@ reasons! {
     PortsExhausted, "ports_exhausted", Drop;
     /// The flow tables took no further entry.
     TableFull, "table_full", Drop;
-    /// It asks for the MAC address of a floating address whose lease is over: another node answers.
+    /// It asks for the MAC address of a floating address whose lease is over, or is of a connection to it that is
+    /// not known here: another node answers. Or it is for a backend whose lease is over: another node may have
+    /// put another server in its place.
     NoLease, "no_lease", Drop;
+    /// Of a connection that is not known, moments after this node took the address: whoever had it may still
+    /// tell of the connection, and TCP sends the packet again.
+    NotYetTold, "not_yet_told", Drop;
     /// A map entry that user space should have written is missing: a defect of ballast.
     Inconsistent, "inconsistent", Drop;
 }

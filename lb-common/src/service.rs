@@ -45,8 +45,15 @@ map_type! {
         pub replay_tries: u32,
         /// Share of new connections that may be replayed, in thousandths.
         pub replay_per_mille: u32,
+        /// Its new connections wait until then, in units of 2^[`PARK_SHIFT`] nanoseconds of
+        /// `CLOCK_MONOTONIC`: their SYNs are dropped, and come again. 0, or a time that is over: they do
+        /// not.
+        pub parked_until: u32,
     }
 }
+
+/// See [`Service::parked_until`]: about a second.
+pub const PARK_SHIFT: u32 = 30;
 
 /// Its backends are reached by [`crate::backend::DIRECT`] or [`crate::backend::TUNNEL`]: its table is a
 /// Maglev table whose slots steer packets without any entry in `FLOWS`.

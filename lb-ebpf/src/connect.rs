@@ -1,14 +1,14 @@
 //! A new connection: a service, a backend, a port, and two half-open entries.
 
 use lb_common::{
-    backend::{FORWARD, RESOLVED},
+    backend::{FORWARD, LEASED, RESOLVED},
     event::Event,
     flow::{Syn, state, syn},
     hash,
     limits::{FIRST_NAT_PORT, NAT_PORTS, PORT_TRIES},
     maglev,
     reason::Reason,
-    service::{FORWARDABLE, LISTENED, PROXIED, Service, ServiceKey},
+    service::{FORWARDABLE, LISTENED, PARK_SHIFT, PROXIED, Service, ServiceKey},
     trace::Stage,
 };
 
@@ -95,6 +95,7 @@ pub fn connect<F: Family, T: Tables + Flows<F>>(
             tables.count_connection(service.index, u32::MAX);
             return Err(Reason::Proxied);
         }
+        Ok(()) if is_parked(&service, tables.now_ns()) => return Err(Reason::Parked),
         Ok(()) => {
             chosen = select(tables, &service, hash);
             match chosen {
@@ -131,6 +132,12 @@ pub fn connect<F: Family, T: Tables + Flows<F>>(
     }
 }
 
+/// Whether new connections of the service wait.
+#[inline(always)]
+fn is_parked(service: &Service, now_ns: u64) -> bool {
+    ((now_ns >> PARK_SHIFT) as u32) < service.parked_until
+}
+
 /// Whether a new connection is the proxy's. One whose daemon was killed has left its flag behind, but not
 /// its sockets.
 #[inline(always)]
@@ -155,6 +162,9 @@ fn open<F: Family, T: Tables + Flows<F>>(
     }
     if backend.flags & RESOLVED == 0 {
         return Err(Reason::NoNeighbour);
+    }
+    if backend.flags & LEASED != 0 && tables.is_lease_over(id) {
+        return Err(Reason::NoLease);
     }
     // Before anything is opened that this packet could not use.
     if segment.ttl <= 1 {

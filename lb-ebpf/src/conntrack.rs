@@ -14,7 +14,7 @@
 //! kernel forgets unasked (eviction) user space finds and corrects.
 
 use lb_common::{
-    backend::{Backend, FORWARD, RESOLVED},
+    backend::{Backend, FORWARD, LEASED, RESOLVED},
     flow::{state, syn},
     reason::Reason,
     trace::Stage,
@@ -23,7 +23,7 @@ use lb_common::{
 use crate::{
     Action,
     family::{ClientSide, Family, protocol},
-    packet::{EthernetHdr, Mac, Packet, tcp_flags},
+    packet::{EthernetHdr, Macs, Packet, tcp_flags},
     parse::Segment,
     replay,
     rewrite::{self, Egress},
@@ -214,10 +214,12 @@ fn relay<F: Family, T: Tables>(
     let forward = entry.state() & state::RETURN == 0;
     let egress = if !forward {
         Egress::to_client::<F>(entry)
-    } else if backend.flags & RESOLVED != 0 {
-        Egress::to_backend(backend)
-    } else {
+    } else if backend.flags & RESOLVED == 0 {
         return Err(Reason::NoNeighbour);
+    } else if backend.flags & LEASED != 0 && tables.is_lease_over(entry.backend()) {
+        return Err(Reason::NoLease);
+    } else {
+        Egress::to_backend(backend)
     };
     let bytes = packet.len() as u64;
     let action = rewrite::send::<F>(packet, segment, entry, egress)?;
@@ -439,9 +441,5 @@ fn moved<F: Family>(packet: &Packet, entry: &F::Entry) -> Option<ClientSide> {
 /// The link that a packet came by.
 #[inline(always)]
 pub fn client_side(packet: &Packet, ethernet: &EthernetHdr) -> ClientSide {
-    ClientSide {
-        mac: Mac::load(&ethernet.src),
-        local_mac: Mac::load(&ethernet.dst),
-        ifindex: packet.ingress_ifindex,
-    }
+    ClientSide { macs: Macs::load(ethernet.macs()), ifindex: packet.ingress_ifindex }
 }

@@ -4,6 +4,11 @@
 //! nodes share the address, it may do so only until the end of its lease, which the daemon renews with
 //! every advert: a node whose daemon hangs or is dead falls silent before another node takes over. Only
 //! packets that ask come here; the others pay nothing.
+//!
+//! A lease also says until when the node that had the address before may still tell of connections. Packets
+//! of unknown ones end in silence until then: a reset, from here or from the node's own stack, would break a
+//! connection that is going to be known. They do so too where the lease is over: XDP does not look at the
+//! destination's MAC address, and on a switch that floods, another node's packets come here as well.
 
 use lb_common::service::mapped;
 
@@ -39,6 +44,26 @@ pub fn asks_for(packet: &Packet) -> Option<[u8; 16]> {
             if *kind != NEIGHBOUR_SOLICITATION {
                 return None;
             }
+            let mut target = [0; 16];
+            let [ta, tb, tc, td] = quarters(&mut target);
+            (*ta, *tb, *tc, *td) = (*a, *b, *c, *d);
+            Some(target)
+        }
+        _ => None,
+    }
+}
+
+/// The address that a packet goes to, IPv4 as an IPv4-mapped IPv6 address. `None`: it is none of IP.
+#[inline(always)]
+pub fn destination(packet: &Packet) -> Option<[u8; 16]> {
+    let link = Link::parse(packet).ok()?;
+    match link.ether_type {
+        parse::IPV4 => {
+            let Words([_, _, _, _, target]) = packet.header::<Words<5>>(link.l3).ok()?;
+            Some(mapped(*target))
+        }
+        parse::IPV6 => {
+            let Words([_, _, _, _, _, _, a, b, c, d]) = packet.header::<Words<10>>(link.l3).ok()?;
             let mut target = [0; 16];
             let [ta, tb, tc, td] = quarters(&mut target);
             (*ta, *tb, *tc, *td) = (*a, *b, *c, *d);
@@ -92,6 +117,24 @@ mod tests {
         let mut tagged = arp();
         tagged.splice(12..12, [0x81, 0, 0, 5]);
         assert_eq!(asked(&mut tagged), Some(mapped([192, 0, 2, 100])));
+    }
+
+    #[test]
+    fn packets_say_where_they_go() {
+        let client = "192.0.2.9:4000".parse().unwrap();
+        let to = |mut frame: Vec<u8>| {
+            let start = frame.as_mut_ptr() as usize;
+            // SAFETY: as in `asked`.
+            destination(&unsafe { Packet::new(start, start + frame.len(), 1) })
+        };
+        let segment = Frame::syn(client, "192.0.2.100:80".parse().unwrap()).build();
+        assert_eq!(to(segment.clone()), Some(mapped([192, 0, 2, 100])));
+        assert_eq!(to(segment[..33].to_vec()), None, "an address that is cut off");
+        let client = "[2001:db8::9]:4000".parse().unwrap();
+        let segment = Frame::syn(client, "[2001:db8::100]:80".parse().unwrap()).build();
+        assert_eq!(to(segment.clone()), Some(VIP6));
+        assert_eq!(to(segment[..53].to_vec()), None, "an address that is cut off");
+        assert_eq!(to(arp()), None);
     }
 
     #[test]

@@ -6,16 +6,17 @@
 //! the two together).
 
 use lb_common::{
-    backend::{Backend, FORWARD, RESOLVED},
+    backend::{Backend, FORWARD, LEASED, RESOLVED},
     flow::state,
-    hash::VIP_STEERED,
+    hash::{VIP, VIP_STEERED},
     reason::Reason,
     trace::Stage,
 };
 
+use network_types::ip::Ipv4Hdr;
+
 use crate::{
     Action,
-    conntrack::client_side,
     family::{Address, Family, Ports, Tuple, V4, V6, protocol},
     packet::{EthernetHdr, Frame, Packet, TcpHdr, UdpHdr, load16, load32, tcp_flags},
     parse,
@@ -32,8 +33,14 @@ use crate::{
 pub trait Exit {
     /// What the program returns.
     type Out;
-    /// The packet is decided about, and rewritten.
-    fn leave(&self, outcome: Result<Action, Reason>) -> Self::Out;
+    /// It is rewritten, and leaves by the interface that it came in by.
+    fn transmit(&self) -> Self::Out;
+    /// It is rewritten, and leaves by another.
+    fn redirect(&self, ifindex: u32) -> Self::Out;
+    /// It is not forwarded.
+    fn pass(&self, reason: Reason) -> Self::Out;
+    /// It leaves by IP in IP to `backend`, whose identifier is `id`; its frame has no tags.
+    fn encapsulate_plain(&self, tunnel: Tunnel, id: &u32, backend: &Backend) -> Self::Out;
     /// It leaves by the tunnel to `backend`.
     fn encapsulate(&self, tunnel: Tunnel, backend: &Backend) -> Self::Out;
 }
@@ -44,8 +51,20 @@ struct Outcome;
 impl Exit for Outcome {
     type Out = Result<Action, Reason>;
 
-    fn leave(&self, outcome: Result<Action, Reason>) -> Self::Out {
-        outcome
+    fn transmit(&self) -> Self::Out {
+        Ok(Action::Transmit)
+    }
+
+    fn redirect(&self, ifindex: u32) -> Self::Out {
+        Ok(Action::Redirect { ifindex })
+    }
+
+    fn pass(&self, reason: Reason) -> Self::Out {
+        Err(reason)
+    }
+
+    fn encapsulate_plain(&self, tunnel: Tunnel, _: &u32, _: &Backend) -> Self::Out {
+        Ok(Action::Encapsulate(tunnel))
     }
 
     fn encapsulate(&self, tunnel: Tunnel, _: &Backend) -> Self::Out {
@@ -61,8 +80,9 @@ pub fn forward<T: State>(packet: Packet, tables: &T) -> Option<Result<Action, Re
 /// [`forward`] to an exit.
 #[inline(always)]
 pub fn forward_by<T: State, E: Exit>(packet: Packet, tables: &T, exit: &E) -> Option<E::Out> {
-    let ethernet = packet.header::<EthernetHdr>(0).ok()?;
-    match load16(&ethernet.ether_type) {
+    // One check for all headers of TCP over IPv4. What is shorter has no TCP, or comes by no wire.
+    let frame = packet.header::<Frame<Ipv4Hdr, TcpHdr>>(0).ok()?;
+    match load16(&frame.ethernet.ether_type) {
         parse::IPV4 => forward_family::<V4, T, E>(packet, tables, exit),
         parse::IPV6 => forward_family::<V6, T, E>(packet, tables, exit),
         _ => None,
@@ -75,39 +95,52 @@ fn forward_family<F: Family, T: Tables + Flows<F>, E: Exit>(
     tables: &T,
     exit: &E,
 ) -> Option<E::Out> {
-    // The shorter of the two.
-    let udp = packet.header::<Frame<F::Hdr, UdpHdr>>(0).ok()?;
-    if !F::is_plain(&udp.ip) {
+    // The longer of the two, at once. Datagrams of UDP that are shorter are few, and looked at closer.
+    let frame = packet.header::<Frame<F::Hdr, TcpHdr>>(0).ok()?;
+    if !F::is_plain(&frame.ip) {
         return None;
     }
-    let vip_bit = F::addresses(&udp.ip).1.vip_bit();
+    let vip_bit = F::addresses(&frame.ip).1.vip_bit();
     let vip = tables.vip(vip_bit);
-    if vip == 0 {
-        // It may ask for a floating address of ours (`gate`), at that address's multicast group.
-        if F::ICMP == protocol::ICMPV6 && F::carried(&udp.ip) == protocol::ICMPV6 {
-            return None;
+    // From here on, what is likeliest stands first, in the source and so in the program: the compiler keeps
+    // the order, and a jump that is taken costs as much as some instructions.
+    if vip != 0 {
+        let carried = F::carried(&frame.ip);
+        let steered = vip != VIP
+            && (vip == VIP_STEERED
+                || steer::may_be(tables, vip_bit, Ports(load32(&frame.l4.ports)), carried));
+        if steered {
+            steer::forward::<F, T, E>(&packet, tables, exit, frame)
+        } else {
+            of_flow::<F, T, E>(packet, tables, exit, frame, carried)
         }
-        return Some(exit.leave(Err(Reason::NotOurs)));
+    } else if F::ICMP == protocol::ICMPV6 && F::carried(&frame.ip) == protocol::ICMPV6 {
+        // It may ask for a floating address of ours (`gate`), at that address's multicast group.
+        None
+    } else {
+        Some(exit.pass(Reason::NotOurs))
     }
-    let carried = F::carried(&udp.ip);
-    if vip & VIP_STEERED != 0
-        && steer::may_be(tables, vip_bit, Ports(load32(&udp.l4.ports)), carried)
-    {
-        return steer::forward::<F, T, E>(&packet, tables, exit, udp);
-    }
-    // Two copies of what follows: the protocol is a constant in each.
+}
+
+/// A packet that may be of a known flow.
+// Two copies of what follows: the protocol is a constant in each.
+#[inline(always)]
+fn of_flow<F: Family, T: Tables + Flows<F>, E: Exit>(
+    packet: Packet,
+    tables: &T,
+    exit: &E,
+    frame: &mut Frame<F::Hdr, TcpHdr>,
+    carried: u8,
+) -> Option<E::Out> {
+    let Frame { ethernet, ip, l4 } = frame;
     match carried {
-        protocol::TCP => {
-            let tcp = packet.header::<Frame<F::Hdr, TcpHdr>>(0).ok()?;
-            if tcp.l4.flags & KIND != tcp_flags::ACK {
-                return None;
-            }
-            let Frame { ethernet, ip, l4: TcpHdr { ports, ack, check, .. } } = tcp;
+        protocol::TCP if l4.flags & KIND == tcp_flags::ACK => {
+            let TcpHdr { ports, ack, check, .. } = l4;
             let headers = Headers { ethernet, ip, ports, ack: Some(ack), check };
             in_flow::<F, T, E>(packet, tables, exit, headers, protocol::TCP)
         }
         protocol::UDP => {
-            let Frame { ethernet, ip, l4: UdpHdr { ports, check, .. } } = udp;
+            let UdpHdr { ports, check, .. } = l4.as_udp();
             let headers = Headers { ethernet, ip, ports, ack: None, check };
             in_flow::<F, T, E>(packet, tables, exit, headers, protocol::UDP)
         }
@@ -139,36 +172,77 @@ fn in_flow<F: Family, T: Tables + Flows<F>, E: Exit>(
     carried: u8,
 ) -> Option<E::Out> {
     let Headers { ethernet, ip, ports, ack, check } = headers;
+    // Here, since after a look-up a call would cost the registers that hold what it has found.
+    tables.set_clock();
     let (src, dst) = F::addresses(ip);
     let key = F::key(Tuple { src, dst, ports: Ports(load32(ports)) }, carried);
     let entry = tables.flow(&key)?;
-    let backend = tables.backend(entry.backend())?;
+    let headers = Headers { ethernet, ip, ports, ack, check };
+    // Two copies again: what is told here is not told anew for each thing that differs.
     let side = entry.state() & (state::RETURN | state::CUT);
-    let forward = side == 0;
-    if forward {
-        if backend.flags & (FORWARD | RESOLVED) != FORWARD | RESOLVED
-            || client_side(&packet, ethernet) != entry.client_side()
-        {
-            return None;
-        }
-    } else if side != state::RETURN || backend.flags & FORWARD == 0 {
+    if side == 0 {
+        relay::<F, T, E, true>(&packet, tables, exit, headers, carried, entry)
+    } else if side == state::RETURN {
+        relay::<F, T, E, false>(&packet, tables, exit, headers, carried, entry)
+    } else {
+        None
+    }
+}
+
+/// Forwards the packet as its flow's entry says, to the backend or to the client.
+#[inline(always)]
+fn relay<F: Family, T: Tables + Flows<F>, E: Exit, const FORTH: bool>(
+    packet: &Packet,
+    tables: &T,
+    exit: &E,
+    headers: Headers<'_, F>,
+    carried: u8,
+    entry: &mut F::Entry,
+) -> Option<E::Out> {
+    let Headers { ethernet, ip, ports, ack, check } = headers;
+    let backend = tables.backend_at(tables.afresh(entry).backend_at())?;
+    let needed = if FORTH { FORWARD | RESOLVED } else { FORWARD };
+    // Whether a lease is over, the general way asks.
+    let asked = if FORTH { needed | LEASED } else { needed };
+    if backend.flags & asked != needed || FORTH && !is_by_link_of::<F>(packet, ethernet, entry) {
         return None;
     }
-
     tables.stage(Stage::Known);
     let bytes = packet.len() as u64;
-    entry.seen(tables.now_ns(), bytes);
+    entry.seen(tables.noted_ns(), bytes);
     if let Some(ack) = ack {
         entry.set_ack(load32(ack));
     }
     F::rewrite(ip, entry);
     rewrite::l4(ports, check, carried, entry.ports(), entry.l4_delta());
-    let egress = if forward {
-        tables.count_forward(entry.backend(), bytes);
+    let egress = if FORTH {
+        tables.count_forward_at(tables.afresh(entry).backend_at(), bytes);
         Egress::to_backend(backend)
     } else {
-        tables.count_return(entry.backend(), bytes);
+        tables.count_return_at(tables.afresh(entry).backend_at(), bytes);
         Egress::to_client::<F>(entry)
     };
-    Some(exit.leave(Ok(egress.leave(&packet, ethernet))))
+    Some(leave(packet, ethernet, egress, exit))
+}
+
+/// Whether a client's packet has come by the link that its flow's entry has.
+// Of our own MAC address the last two bytes do, which are one word with the client's: it changes as a whole,
+// and only with the interface.
+#[inline(always)]
+fn is_by_link_of<F: Family>(packet: &Packet, ethernet: &EthernetHdr, entry: &F::Entry) -> bool {
+    packet.ingress_ifindex == entry.client_ifindex() && ethernet.upper_macs() == entry.upper_macs()
+}
+
+/// Sends the packet on.
+#[inline(always)]
+pub fn leave<E: Exit>(
+    packet: &Packet,
+    ethernet: &mut EthernetHdr,
+    egress: Egress,
+    exit: &E,
+) -> E::Out {
+    match egress.leave(packet, ethernet) {
+        Action::Redirect { ifindex } => exit.redirect(ifindex),
+        _ => exit.transmit(),
+    }
 }

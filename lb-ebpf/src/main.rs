@@ -9,7 +9,7 @@
 
 mod program;
 
-use core::ptr::read_volatile;
+use core::{hint::black_box, ptr::read_volatile};
 
 use aya_ebpf::{
     bindings::{xdp_action, xdp_md},
@@ -30,7 +30,7 @@ use lb_ebpf::{
     parse::{self, Link},
     replay::Step,
     tables::{Flows, Tables as _},
-    tunnel::Tunnel,
+    tunnel::{Tunnel, is_v4, plain_overhead},
 };
 use program::{maps, tables::Maps, trace};
 
@@ -107,17 +107,29 @@ impl<const TRACEABLE: bool> known::Exit for HotExit<TRACEABLE> {
     type Out = u32;
 
     #[inline(always)]
-    fn leave(&self, outcome: Result<Action, Reason>) -> u32 {
-        match outcome {
-            Ok(Action::Transmit) => xdp_action::XDP_TX,
-            // SAFETY: the helper takes plain numbers.
-            Ok(Action::Redirect { ifindex }) => unsafe { bpf_redirect(ifindex, 0) as u32 },
-            // Tunnels have their own exit, and the hot path knows no half-open connection.
-            Ok(Action::Encapsulate(_) | Action::Replay) => xdp_action::XDP_ABORTED,
-            Err(reason) => {
-                count_reason::<TRACEABLE>(reason);
-                xdp_action::XDP_PASS
-            }
+    fn transmit(&self) -> u32 {
+        xdp_action::XDP_TX
+    }
+
+    #[inline(always)]
+    fn redirect(&self, ifindex: u32) -> u32 {
+        // SAFETY: the helper takes plain numbers.
+        unsafe { bpf_redirect(ifindex, 0) as u32 }
+    }
+
+    #[inline(always)]
+    fn pass(&self, reason: Reason) -> u32 {
+        count_reason::<TRACEABLE>(reason);
+        xdp_action::XDP_PASS
+    }
+
+    #[inline(always)]
+    fn encapsulate_plain(&self, tunnel: Tunnel, id: &u32, backend: &Backend) -> u32 {
+        // Two copies, each with constants for what the other asks.
+        if is_v4(backend) {
+            encapsulate_plain::<TRACEABLE, true>(self.0, tunnel, id, backend)
+        } else {
+            encapsulate_plain::<TRACEABLE, false>(self.0, tunnel, id, backend)
         }
     }
 
@@ -270,7 +282,11 @@ macro_rules! subprograms {
         #[inline(never)]
         extern "C" fn $begin(ctx: *mut xdp_md) -> u32 {
             $note(ctx);
-            finish(lb_ebpf::begin::<$family, Maps>(packet(ctx), &Maps))
+            let outcome = lb_ebpf::begin::<$family, Maps>(packet(ctx), &Maps);
+            if matches!(outcome, Err(Reason::NoFlow | Reason::NoService)) && be_silent(ctx) != 0 {
+                return xdp_action::XDP_DROP;
+            }
+            finish(outcome)
         }
 
         /// Answers with a TCP reset where the packet allows it.
@@ -305,6 +321,18 @@ subprograms!(
     V6, decide6, steer6, follow6, half_open6, error6, choose6, replay6, compose6, begin6, note6,
     reset6, too_big6
 );
+
+/// Whether it is not for this node, or too early, to say that a packet's connection is unknown: then it is
+/// counted.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn be_silent(ctx: *mut xdp_md) -> u32 {
+    let reason = lb_ebpf::gate::destination(&packet(ctx)).and_then(maps::silence);
+    if let Some(reason) = reason {
+        maps::count_reason(reason);
+    }
+    u32::from(reason.is_some())
+}
 
 /// Says what should never be.
 #[unsafe(no_mangle)]
@@ -367,6 +395,24 @@ fn encapsulate(ctx: *mut xdp_md, tunnel: Tunnel) -> u32 {
     }
 }
 
+/// [`encapsulate_to`] by IP in IP, for a frame without tags.
+#[inline(always)]
+fn encapsulate_plain<const TRACEABLE: bool, const IPV4: bool>(
+    ctx: *mut xdp_md,
+    tunnel: Tunnel,
+    id: &u32,
+    backend: &Backend,
+) -> u32 {
+    // SAFETY: as in `encapsulate_to`.
+    let grown = unsafe { bpf_xdp_adjust_head(ctx, -(plain_overhead::<IPV4>() as i32)) } == 0;
+    let outcome = if grown {
+        tunnel.write_plain::<Maps<TRACEABLE>, IPV4>(&packet(ctx), &Maps::<TRACEABLE>, id, backend)
+    } else {
+        Err(Reason::Inconsistent)
+    };
+    encapsulated::<TRACEABLE>(outcome)
+}
+
 /// Grows the frame at its front, and sends it with what belongs there.
 #[inline(always)]
 fn encapsulate_to<const TRACEABLE: bool>(
@@ -384,6 +430,12 @@ fn encapsulate_to<const TRACEABLE: bool>(
     } else {
         Err(Reason::Inconsistent)
     };
+    encapsulated::<TRACEABLE>(outcome)
+}
+
+/// Sends a packet that has got its outer header.
+#[inline(always)]
+fn encapsulated<const TRACEABLE: bool>(outcome: Result<Action, Reason>) -> u32 {
     match outcome {
         // SAFETY: the helper takes plain numbers.
         Ok(Action::Redirect { ifindex }) => unsafe { bpf_redirect(ifindex, 0) as u32 },
@@ -408,7 +460,7 @@ where
         if bpf_xdp_adjust_head(ctx, -(due.grows as i32)) != 0 {
             return None;
         }
-        let surplus = packet(ctx).len() as i32 - due.len as i32;
+        let surplus = black_box(packet(ctx).len()) as i32 - due.len as i32;
         if bpf_xdp_adjust_tail(ctx, -surplus) != 0 {
             return None;
         }
@@ -429,7 +481,7 @@ fn reset<F: Family>(ctx: *mut xdp_md) -> Option<u32> {
 /// Gives the frame another length: adds to its front, or takes from its end. False if it has no room.
 #[inline(always)]
 fn reshape(ctx: *mut xdp_md, len: u32) -> bool {
-    let growth = len as i32 - packet(ctx).len() as i32;
+    let growth = len as i32 - black_box(packet(ctx).len()) as i32;
     if growth <= 0 {
         return resize(ctx, len as usize);
     }
@@ -440,7 +492,7 @@ fn reshape(ctx: *mut xdp_md, len: u32) -> bool {
 /// Gives the frame another length, by its end. False if it has no room for that.
 #[inline(always)]
 fn resize(ctx: *mut xdp_md, len: usize) -> bool {
-    let growth = len as i32 - packet(ctx).len() as i32;
+    let growth = len as i32 - black_box(packet(ctx).len()) as i32;
     // SAFETY: the context is the kernel's; after the call, no header of the packet is used.
     growth == 0 || unsafe { bpf_xdp_adjust_tail(ctx, growth) } == 0
 }

@@ -29,6 +29,20 @@ pub struct EthernetHdr {
 impl EthernetHdr {
     /// Both MAC addresses.
     #[inline(always)]
+    pub fn macs(&self) -> &[u8; 12] {
+        // SAFETY: they are the first twelve bytes (`repr(C)`).
+        unsafe { &*(&raw const *self).cast() }
+    }
+
+    /// All but the first four bytes of both MAC addresses.
+    #[inline(always)]
+    pub fn upper_macs(&self) -> u64 {
+        let [_, _, _, _, upper @ ..] = self.macs();
+        load64(upper)
+    }
+
+    /// Both MAC addresses.
+    #[inline(always)]
     pub fn macs_mut(&mut self) -> &mut [u8; 12] {
         // SAFETY: they are the first twelve bytes (`repr(C)`).
         unsafe { &mut *(&raw mut *self).cast() }
@@ -78,6 +92,16 @@ pub mod tcp_flags {
     pub const RST: u8 = 4;
     /// The acknowledgement number is valid.
     pub const ACK: u8 = 16;
+}
+
+impl TcpHdr {
+    /// The same bytes as the header of a UDP datagram, which is shorter.
+    #[inline(always)]
+    pub fn as_udp(&mut self) -> &mut UdpHdr {
+        const { assert!(size_of::<UdpHdr>() <= size_of::<Self>()) }
+        // SAFETY: both are bytes, of which the other has no more (asserted above).
+        unsafe { &mut *(&raw mut *self).cast() }
+    }
 }
 
 /// UDP header (RFC 768).
@@ -294,59 +318,21 @@ pub(crate) fn halves(bytes: &[u8; 16]) -> (&[u8; 8], &[u8; 8]) {
     (high, low)
 }
 
-/// A MAC address as two words, to compare and copy it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mac(u32, u16);
-
-impl Mac {
-    /// Reads six bytes.
-    #[inline(always)]
-    pub fn load(bytes: &[u8; 6]) -> Self {
-        #[cfg(target_arch = "bpf")]
-        // SAFETY: six bytes; the kernel's verifier allows the unaligned access.
-        unsafe {
-            let start = bytes.as_ptr();
-            Self(*start.cast::<u32>(), *start.add(4).cast::<u16>())
-        }
-        #[cfg(not(target_arch = "bpf"))]
-        {
-            let [a, b, c, d, e, f] = *bytes;
-            Self(u32::from_ne_bytes([a, b, c, d]), u16::from_ne_bytes([e, f]))
-        }
-    }
-
-    /// Writes six bytes.
-    #[inline(always)]
-    pub fn store(self, bytes: &mut [u8; 6]) {
-        #[cfg(target_arch = "bpf")]
-        // SAFETY: as for reading.
-        unsafe {
-            let start = bytes.as_mut_ptr();
-            *start.cast::<u32>() = self.0;
-            *start.add(4).cast::<u16>() = self.1;
-        }
-        #[cfg(not(target_arch = "bpf"))]
-        {
-            let [a, b, c, d] = self.0.to_ne_bytes();
-            let [e, f] = self.1.to_ne_bytes();
-            *bytes = [a, b, c, d, e, f];
-        }
-    }
-
-    /// The six bytes.
-    #[inline(always)]
-    pub fn bytes(self) -> [u8; 6] {
-        let mut bytes = [0; 6];
-        self.store(&mut bytes);
-        bytes
-    }
-}
-
-/// Both MAC addresses of a frame, destination first, as two words, to copy them.
+/// Both MAC addresses of a frame, destination first, as two words, to compare and copy them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Macs(u64, u32);
 
 impl Macs {
+    /// The other way: source and destination changed over.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reversed(self) -> Self {
+        // The twelve bytes as one number whose lowest byte is the first.
+        let (low, high) = (u64::from_le(self.0), u32::from_le(self.1));
+        let to_low = low >> 48 | (high as u64) << 16 | low << 48;
+        Self(to_low.to_le(), ((low >> 16) as u32).to_le())
+    }
+
     /// Reads twelve bytes.
     #[inline(always)]
     pub fn load(bytes: &[u8; 12]) -> Self {

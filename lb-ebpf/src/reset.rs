@@ -2,7 +2,7 @@
 
 use crate::{
     family::{Address, Datagram, Family, Ports, V4, V6, protocol},
-    packet::{EthernetHdr, Mac, Packet, TcpHdr, load32, store16, store32, tcp_flags},
+    packet::{EthernetHdr, Macs, Packet, TcpHdr, load32, store16, store32, tcp_flags},
     parse::{self, Link},
 };
 
@@ -43,9 +43,7 @@ impl<A: Address> Reset<A> {
     #[inline(always)]
     pub fn write<F: Family<Address = A>>(self, packet: &Packet) -> Option<usize> {
         let ethernet = packet.header::<EthernetHdr>(0).ok()?;
-        let (dst, src) = (Mac::load(&ethernet.dst), Mac::load(&ethernet.src));
-        src.store(&mut ethernet.dst);
-        dst.store(&mut ethernet.src);
+        Macs::load(ethernet.macs()).reversed().store(ethernet.macs_mut());
 
         // Options of the packet's IP header are not repeated, so the TCP header may move forward.
         let l3 = Link::parse(packet).ok()?.l3;

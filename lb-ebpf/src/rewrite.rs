@@ -31,10 +31,10 @@ impl Egress {
         Self { macs: Macs::load(macs), ifindex: backend.ifindex }
     }
 
-    /// Back to a client, by the way that its own packets come.
+    /// Back to a client, by the way that its own packets come. The entry is of that direction.
     #[inline(always)]
     pub fn to_client<F: Family>(entry: &F::Entry) -> Self {
-        Self { macs: entry.macs_to_client(), ifindex: entry.client_side().ifindex }
+        Self { macs: entry.macs(), ifindex: entry.client_ifindex() }
     }
 
     /// The MAC addresses of frames that leave.

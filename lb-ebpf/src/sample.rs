@@ -18,9 +18,9 @@ const L3_END: usize = 128;
 ///
 /// `l3` is where the client's IP header begins, and `bytes` the length of the frame as it came.
 #[inline(always)]
-pub fn count<T: Tables>(tables: &T, packet: &Packet, l3: usize, backend: u32, bytes: u64) {
+pub fn count<T: Tables>(tables: &T, packet: &Packet, l3: usize, backend: &u32, bytes: u64) {
     if tables.count_steered(backend, bytes) {
-        tables.sample(packet, l3, backend, bytes);
+        tables.sample(packet, l3, *backend, bytes);
     }
 }
 

@@ -19,7 +19,7 @@
 //! client's second SYN is counted as another connection.
 
 use lb_common::{
-    backend::{Backend, FORWARD, RESOLVED, TUNNEL},
+    backend::{Backend, FORWARD, GUE, RESOLVED, TUNNEL},
     event::Event,
     flow::state,
     hash::{self, VIP_STEERED},
@@ -32,10 +32,10 @@ use lb_common::{
 use crate::{
     Action,
     admit::admit,
-    family::{Address as _, Datagram, Family, Ports, ServiceWords, Tuple, protocol},
+    family::{Address, Datagram, Family, Ports, ServiceWords, Tuple, protocol},
     icmp,
-    known::Exit,
-    packet::{EthernetHdr, Frame, Packet, TcpHdr, UdpHdr, load16, load32, tcp_flags},
+    known::{Exit, leave},
+    packet::{EthernetHdr, Frame, Packet, TcpHdr, load16, load32, tcp_flags},
     parse::{ETHERNET_LEN, Link, Segment},
     rewrite::Egress,
     sample,
@@ -52,52 +52,69 @@ pub fn may_be<T: Tables>(tables: &T, vip_bit: u32, ports: Ports, carried: u8) ->
 
 /// The hot path: a plain packet that is no SYN, in an undisturbed slot. `None` if a closer look is
 /// needed, which [`steer`] takes.
-///
-/// One copy for both protocols, so that it is out of the way of other packets.
 #[inline(always)]
 pub fn forward<F: Family, T: Tables, E: Exit>(
     packet: &Packet,
     tables: &T,
     exit: &E,
-    frame: &mut Frame<F::Hdr, UdpHdr>,
+    frame: &mut Frame<F::Hdr, TcpHdr>,
 ) -> Option<E::Out> {
     let Frame { ethernet, ip, l4 } = frame;
-    let carried = F::carried(ip);
-    // Lists are asked about a connection's first packet, which UDP does not mark.
-    let mask = match carried {
-        protocol::TCP => {
-            let tcp = packet.header::<Frame<F::Hdr, TcpHdr>>(0).ok()?;
-            if tcp.l4.flags & tcp_flags::SYN != 0 {
-                return None;
-            }
-            STEERED
-        }
-        protocol::UDP => STEERED | FILTERED,
-        _ => return None,
-    };
     let (src, dst) = F::addresses(ip);
     let tuple = Tuple { src, dst, ports: Ports(load32(&l4.ports)) };
-    let service = tables.service(ServiceWords::new(&tuple, carried).key())?;
+    // Two copies, in each of which the protocol is a constant.
+    let (slot, hash) = match F::carried(ip) {
+        protocol::TCP if l4.flags & tcp_flags::SYN == 0 => {
+            at_rest(tables, &tuple, protocol::TCP, STEERED)?
+        }
+        // Lists are asked about a connection's first packet, which UDP does not mark.
+        protocol::UDP => at_rest(tables, &tuple, protocol::UDP, STEERED | FILTERED)?,
+        _ => return None,
+    };
+    let backend = tables.backend_at(&tables.afresh(slot).backend)?;
+    match backend.flags & (FORWARD | RESOLVED | TUNNEL | GUE) {
+        PLAIN_TUNNEL => {
+            let id = &tables.afresh(slot).backend;
+            let tunnel = Tunnel::to::<F>(packet, ETHERNET_LEN, ip, hash, *id, backend).ok()?;
+            Some(exit.encapsulate_plain(tunnel, id, backend))
+        }
+        LINK => {
+            let id = &tables.afresh(slot).backend;
+            sample::count(tables, packet, ETHERNET_LEN, id, packet.len() as u64);
+            Some(leave(packet, ethernet, Egress::to_backend(backend), exit))
+        }
+        flags if flags & LINK == LINK => {
+            let id = slot.backend;
+            let tunnel = Tunnel::to::<F>(packet, ETHERNET_LEN, ip, hash, id, backend).ok()?;
+            Some(exit.encapsulate(tunnel, backend))
+        }
+        _ => None,
+    }
+}
+
+/// The undisturbed slot of a tuple, and its hash, if its service has of these flags [`STEERED`] alone.
+#[inline(always)]
+fn at_rest<'a, A: Address, T: Tables>(
+    tables: &'a T,
+    tuple: &Tuple<A>,
+    carried: u8,
+    mask: u32,
+) -> Option<(&'a Slot, u32)> {
+    let service = tables.service(ServiceWords::new(tuple, carried).key())?;
     if service.flags & mask != STEERED {
         return None;
     }
     tables.stage(Stage::Steer);
     let hash = tuple.hash();
     let slot = slot(tables, &service, hash)?;
-    if slot.base != slot.backend {
-        return None;
-    }
-    let backend = tables.backend(slot.backend)?;
-    if backend.flags & (FORWARD | RESOLVED) != FORWARD | RESOLVED {
-        return None;
-    }
-    if backend.flags & TUNNEL != 0 {
-        let tunnel = Tunnel::to::<F>(packet, ETHERNET_LEN, ip, hash, slot.backend, backend).ok()?;
-        return Some(exit.encapsulate(tunnel, backend));
-    }
-    sample::count(tables, packet, ETHERNET_LEN, slot.backend, packet.len() as u64);
-    Some(exit.leave(Ok(Egress::to_backend(backend).leave(packet, ethernet))))
+    (slot.base == slot.backend).then_some((slot, hash))
 }
+
+/// Flags of a backend that packets can go to, as they are.
+const LINK: u16 = FORWARD | RESOLVED;
+
+/// Flags of one that they go to by IP in IP.
+const PLAIN_TUNNEL: u16 = LINK | TUNNEL;
 
 /// Handles a packet for a steered service, or an ICMP error about one that it sent. `None`: it is none.
 ///
@@ -168,11 +185,7 @@ fn begins<A: Copy>(segment: &Segment<A>) -> bool {
 
 /// The steered service that packets of the tuple are for.
 #[inline(always)]
-fn service<A: crate::family::Address, T: Tables>(
-    tables: &T,
-    tuple: &Tuple<A>,
-    carried: u8,
-) -> Option<Service> {
+fn service<A: Address, T: Tables>(tables: &T, tuple: &Tuple<A>, carried: u8) -> Option<Service> {
     if !may_be(tables, tuple.dst.vip_bit(), tuple.ports, carried) {
         return None;
     }
@@ -182,7 +195,7 @@ fn service<A: crate::family::Address, T: Tables>(
 
 /// The slot of a hash.
 #[inline(always)]
-fn slot<T: Tables>(tables: &T, service: &Service, hash: u32) -> Option<Slot> {
+fn slot<'a, T: Tables>(tables: &'a T, service: &Service, hash: u32) -> Option<&'a Slot> {
     if service.table_len == 0 {
         return None;
     }
@@ -198,7 +211,7 @@ fn choose<F: Family, T: Tables + Flows<F>>(
     service: &Service,
     hash: u32,
 ) -> Result<u32, Reason> {
-    let slot = slot(tables, service, hash).ok_or(Reason::NoBackend)?;
+    let slot = *slot(tables, service, hash).ok_or(Reason::NoBackend)?;
     let gone = if segment.starts() { Reason::NoBackend } else { Reason::BackendGone };
     if slot.base == slot.backend {
         return if serves(tables, slot.backend)? { Ok(slot.backend) } else { Err(gone) };
@@ -269,7 +282,7 @@ fn send<F: Family, T: Tables + Flows<F>>(
         return Err(Reason::NoNeighbour);
     }
     if backend.flags & TUNNEL == 0 {
-        sample::count(tables, packet, l3, id, packet.len() as u64);
+        sample::count(tables, packet, l3, &id, packet.len() as u64);
         return Ok(Egress::to_backend(backend).leave(packet, packet.header::<EthernetHdr>(0)?));
     }
     let ip = packet.header::<F::Hdr>(l3)?;

@@ -29,22 +29,38 @@ impl<T: Tables + Flows<V4> + Flows<V6>> State for T {}
 pub trait Tables {
     /// The clock that flows are stamped with, in nanoseconds.
     fn now_ns(&self) -> u64;
+    /// The first half of [`Tables::now_ns`]: makes sure that it is known.
+    fn set_clock(&self);
+    /// The second half: no more than a load.
+    fn noted_ns(&self) -> u64;
     /// `CLOCK_MONOTONIC` to the nanosecond: dearer, and only for the first packets of a connection.
     fn clock_ns(&self) -> u64;
     /// Any number.
     fn random(&self) -> u32;
-    /// [`lb_common::hash::VIP`] and [`lb_common::hash::VIP_STEERED`] of an address, by its bit in `VIPS`.
-    fn vip(&self, bit: u32) -> u32;
-    /// Whether a bit of `STEERED` is set.
-    fn is_steered(&self, bit: u32) -> bool;
+    /// [`lb_common::hash::VIP`] and [`lb_common::hash::VIP_STEERED`] of an address, by its place in `VIPS`; 0
+    /// for one that is not ours.
+    fn vip(&self, place: u32) -> u8;
+    /// Whether a place of `STEERED` is taken.
+    fn is_steered(&self, place: u32) -> bool;
     /// An entry of `SERVICES`.
     fn service(&self, key: &ServiceKey) -> Option<Service>;
     /// Whether a socket of this node takes new connections to the service.
     fn has_listener(&self, packet: &Packet, key: &ServiceKey) -> bool;
     /// An entry of `BACKENDS`.
     fn backend(&self, id: u32) -> Option<&Backend>;
+    /// The same, of which the compiler does not know that it is: it does not keep a register for an address
+    /// that it can make anew of another in one instruction.
+    fn afresh<'a, E>(&self, element: &'a E) -> &'a E {
+        element
+    }
+    /// [`Tables::backend`] of an identifier that lies in a map: it is the key where it lies.
+    fn backend_at(&self, id: &u32) -> Option<&Backend> {
+        self.backend(*id)
+    }
+    /// Whether the lease of a [`LEASED`](lb_common::backend::LEASED) backend is over, or there is none.
+    fn is_lease_over(&self, backend: u32) -> bool;
     /// A slot of `MAGLEV`.
-    fn slot(&self, index: u32) -> Option<Slot>;
+    fn slot(&self, index: u32) -> Option<&Slot>;
     /// What `SOURCES` says of an address in a list: the longest prefix.
     fn source(&self, list: u32, address: &[u8; 16]) -> Option<u32>;
     /// An entry of `RATES`, shared as those of [`Flows`] are.
@@ -64,9 +80,17 @@ pub trait Tables {
     fn set_bits(&self, word: *mut u64, bits: u64) -> u64;
     /// Counts a packet to a backend.
     fn count_forward(&self, backend: u32, bytes: u64);
+    /// [`Tables::count_forward`] of an identifier that lies in a map.
+    fn count_forward_at(&self, backend: &u32, bytes: u64) {
+        self.count_forward(*backend, bytes);
+    }
+    /// [`Tables::count_return`] of an identifier that lies in a map.
+    fn count_return_at(&self, backend: &u32, bytes: u64) {
+        self.count_return(*backend, bytes);
+    }
     /// Counts a packet to a backend as [`Tables::count_forward`] does, and says whether it is one to
     /// sample.
-    fn count_steered(&self, backend: u32, bytes: u64) -> bool;
+    fn count_steered(&self, backend: &u32, bytes: u64) -> bool;
     /// Shows user space a packet of a steered service, whose IP header is at `l3`
     /// ([`crate::sample::sample`]).
     fn sample(&self, packet: &Packet, l3: usize, backend: u32, bytes: u64);
@@ -212,6 +236,8 @@ pub trait Entry<F: Family>: Copy {
     fn l4_delta(&self) -> u16;
     /// Backend identifier.
     fn backend(&self) -> u32;
+    /// Where it stands.
+    fn backend_at(&self) -> &u32;
     /// State bits.
     fn state(&self) -> u32;
     /// Sets the backend identifier.
@@ -228,8 +254,12 @@ pub trait Entry<F: Family>: Copy {
     fn set_ack(&mut self, ack: u32);
     /// The link on the client's side.
     fn client_side(&self) -> ClientSide;
-    /// The MAC addresses of frames to the client.
-    fn macs_to_client(&self) -> Macs;
+    /// The interface on the client's side.
+    fn client_ifindex(&self) -> u32;
+    /// The MAC addresses of this direction's frames on the client's side, as they come in or leave.
+    fn macs(&self) -> Macs;
+    /// The upper eight bytes of [`Entry::macs`].
+    fn upper_macs(&self) -> u64;
     /// Notes the link on the client's side.
     fn set_client_side(&mut self, side: ClientSide);
 }

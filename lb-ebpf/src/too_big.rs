@@ -9,7 +9,7 @@ use lb_common::{backend::TUNNEL, reason::Reason};
 
 use crate::{
     family::{Address, Family, protocol},
-    packet::{EthernetHdr, Mac, Packet, Quote as _, Words, store32},
+    packet::{EthernetHdr, Macs, Packet, Quote as _, Words, store32},
     parse::Link,
     tables::{Flows, Tables},
 };
@@ -83,9 +83,7 @@ impl<A: Address> TooBig<A> {
         let l3 = self.l3;
         Link::set_type(packet, l3, F::ETHER_TYPE)?;
         let ethernet = packet.header::<EthernetHdr>(0)?;
-        let (dst, src) = (Mac::load(&ethernet.dst), Mac::load(&ethernet.src));
-        src.store(&mut ethernet.dst);
-        dst.store(&mut ethernet.src);
+        Macs::load(ethernet.macs()).reversed().store(ethernet.macs_mut());
 
         let l4 = l3 + size_of::<F::Hdr>();
         let icmp_len = (size_of::<IcmpHdr>() + size_of::<F::Quote>()) as u16;

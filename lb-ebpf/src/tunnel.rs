@@ -24,7 +24,9 @@ use crate::{
     Action,
     checksum::Sum,
     family::{Address as _, Family, protocol},
-    packet::{EthernetHdr, Header, Packet, halves, load64, load128, store32, store64, store128},
+    packet::{
+        EthernetHdr, Header, Packet, halves, load64, load128, store16, store32, store64, store128,
+    },
     parse::{self, ETHERNET_LEN, Link},
     rewrite::Egress,
     sample,
@@ -42,6 +44,17 @@ const TTL: u8 = 64;
 /// "Don't fragment": the outer packet is never longer than its first link takes, and a later link that
 /// is narrower is to be heard of.
 const DONT_FRAGMENT: u32 = u32::from_ne_bytes([0, 0, 0x40, 0]);
+
+/// A header behind an Ethernet header without tags: checked at once, and reached from one address.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Untagged<H> {
+    ethernet: EthernetHdr,
+    outer: H,
+}
+
+// SAFETY: repr(C), of headers, which have alignment 1 and take any bit patterns.
+unsafe impl<H: Header> Header for Untagged<H> {}
 
 /// Outer IPv4 header, in the words in which it is written.
 #[repr(C)]
@@ -93,6 +106,8 @@ pub struct Tunnel {
     pub grows: u32,
     /// Where the IP header begins.
     l3: u32,
+    /// Length of the frame, before it grows.
+    frame_len: u64,
     /// Length of the inner packet.
     len: u16,
     /// Its protocol number inside another.
@@ -126,11 +141,39 @@ impl Tunnel {
             backend: id,
             grows: overhead(backend) as u32,
             l3: l3 as u32,
+            frame_len: packet.len() as u64,
             len: len as u16,
             inside: F::INSIDE,
             traffic_class: F::traffic_class(ip),
             hash,
         })
+    }
+
+    /// Writes what is in front of the inner packet of a frame without VLAN tags by IP in IP, after the frame
+    /// has grown by [`plain_overhead`]; counts the packet, and says how it leaves. What [`Self::write`]
+    /// asks is known here. `id` is the backend's identifier.
+    #[inline(always)]
+    pub fn write_plain<T: Tables, const IPV4: bool>(
+        self,
+        packet: &Packet,
+        tables: &T,
+        id: &u32,
+        backend: &Backend,
+    ) -> Result<Action, Reason> {
+        let ethernet = if IPV4 {
+            let Untagged { ethernet, outer } = packet.header::<Untagged<Outer4>>(0)?;
+            store16(&mut ethernet.ether_type, parse::IPV4);
+            self.write_v4(outer, backend, self.inside, self.len);
+            ethernet
+        } else {
+            let Untagged { ethernet, outer } = packet.header::<Untagged<Outer6>>(0)?;
+            store16(&mut ethernet.ether_type, parse::IPV6);
+            self.write_v6(outer, backend, self.inside, self.len);
+            ethernet
+        };
+        let inner = ETHERNET_LEN + plain_overhead::<IPV4>();
+        sample::count(tables, packet, inner, id, self.frame_len);
+        Ok(Egress::to_backend(backend).leave(packet, ethernet))
     }
 
     /// Brings the VLAN tags of a frame that has grown to its new start.
@@ -170,16 +213,18 @@ impl Tunnel {
         if gue {
             self.write_udp(packet.header(l4)?, len);
         }
-        let bytes = packet.len() as u64 - u64::from(self.grows);
-        sample::count(tables, packet, l3 + self.grows as usize, self.backend, bytes);
+        let inner = l3 + self.grows as usize;
+        sample::count(tables, packet, inner, &self.backend, self.frame_len);
         Ok(Egress::to_backend(backend).leave(packet, packet.header::<EthernetHdr>(0)?))
     }
 
     /// The ECN bits are copied, as in the "normal mode" of RFC 6040.
     #[inline(always)]
     fn write_v4(self, outer: &mut Outer4, backend: &Backend, carried: u8, len: u16) {
-        let [high, low] = len.wrapping_add(size_of::<Outer4>() as u16).to_be_bytes();
-        let lengths = u32::from_ne_bytes([0x45, self.traffic_class, high, low]);
+        let length = len.wrapping_add(size_of::<Outer4>() as u16);
+        // As numbers, and not byte by byte: the compiler makes one instruction of the change of order.
+        let lengths =
+            (0x45 << 24 | u32::from(self.traffic_class) << 16 | u32::from(length)).to_be();
         let (src, dst) = (v4(&backend.source), v4(&backend.address));
         let check = Sum::ZERO
             .add32(lengths)
@@ -200,9 +245,9 @@ impl Tunnel {
     #[inline(always)]
     fn write_v6(self, outer: &mut Outer6, backend: &Backend, carried: u8, len: u16) {
         let label = self.hash & 0xf_ffff;
-        let [a, b, c, d] = (6 << 28 | u32::from(self.traffic_class) << 20 | label).to_be_bytes();
-        let [high, low] = len.to_be_bytes();
-        store64(&mut outer.start, u64::from_ne_bytes([a, b, c, d, high, low, carried, TTL]));
+        let first = 6 << 28 | u32::from(self.traffic_class) << 20 | label;
+        let rest = u32::from(len) << 16 | u32::from(carried) << 8 | u32::from(TTL);
+        store64(&mut outer.start, (u64::from(first) << 32 | u64::from(rest)).to_be());
         store128(&mut outer.src, load128(&backend.source));
         store128(&mut outer.dst, load128(&backend.address));
     }
@@ -217,6 +262,13 @@ impl Tunnel {
     }
 }
 
+/// What IP in IP adds to a packet, bytes.
+#[must_use]
+#[inline(always)]
+pub const fn plain_overhead<const IPV4: bool>() -> usize {
+    if IPV4 { size_of::<Outer4>() } else { size_of::<Outer6>() }
+}
+
 /// What a tunnel to the backend adds to a packet, bytes.
 #[inline(always)]
 pub fn overhead(backend: &Backend) -> usize {
@@ -227,7 +279,7 @@ pub fn overhead(backend: &Backend) -> usize {
 /// Whether the backend's address is of IPv4. Its first half tells: no host has an IPv6 address that
 /// begins with eight zeros.
 #[inline(always)]
-fn is_v4(backend: &Backend) -> bool {
+pub fn is_v4(backend: &Backend) -> bool {
     let (high, _) = halves(&backend.address);
     load64(high) == 0
 }

@@ -13,8 +13,12 @@
 //! | `GET /postgres` | an array of [`Database`](crate::postgres::status::Database) |
 //! | `GET /postgres/plan?db=&server=` | [`Plan`](crate::postgres::failover::Plan): what a promotion would do |
 //! | `GET /postgres/rejoin/SERVER?db=` | [`Done`](crate::admin::Done): the commands for its host |
-//! | `POST /postgres/{promote,switchover}?db=&server=&may_lose=&absent=&force=` | [`Done`](crate::admin::Done), when it is done; 409 if it is refused |
+//! | `POST /postgres/promote?db=&server=&may_lose=&absent=&force=` | [`Done`](crate::admin::Done), when it is done; 409 if it is refused |
+//! | `POST /postgres/switchover?db=&server=&absent=&wait_ms=&cut=&dry_run=` | the same |
 //! | `POST /postgres/{fence,unfence}/SERVER?db=&force=` | the same |
+//! | `POST /postgres/{approve,veto}/TOKEN?db=` | the same |
+//! | `GET /alerts` | [`Alerts`](crate::alert::status::Alerts) |
+//! | `POST /alerts/test?channel=` | an array of [`Tested`](crate::alert::status::Tested) |
 //! | `POST /release` | an array of [`Released`](crate::vrrp::router::Released), when it is done; 409 without a second node |
 //!
 //! Any error has a [`Problem`] as its body. Only root may open the socket.
@@ -39,6 +43,7 @@ use tokio::{
 };
 
 use crate::{
+    alert::task::Handle as Alerts,
     config::report::Diagnostic,
     control::{
         reset,
@@ -50,6 +55,7 @@ use crate::{
     postgres::databases::Databases,
 };
 
+mod alert;
 pub mod client;
 mod postgres;
 mod target;
@@ -100,7 +106,7 @@ impl Server {
     }
 
     /// Serves until it is aborted.
-    pub async fn run(self, handle: Handle, databases: Databases) {
+    pub async fn run(self, handle: Handle, databases: Databases, alerts: Option<Alerts>) {
         loop {
             let stream = match self.0.accept().await {
                 Ok((stream, _)) => stream,
@@ -111,11 +117,14 @@ impl Server {
                     continue;
                 }
             };
-            let (handle, databases) = (handle.clone(), databases.clone());
+            let shared = (handle.clone(), databases.clone(), alerts.clone());
             tokio::spawn(async move {
                 let service = service_fn(|request| {
-                    let (handle, databases) = (handle.clone(), databases.clone());
-                    async move { Ok::<_, Infallible>(answer(request, &handle, &databases).await) }
+                    let (handle, databases, alerts) = shared.clone();
+                    async move {
+                        let alerts = alerts.as_ref();
+                        Ok::<_, Infallible>(answer(request, &handle, &databases, alerts).await)
+                    }
                 });
                 let served = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
                 if let Err(error) = served.await {
@@ -130,6 +139,7 @@ async fn answer(
     request: Request<Incoming>,
     handle: &Handle,
     databases: &Databases,
+    alerts: Option<&Alerts>,
 ) -> Response<Body> {
     let target = match Target::parse(request.uri()) {
         Ok(target) => target,
@@ -138,10 +148,12 @@ async fn answer(
     let path: Vec<&str> = target.path.iter().map(String::as_str).collect();
     let method = request.method();
     match (method, &path[..]) {
-        (&Method::GET, ["status"]) => status(&target, handle, databases).await,
+        (&Method::GET, ["status"]) => status(&target, handle, databases, alerts).await,
         (method, ["postgres", what @ ..]) => {
             postgres::answer(method, what, &target, databases).await
         }
+        (&Method::GET, ["alerts"]) => json(StatusCode::OK, &alerts.map(Alerts::status)),
+        (&Method::POST, ["alerts", "test"]) => alert::test(&target, alerts).await,
         (&Method::GET, ["flows"]) => flows(&target, handle).await,
         (&Method::GET, ["events"]) => match target.get("follow") {
             None | Some("" | "false") => lines(&handle.timeline().recent()),
@@ -173,9 +185,14 @@ async fn answer(
             Some(Err(wrong)) => problem(StatusCode::BAD_REQUEST, &wrong),
             None => unknown(&target),
         },
-        (_, ["status" | "flows" | "events" | "trace" | "reload" | "release" | "backends", ..]) => {
-            problem(StatusCode::METHOD_NOT_ALLOWED, &format!("{method} is not for this"))
-        }
+        (
+            _,
+            [
+                "status" | "alerts" | "flows" | "events" | "trace" | "reload" | "release"
+                | "backends",
+                ..,
+            ],
+        ) => problem(StatusCode::METHOD_NOT_ALLOWED, &format!("{method} is not for this")),
         _ => unknown(&target),
     }
 }
@@ -216,7 +233,12 @@ async fn wish(name: &str, target: &Target, change: Change, handle: &Handle) -> R
     }
 }
 
-async fn status(target: &Target, handle: &Handle, databases: &Databases) -> Response<Body> {
+async fn status(
+    target: &Target,
+    handle: &Handle,
+    databases: &Databases,
+    alerts: Option<&Alerts>,
+) -> Response<Body> {
     let service = target.get("service").map(str::to_owned);
     let all = !matches!(target.get("all"), None | Some("" | "false"));
     let asked = service.clone();
@@ -224,6 +246,7 @@ async fn status(target: &Target, handle: &Handle, databases: &Databases) -> Resp
         Ok(mut status) => match asked {
             None => {
                 status.postgres = databases.status();
+                alert::show(&mut status, alerts);
                 json(StatusCode::OK, &status)
             }
             Some(name) if status.services.is_empty() => {

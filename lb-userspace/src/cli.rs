@@ -19,6 +19,7 @@ use crate::{
     dataplane::decap::Prefix,
 };
 
+mod alert;
 mod ask;
 mod check;
 mod decap;
@@ -193,6 +194,9 @@ enum Command {
     /// The databases: show them, change their primary
     #[command(subcommand)]
     Pg(pg::PgCommand),
+    /// Alerts: what is wrong now, where it is told, and whether that works
+    #[command(subcommand)]
+    Alert(alert::AlertCommand),
     /// Hand the floating addresses to another node at once
     ///
     /// This node serves until another one has taken them, and takes them back only when nobody has them.
@@ -382,6 +386,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Top(args) => top::top(&socket, &args)?,
         Command::Trace(args) => trace::trace(&socket, &args)?,
         Command::Pg(command) => return pg::run(&socket, command),
+        Command::Alert(command) => return alert::run(&socket, command),
         Command::Release { json } => return ask::release(&socket, json),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -25,6 +25,7 @@ use crate::{
 };
 
 mod advice;
+mod alert;
 mod check;
 mod postgres;
 mod raw;
@@ -38,7 +39,8 @@ pub mod units;
 mod value;
 
 pub use advice::{advice, tunnel_bytes};
-pub use postgres::{Access, Postgres, Promotion, Server};
+pub use alert::{Alert, Receiver};
+pub use postgres::{Access, Consensus, Postgres, Promotion, Server};
 
 /// A file that can be used.
 #[derive(Clone, Debug)]
@@ -153,10 +155,14 @@ pub struct Config {
     pub nodes: Vec<Node>,
     /// `[[floating]]`.
     pub floating: Vec<Floating>,
+    /// `[[anycast]]`: addresses that every node serves at the same time.
+    pub anycast: Vec<IpAddr>,
     /// `[[service]]`, in the order of the file, and then those of the databases.
     pub services: Vec<Service>,
     /// `[[postgres]]`, in the order of the file.
     pub databases: Vec<Postgres>,
+    /// `[[alert]]`, in the order of the file.
+    pub alerts: Vec<Alert>,
     /// `[dataplane]`.
     pub dataplane: Dataplane,
     /// `[paths]`.
@@ -168,6 +174,12 @@ impl Config {
     #[must_use]
     pub fn node(&self, name: &str) -> Option<&Node> {
         self.nodes.iter().find(|node| node.name == name)
+    }
+
+    /// Every address that services can listen on.
+    pub fn service_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let floating = self.floating.iter().flat_map(|block| &block.addresses);
+        floating.map(|(address, _)| *address).chain(self.anycast.iter().copied())
     }
 
     /// Whether several nodes share the floating addresses, so that VRRP decides who has them.
@@ -422,7 +434,10 @@ pub enum Probe {
     /// The same over TLS; the certificate is not verified (a probe asks for health, not identity).
     Https(HttpProbe),
     /// Not at all: the backend is a server of a database, and what is known of that says.
-    Database,
+    Database {
+        /// Packets go to it only until the end of a lease, as another node may put another server in its place.
+        leased: bool,
+    },
     /// A command with its arguments; exit code 0 means healthy. It is given `BALLAST_SERVICE`,
     /// `BALLAST_BACKEND`, `BALLAST_ADDRESS` and `BALLAST_PORT` in its environment.
     Command(Vec<String>),
@@ -432,7 +447,7 @@ impl Probe {
     /// Whether backends are asked at all.
     #[must_use]
     pub fn is_active(&self) -> bool {
-        !matches!(self, Self::None | Self::Database)
+        !matches!(self, Self::None | Self::Database { .. })
     }
 }
 

@@ -27,7 +27,7 @@ use lb_common::{
     stats::{BackendStats, Meta, ServiceStats},
 };
 
-use self::{active::Active, load::Variant};
+use self::{active::Active, filters::Filters, load::Variant};
 pub use self::{
     flows::{Connection, Cut, Reader, Sweeper, sync},
     leases::KernelLeases,
@@ -40,6 +40,7 @@ mod active;
 mod batch;
 mod counters;
 pub mod decap;
+mod filters;
 mod flows;
 mod grow;
 pub mod kernel;
@@ -141,13 +142,13 @@ pub enum Op {
     },
     /// The whole filter of floating addresses.
     SetVips {
-        /// `VIPS`, all [`lb_common::limits::VIP_WORDS`] words.
-        words: Vec<u64>,
+        /// `VIPS`, all [`lb_common::limits::VIP_BYTES`] bytes.
+        bytes: Vec<u8>,
     },
     /// The whole filter of steered services.
     SetSteered {
-        /// `STEERED`, all [`lb_common::limits::STEERED_WORDS`] words.
-        words: Vec<u64>,
+        /// `STEERED`, all [`lb_common::limits::STEERED_BYTES`] bytes.
+        bytes: Vec<u8>,
     },
 }
 
@@ -306,8 +307,10 @@ pub struct Dataplane {
     backends: MapData,
     sources: LpmTrie<MapData, Source, u32>,
     slots: MapData,
-    vips: MapData,
-    steered: MapData,
+    /// Those of the plain program.
+    filters: Filters,
+    /// Those of a previous daemon's program, if it is still on an interface. Then it is these that are pinned.
+    left_filters: Option<Filters>,
     reasons: MapData,
     service_stats: MapData,
     backend_stats: MapData,
@@ -353,9 +356,19 @@ impl Dataplane {
             .inspect_err(|error| tracing::debug!(%error, "no log from the kernel program"))
             .ok();
         let active = Arc::new(Active::map(&pinned(pins, names::ACTIVE)?)?);
+        let filters = Filters::take(&mut ebpf)?;
+        let mut left_filters = Filters::pinned(pins)?;
+        if let Some(in_force) = &left_filters {
+            filters.copy(in_force)?;
+        }
         // Every interface at once: the program of a previous daemon knows the old maps only.
         let program = load::program(&mut ebpf, Variant::Plain)?;
-        let attachments = load::take_over_all(program, pins, &mut found.notes)?;
+        let (attachments, left) = load::take_over_all(program, pins)?;
+        if left.is_empty() || left_filters.is_none() {
+            filters.pin(pins)?;
+            left_filters = None;
+        }
+        found.notes.extend(left);
         let cpus =
             aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
         Ok(Self {
@@ -366,8 +379,8 @@ impl Dataplane {
             backends: pinned(pins, names::BACKENDS)?,
             sources: take(&mut ebpf, names::SOURCES)?,
             slots: pinned(pins, names::MAGLEV)?,
-            vips: pinned(pins, names::VIPS)?,
-            steered: pinned(pins, names::STEERED)?,
+            filters,
+            left_filters,
             reasons: pinned(pins, names::REASONS)?,
             service_stats: pinned(pins, names::SERVICE_STATS)?,
             backend_stats: pinned(pins, names::BACKEND_STATS)?,

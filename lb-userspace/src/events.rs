@@ -67,6 +67,8 @@ pub enum Kind {
     Path,
     /// The kernel program reports something.
     Kernel,
+    /// An alert was told, or is not.
+    Alert,
     /// Something went wrong, and a human may have to act.
     Fault,
     /// A fault is over.
@@ -226,7 +228,7 @@ fn log(note: &Note) {
     let cause = note.cause.as_deref();
     match note.kind {
         Kind::Fault => tracing::error!(service, backend, cause, "{}", note.message),
-        Kind::ReloadRefused | Kind::Kernel | Kind::Panic => {
+        Kind::ReloadRefused | Kind::Kernel | Kind::Panic | Kind::Alert => {
             tracing::warn!(service, backend, cause, "{}", note.message);
         }
         _ => tracing::info!(service, backend, cause, "{}", note.message),

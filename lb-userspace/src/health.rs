@@ -193,7 +193,9 @@ async fn run<F>(
 async fn probe(target: &Target) -> Observation {
     let deadline = Deadline::after(target.health.timeout);
     match &target.health.probe {
-        config::Probe::None | config::Probe::Database => Observation::Pass("not probed".into()),
+        config::Probe::None | config::Probe::Database { .. } => {
+            Observation::Pass("not probed".into())
+        }
         config::Probe::Tcp => tcp::probe(target.address, deadline).await,
         config::Probe::Http(probe) => http::probe(target.address, probe, deadline).await,
         config::Probe::Https(probe) => http::probe_tls(target.address, probe, deadline).await,

@@ -1,6 +1,7 @@
 //! The control plane: keeps the maps of the kernel program true.
 
 pub mod admin;
+pub mod alert;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -2,6 +2,7 @@
 //!
 //! - `wire` is what datagrams look like, and who can make them.
 //! - `window`, `stream` and `session` are the pure machine for one other node; `hub` has one for each.
+//! - `word` carries what the rest of the daemon has to say, as far as it arrives.
 //! - `generation` tells whether two configurations are the same.
 //! - `channel` is the task with the socket and the flow tables, and `others` what the rest of the daemon
 //!   has of it.
@@ -21,6 +22,7 @@ pub mod session;
 pub mod stream;
 pub mod window;
 pub mod wire;
+pub mod word;
 
 pub use channel::{Channel, FenceRequest, Setup};
 pub use others::{Ends, Others};

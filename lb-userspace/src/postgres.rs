@@ -12,7 +12,9 @@
 
 pub mod choose;
 pub mod databases;
+pub mod etcd;
 pub mod failover;
+pub mod handover;
 pub mod lsn;
 pub mod monitor;
 pub mod peers;

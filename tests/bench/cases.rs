@@ -1,9 +1,6 @@
 //! What is measured.
 
-use std::{
-    fmt,
-    net::{IpAddr, SocketAddr},
-};
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::ensure;
 use lb_common::reason::Reason;
@@ -18,76 +15,15 @@ use crate::{
     programs::Run,
 };
 
+mod scope;
+mod selection;
 mod steered;
 
-pub(crate) use steered::with_full_tables;
-
-/// How many connections the tables hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Scope {
-    pub(crate) connections: u32,
-}
-
-/// In which order their packets come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Order {
-    /// As the flows were made: neighbours in memory.
-    InTurn,
-    /// Far from each other.
-    Scattered,
-}
-
-impl Scope {
-    /// All of them, the smallest first.
-    pub(crate) const ALL: [Self; 3] =
-        [Self { connections: 1 }, Self { connections: 10_000 }, Self { connections: 1_000_000 }];
-
-    /// The orders that make a difference.
-    pub(crate) fn orders(self) -> &'static [Order] {
-        if self.connections == 1 { &[Order::InTurn] } else { &[Order::InTurn, Order::Scattered] }
-    }
-}
-
-impl Scope {
-    /// The protocols that flows of the tables have. TCP alone for the largest number, which takes a
-    /// quarter of a gigabyte of kernel memory as it is.
-    pub(crate) fn carried(self) -> &'static [Carried] {
-        if self.connections > 100_000 {
-            &[Carried::Tcp(ACK)]
-        } else {
-            &[Carried::Tcp(ACK), Carried::Udp]
-        }
-    }
-}
-
-impl fmt::Display for Scope {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.connections {
-            1 => f.write_str("1 flow"),
-            1_000_000 => f.write_str("1 M flows"),
-            many => write!(f, "{} k flows", many / 1000),
-        }
-    }
-}
-
-impl Order {
-    /// From one flow to the next.
-    fn stride(self, flows: u32) -> u32 {
-        match self {
-            Self::InTurn => u32::from(flows > 1),
-            Self::Scattered => {
-                // The golden section leaves the widest gaps; then up to a number that has no common
-                // divisor with that of the flows.
-                let start = (f64::from(flows) * 0.618) as u32;
-                (start..flows).find(|stride| gcd(*stride, flows) == 1).unwrap_or(1)
-            }
-        }
-    }
-}
-
-fn gcd(a: u32, b: u32) -> u32 {
-    if b == 0 { a } else { gcd(b, a % b) }
-}
+pub(crate) use self::{
+    scope::{Order, Scope},
+    selection::Selection,
+    steered::with_full_tables,
+};
 
 /// The program under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,7 +168,11 @@ pub(crate) fn baseline(version: Version) -> String {
 
 /// The cases of a scope, in the order of the table.
 pub(crate) fn of(scope: Scope, order: Order) -> Vec<Case> {
-    let walk = Walk { flows: scope.connections, stride: order.stride(scope.connections) };
+    let walk = Walk {
+        flows: scope.connections,
+        stride: order.stride(scope.connections),
+        one_by_one: order == Order::OneByOne,
+    };
     let mut cases = vec![];
     for version in [Version::V4, Version::V6] {
         cases.push(walk.transmit(version));
@@ -245,6 +185,9 @@ pub(crate) fn of(scope: Scope, order: Order) -> Vec<Case> {
             cases.push(walk.known(version, carried, Direction::Forward));
             cases.push(walk.known(version, carried, Direction::Return));
         }
+    }
+    if order == Order::OneByOne {
+        return cases;
     }
     for version in [Version::V4, Version::V6] {
         for carried in scope.carried() {
@@ -278,6 +221,7 @@ pub(crate) fn of(scope: Scope, order: Order) -> Vec<Case> {
 struct Walk {
     flows: u32,
     stride: u32,
+    one_by_one: bool,
 }
 
 impl Walk {
@@ -307,7 +251,7 @@ impl Walk {
         Case {
             under: Under::Nat(version, carried.protocol()),
             // The floor takes both MAC addresses from the flow, whichever way it leads.
-            outcome: Outcome::Translated((LOCAL_MAC, CLIENT_MAC)),
+            outcome: Outcome::Translated((CLIENT_MAC, LOCAL_MAC)),
             counter: Counter::Floor,
             ..self.case(floor_name(version, carried), version, carried, Direction::Forward, PORT)
         }
@@ -334,7 +278,7 @@ impl Walk {
     }
 
     fn connect(name: &str, version: Version, port: u16) -> Case {
-        let walk = Self { flows: NEW_TUPLES, stride: 1 };
+        let walk = Self { flows: NEW_TUPLES, stride: 1, one_by_one: false };
         let carried = Carried::Tcp(SYN);
         // Beyond the known flows, so that none is met.
         let mut case = walk.case(
@@ -450,7 +394,7 @@ impl Walk {
                 flows: self.flows,
                 stride: self.stride,
                 position: 0,
-                reserved: 0,
+                one_by_one: self.one_by_one.into(),
                 packet: packets::segment(macs, src, dst, carried),
             },
             counter: Counter::None,
@@ -551,23 +495,6 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-
-    #[test]
-    fn in_either_order_every_flow_has_its_turn_before_one_has_its_second() {
-        for order in [Order::InTurn, Order::Scattered] {
-            for flows in [1, 2, 10, 10_000] {
-                let stride = order.stride(flows);
-                let seen: HashSet<u32> = (0..flows).map(|run| run * stride % flows).collect();
-                assert_eq!(seen.len(), flows as usize, "{order:?} of {flows}");
-            }
-        }
-    }
-
-    #[test]
-    fn scattered_flows_are_far_apart() {
-        let stride = Order::Scattered.stride(1_000_000);
-        assert!((300_000..700_000).contains(&stride), "{stride}");
-    }
 
     #[test]
     fn every_floor_is_a_case_of_the_same_scope() {

@@ -10,7 +10,7 @@ use aya::{
 use lb_common::{
     backend::{Backend, DIRECT, FORWARD, GUE, IN_USE, RESOLVED, TUNNEL},
     hash,
-    limits::{STEERED_WORDS, VIP_WORDS},
+    limits::{STEERED_BYTES, VIP_BYTES},
     names,
     service::{Balance, STEERED, Service, ServiceKey, Slot},
 };
@@ -157,25 +157,24 @@ fn slots(ebpf: &mut Ebpf, start: u32, group: &Group, first: u32) -> anyhow::Resu
 
 /// The bits of addresses and steered services.
 fn filters(ebpf: &mut Ebpf, services: &[(ServiceKey, Service)]) -> anyhow::Result<()> {
-    let mut vips = vec![0_u64; VIP_WORDS as usize];
-    let mut steered = vec![0_u64; STEERED_WORDS as usize];
+    let mut vips = vec![0; VIP_BYTES];
+    let mut steered = vec![0; STEERED_BYTES];
     for (key, service) in services {
         let bit = vip_bit(key.address);
-        let (element, shift) = hash::vip_place(bit);
-        vips[element as usize] |= u64::from(hash::VIP) << shift;
-        if service.flags & STEERED != 0 {
-            vips[element as usize] |= u64::from(hash::VIP_STEERED) << shift;
-            let bit = hash::steered_bit(bit, key.port.to_be(), key.protocol);
-            steered[bit as usize / 64] |= 1 << (bit % 64);
+        if service.flags & STEERED == 0 {
+            vips[bit as usize] |= hash::VIP;
+        } else {
+            vips[bit as usize] |= hash::VIP_STEERED;
+            steered[hash::steered_bit(bit, key.port.to_be(), key.protocol) as usize] = 1;
         }
     }
-    for (name, words) in [(names::VIPS, vips), (names::STEERED, steered)] {
-        let mut map: Array<_, u64> = Array::try_from(map_mut(ebpf, name)?)?;
-        for (at, word) in words.into_iter().enumerate() {
-            map.set(at as u32, word, 0)?;
-        }
-    }
-    Ok(())
+    set_filter::<VIP_BYTES>(ebpf, names::VIPS, &vips)?;
+    set_filter::<STEERED_BYTES>(ebpf, names::STEERED, &steered)
+}
+
+fn set_filter<const N: usize>(ebpf: &mut Ebpf, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
+    let mut map: Array<_, [u8; N]> = Array::try_from(map_mut(ebpf, name)?)?;
+    Ok(map.set(0, <&[u8; N]>::try_from(bytes)?, 0)?)
 }
 
 fn vip_bit(octets: [u8; 16]) -> u32 {
@@ -191,5 +190,5 @@ fn vip_bit(octets: [u8; 16]) -> u32 {
 }
 
 fn map_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Map> {
-    ebpf.map_mut(name).ok_or_else(|| anyhow!("no map {name}"))
+    ebpf.map_mut(names::in_object(name)).ok_or_else(|| anyhow!("no map {name}"))
 }

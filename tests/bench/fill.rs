@@ -11,7 +11,7 @@ use aya::Pod;
 use lb_common::{flow::state, service::mapped};
 use lb_ebpf::{
     family::{Address as _, ClientSide, Family, Ports, Tuple},
-    packet::Mac,
+    packet::Macs,
     tables::Entry as _,
 };
 
@@ -36,16 +36,14 @@ where
             let connection = Connection::new(version, number);
             let from_client = tuple::<F>(connection.client, connection.listen);
             let to_backend = tuple::<F>(connection.nat, connection.backend);
+            let [[a, b, c, d, e, f], [g, h, i, j, k, l]] = [LOCAL_MAC, CLIENT_MAC];
+            let macs = [a, b, c, d, e, f, g, h, i, j, k, l];
             for (from, to, bits) in [
                 (from_client, to_backend, 0),
                 (to_backend.reversed(), from_client.reversed(), state::RETURN),
             ] {
                 let mut entry = F::Entry::new(from, to, connection.backend_id, bits);
-                entry.set_client_side(ClientSide {
-                    mac: Mac::load(&CLIENT_MAC),
-                    local_mac: Mac::load(&LOCAL_MAC),
-                    ifindex: IFINDEX,
-                });
+                entry.set_client_side(ClientSide { macs: Macs::load(&macs), ifindex: IFINDEX });
                 keys.push(F::key(from, protocol));
                 entries.push(entry);
             }

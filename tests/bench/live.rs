@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, anyhow, ensure};
+use anyhow::{Context as _, anyhow};
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Array, HashMap, Map, MapData, PerCpuArray, ProgramArray},
@@ -22,7 +22,7 @@ use ballast::dataplane::load::{FLOORS_PATH, OBJECT};
 use lb_common::{
     backend::{Backend, FORWARD, IN_USE, RESOLVED},
     hash,
-    limits::VIP_WORDS,
+    limits::VIP_BYTES,
     names,
 };
 use lb_ebpf::family::V4;
@@ -192,10 +192,11 @@ impl Wires {
         let octets = fill::octets(version.vip());
         let bit =
             hash::vip_bit4(u32::from_ne_bytes([octets[12], octets[13], octets[14], octets[15]]));
-        let (element, shift) = hash::vip_place(bit);
-        ensure!(element < VIP_WORDS, "the filter has no element {element}");
-        let mut vips: Array<_, u64> = Array::try_from(map(&mut self.ballast, names::VIPS)?)?;
-        vips.set(element, u64::from(hash::VIP) << shift, 0)?;
+        let mut filter = vec![0; VIP_BYTES];
+        filter[bit as usize] = hash::VIP;
+        let mut vips: Array<_, [u8; VIP_BYTES]> =
+            Array::try_from(map(&mut self.ballast, names::VIPS)?)?;
+        vips.set(0, <&[u8; VIP_BYTES]>::try_from(filter.as_slice())?, 0)?;
         let Map::LruHashMap(table) = map(&mut self.ballast, names::FLOWS)? else {
             return Err(anyhow!("{} is of another type", names::FLOWS));
         };
@@ -241,7 +242,7 @@ impl Wires {
             flows: FLOWS,
             stride: 1,
             position: 0,
-            reserved: 0,
+            one_by_one: 0,
             packet: packets::segment(
                 (CLIENT_MAC, LOCAL_MAC),
                 first.client,
@@ -306,7 +307,7 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Xdp> {
 }
 
 fn map<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Map> {
-    ebpf.map_mut(name).with_context(|| format!("find {name}"))
+    ebpf.map_mut(names::in_object(name)).with_context(|| format!("find {name}"))
 }
 
 fn array<'a, V: Pod>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<Array<&'a mut MapData, V>> {

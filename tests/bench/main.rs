@@ -34,7 +34,12 @@ use anyhow::{Context as _, anyhow, bail};
 use xtask::{bench::Args, interrupt};
 
 use crate::{
-    cases::Scope, live::Frames, measure::Rounds, programs::Programs, report::Report, requests::Load,
+    cases::{Scope, Selection},
+    live::Frames,
+    measure::Rounds,
+    programs::Programs,
+    report::Report,
+    requests::Load,
 };
 
 fn main() -> anyhow::Result<()> {
@@ -61,7 +66,8 @@ fn main() -> anyhow::Result<()> {
     };
     let mut report = Report::new(rounds)?;
     // A thread of its own, since it stays on one CPU, and so would the programs of the lab.
-    let packets = thread::spawn(move || packets(&mut report, rounds).map(|()| report));
+    let selection = Selection { words: args.only, connections: args.connections };
+    let packets = thread::spawn(move || packets(&mut report, &selection, rounds).map(|()| report));
     let mut report = packets.join().map_err(|_| anyhow!("the measuring thread panicked"))??;
     if !args.no_requests {
         eprintln!("frames through the lab …");
@@ -89,21 +95,28 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// Measures what packets cost.
-fn packets(report: &mut Report, rounds: Rounds) -> anyhow::Result<()> {
+fn packets(report: &mut Report, selection: &Selection, rounds: Rounds) -> anyhow::Result<()> {
     machine::stay_on_this_cpu()?;
     for scope in Scope::ALL {
+        if !selection.has(scope) {
+            continue;
+        }
         eprintln!("{scope} …");
         let mut programs = Programs::load(scope).context("load the programs")?;
         programs.fill(scope).context("fill the tables")?;
         for order in scope.orders() {
             interrupt::check()?;
-            let cases = cases::of(scope, *order);
+            let cases = selection.of(cases::of(scope, *order));
             report.add(scope, *order, measure::run(&mut programs, cases, rounds)?);
         }
+    }
+    let full_tables = selection.of(cases::with_full_tables());
+    if full_tables.is_empty() || !selection.has(Scope::ALL[0]) {
+        return Ok(());
     }
     eprintln!("full tables …");
     let mut programs = Programs::load(Scope::ALL[0]).context("load the programs")?;
     programs.fill(Scope::ALL[0]).context("fill the tables")?;
-    report.add_full_tables(measure::run(&mut programs, cases::with_full_tables(), rounds)?);
+    report.add_full_tables(measure::run(&mut programs, full_tables, rounds)?);
     Ok(())
 }

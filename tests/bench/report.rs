@@ -32,6 +32,7 @@ pub(crate) struct Report {
 struct Column {
     flows: u32,
     scattered: bool,
+    one_by_one: bool,
     full_tables: bool,
     figures: Vec<Figure>,
 }
@@ -50,14 +51,24 @@ impl Report {
 
     /// Adds the figures of a scope.
     pub(crate) fn add(&mut self, scope: Scope, order: Order, figures: Vec<Figure>) {
-        let scattered = order == Order::Scattered;
-        let flows = scope.connections;
-        self.packets.push(Column { flows, scattered, full_tables: false, figures });
+        self.packets.push(Column {
+            flows: scope.connections,
+            scattered: order != Order::InTurn,
+            one_by_one: order == Order::OneByOne,
+            full_tables: false,
+            figures,
+        });
     }
 
     /// Adds figures of new connections that find the flow tables full.
     pub(crate) fn add_full_tables(&mut self, figures: Vec<Figure>) {
-        self.packets.push(Column { flows: 1, scattered: false, full_tables: true, figures });
+        self.packets.push(Column {
+            flows: 1,
+            scattered: false,
+            one_by_one: false,
+            full_tables: true,
+            figures,
+        });
     }
 
     /// The report as JSON.
@@ -103,10 +114,11 @@ impl Column {
             1_000_000 => "1 M flows".to_owned(),
             many => format!("{} k flows", many / 1000),
         };
-        let order = match (self.flows, self.scattered) {
-            (1, _) => "",
-            (_, false) => "in turn",
-            (_, true) => "scattered",
+        let order = match (self.flows, self.scattered, self.one_by_one) {
+            (1, ..) => "",
+            (_, false, _) => "in turn",
+            (_, _, false) => "scattered",
+            (_, _, true) => "one by one",
         };
         [flows, order.to_owned()]
     }
@@ -146,6 +158,7 @@ impl fmt::Display for Report {
             "Floors: parse, one look-up in the same table, rewrite, one counter; or parse,"
         )?;
         writeln!(f, "service, flow table or hash, backend, outer header, one counter.")?;
+        writeln!(f, "One by one: scattered, and begun when the last packet is through.")?;
         writeln!(f, "New flows meet a full half-open table: each evicts another.")?;
         if let Some(live) = &self.live {
             write_live(f, live)?;

@@ -166,6 +166,7 @@ async fn configuration(args: &Scale, place: &Place) -> anyhow::Result<()> {
     let start = Instant::now();
     let handle = Task::start(Setup {
         databases: tokio::sync::watch::Sender::default(),
+        alerts: watch::Sender::default(),
         node: "lb-01".into(),
         config_path: path.clone(),
         config: loaded.config,

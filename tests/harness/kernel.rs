@@ -17,15 +17,16 @@ use lb_common::{
     backend::Backend,
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
-    hash, names,
+    limits::{STEERED_BYTES, VIP_BYTES},
+    names,
     news::Node,
     reason::Reason,
-    service::{STEERED, Service, ServiceKey, Slot},
+    service::{Service, ServiceKey, Slot},
     source::{Bucket, RateKey, Source},
     stats::{BackendSignals, BackendStats, ServiceStats},
     trace::{TRACES_BYTES, TraceCounts, TraceFilter, TraceRecord},
 };
-use lb_ebpf::fake::{Outcome, Setup, Xdp as Action, setup::steered_bits};
+use lb_ebpf::fake::{Outcome, Setup, Xdp as Action};
 
 /// Room for a packet that a test gets back.
 const PACKET_BYTES: usize = 4096;
@@ -114,7 +115,10 @@ impl Kernel {
 
     /// A map as the kernel describes it.
     pub fn map(&self, name: &str) -> Result<MapInfo> {
-        let map = self.ebpf.map(name).with_context(|| format!("find the map {name}"))?;
+        let map = self
+            .ebpf
+            .map(names::in_object(name))
+            .with_context(|| format!("find the map {name}"))?;
         let data = match map {
             Map::Array(data)
             | Map::HashMap(data)
@@ -144,31 +148,11 @@ impl Kernel {
         for ((bits, source), verdict) in &setup.sources {
             sources.insert(&Prefixed::new(*bits, *source), *verdict, 0)?;
         }
-        let mut words: HashMap<u32, u64> = HashMap::new();
-        for bit in &old.vip_bits {
-            words.insert(hash::vip_place(*bit).0, 0);
-        }
-        for bit in &setup.vip_bits {
-            let (element, shift) = hash::vip_place(*bit);
-            *words.entry(element).or_default() |= u64::from(hash::VIP) << shift;
-        }
-        let mut steered_words: HashMap<u32, u64> = HashMap::new();
-        for (_, bit) in steered(&old) {
-            steered_words.insert(bit / 64, 0);
-        }
-        for (vip_bit, bit) in steered(setup) {
-            let (element, shift) = hash::vip_place(vip_bit);
-            *words.entry(element).or_default() |= u64::from(hash::VIP_STEERED) << shift;
-            *steered_words.entry(bit / 64).or_default() |= 1 << (bit % 64);
-        }
-        let mut steered: Array<_, u64> = self.array(names::STEERED)?;
-        for (word, bits) in steered_words {
-            steered.set(word, bits, 0)?;
-        }
-        let mut vips: Array<_, u64> = self.array(names::VIPS)?;
-        for (word, bits) in words {
-            vips.set(word, bits, 0)?;
-        }
+        let (filter, steered_filter) = setup.filters();
+        let mut steered: Array<_, [u8; STEERED_BYTES]> = self.array(names::STEERED)?;
+        steered.set(0, <&[u8; STEERED_BYTES]>::try_from(steered_filter.as_slice())?, 0)?;
+        let mut vips: Array<_, [u8; VIP_BYTES]> = self.array(names::VIPS)?;
+        vips.set(0, <&[u8; VIP_BYTES]>::try_from(filter.as_slice())?, 0)?;
         let mut backends: Array<_, Backend> = self.array(names::BACKENDS)?;
         for (id, _) in &old.backends {
             backends.set(*id, Backend::ZERO, 0)?;
@@ -366,7 +350,7 @@ impl Kernel {
     }
 
     fn map_mut(&mut self, name: &str) -> Result<&mut Map> {
-        self.ebpf.map_mut(name).with_context(|| format!("find {name}"))
+        self.ebpf.map_mut(names::in_object(name)).with_context(|| format!("find {name}"))
     }
 
     fn array<V: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, V>> {
@@ -412,12 +396,6 @@ impl Kernel {
             })
             .collect()
     }
-}
-
-/// The bits of a configuration's steered services: those in `VIPS`, and those in `STEERED`.
-fn steered(setup: &Setup) -> impl Iterator<Item = (u32, u32)> {
-    let steered = setup.services.iter().filter(|(_, service)| service.flags & STEERED != 0);
-    steered.map(|(key, _)| steered_bits(key))
 }
 
 fn reasons() -> Vec<u32> {

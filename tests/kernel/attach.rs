@@ -10,12 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use ballast::dataplane::{AttachMode, Dataplane, Op};
-use lb_common::{
-    hash::{VIP, vip_place},
-    limits::VIP_WORDS,
-    reason::Reason,
-    service::Balance,
-};
+use lb_common::{reason::Reason, service::Balance};
 use lb_ebpf::{
     fake::{Frame, Net, Setup, setup::backend},
     family::protocol,
@@ -40,8 +35,8 @@ const FRAMES: u64 = 100;
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
 
 /// Two cables: the balancer's ends, and those of the others.
-const NEAR: [&str; 2] = ["near-0", "near-1"];
-const FAR: [&str; 2] = ["far-0", "far-1"];
+pub(crate) const NEAR: [&str; 2] = ["near-0", "near-1"];
+pub(crate) const FAR: [&str; 2] = ["far-0", "far-1"];
 
 fn ip(words: &str) -> Result<String> {
     let output = Command::new("ip").args(words.split_whitespace()).output();
@@ -50,7 +45,7 @@ fn ip(words: &str) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-fn ifindex(name: &str) -> Result<u32> {
+pub(crate) fn ifindex(name: &str) -> Result<u32> {
     nix::net::if_::if_nametoindex(name).with_context(|| format!("find {name}"))
 }
 
@@ -60,7 +55,7 @@ fn has_program(name: &str, id: u32) -> Result<bool> {
 }
 
 /// Runs the body in a network namespace with the two cables; all is gone when the thread ends.
-fn with_cables(body: impl FnOnce() -> Result<()> + Send) -> Result<()> {
+pub(crate) fn with_cables(body: impl FnOnce() -> Result<()> + Send) -> Result<()> {
     let inside = || {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).context("make a namespace")?;
         for (near, far) in NEAR.iter().zip(FAR) {
@@ -76,10 +71,10 @@ fn with_cables(body: impl FnOnce() -> Result<()> + Send) -> Result<()> {
 }
 
 /// The other end of a cable.
-struct Far(OwnedFd);
+pub(crate) struct Far(OwnedFd);
 
 impl Far {
-    fn new(name: &str) -> Result<Self> {
+    pub(crate) fn new(name: &str) -> Result<Self> {
         let every = SockProtocol::EthAll;
         let flags = SockFlag::SOCK_CLOEXEC;
         let socket = socket(AddressFamily::Packet, SockType::Raw, flags, every)
@@ -98,7 +93,7 @@ impl Far {
         Ok(Self(socket))
     }
 
-    fn send(&self, frame: &[u8]) -> Result<()> {
+    pub(crate) fn send(&self, frame: &[u8]) -> Result<()> {
         let sent = nix::unistd::write(&self.0, frame).context("send")?;
         ensure!(sent == frame.len(), "{sent} of {} bytes sent", frame.len());
         Ok(())
@@ -113,7 +108,7 @@ impl Far {
     }
 
     /// Waits for a frame; others, the kernel's own and those that were sent here, are passed over.
-    fn expect(&self, frame: &Frame) -> Result<()> {
+    pub(crate) fn expect(&self, frame: &Frame) -> Result<()> {
         let wanted = frame.build();
         let end = Instant::now() + PATIENCE;
         // The first ones tell what went wrong.
@@ -152,16 +147,12 @@ fn counted(dataplane: &Dataplane, wanted: u64) -> Result<()> {
 }
 
 /// What the daemon would write for a configuration.
-fn ops(setup: &Setup) -> Vec<Op> {
-    let mut words = vec![0; VIP_WORDS as usize];
-    for bit in &setup.vip_bits {
-        let (word, shift) = vip_place(*bit);
-        words[word as usize] |= u64::from(VIP) << shift;
-    }
+pub(crate) fn ops(setup: &Setup) -> Vec<Op> {
+    let (bytes, _) = setup.filters();
     let backends = setup.backends.iter().map(|&(id, backend)| Op::SetBackend { id, backend });
     let table = Op::SetTable { start: 0, slots: setup.slots.clone() };
     let services = setup.services.iter().map(|&(key, service)| Op::SetService { key, service });
-    backends.chain([table]).chain(services).chain([Op::SetVips { words }]).collect()
+    backends.chain([table]).chain(services).chain([Op::SetVips { bytes }]).collect()
 }
 
 #[test]

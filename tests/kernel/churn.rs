@@ -91,7 +91,7 @@ impl Site {
         let dataplane = Dataplane::open(&options)?;
         let mut loader = EbpfLoader::new();
         for name in names::PINNED {
-            loader.map_pin_path(name, pins.0.join(name));
+            loader.map_pin_path(names::in_object(name), pins.0.join(name));
         }
         for (name, entries) in [
             (names::FLOWS, options.max_flows),
@@ -176,6 +176,7 @@ fn desired(weights: &BTreeMap<u8, u32>) -> Desired {
         serving: weight > 0,
         forward: true,
         patience_ms: 0,
+        leased: false,
     });
     let service = DesiredService {
         key: service_key(VIP, Protocol::Tcp),
@@ -185,6 +186,7 @@ fn desired(weights: &BTreeMap<u8, u32>) -> Desired {
         backends: backends.collect(),
         guard: Guard::default(),
         proxied: Proxied::None,
+        parked_until: 0,
         replay: Replay { tries: 0, per_mille: 0 },
     };
     Desired {

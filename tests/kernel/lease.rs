@@ -1,12 +1,19 @@
-//! Who asks for a floating address gets no answer from a node whose lease is over.
+//! Who asks for a floating address gets no answer from a node whose lease is over, nor does a packet go to a
+//! backend whose lease is.
+
+use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
+    backend::LEASED,
     lease::{Lease, LeaseKey},
     names,
     reason::Reason,
     service::mapped,
 };
-use lb_ebpf::fake::{Net, Xdp};
+use lb_ebpf::{
+    fake::{Frame, Net, Xdp, setup::backend},
+    packet::tcp_flags::ACK,
+};
 use lb_tests::kernel::Kernel;
 
 const FLOWS: u32 = 64;
@@ -42,8 +49,8 @@ fn a_question_is_answered_only_within_the_lease() -> anyhow::Result<()> {
     let mut kernel = Kernel::load(FLOWS)?;
     kernel.reset(&Net::v6().single())?;
     let keys = [mapped(VIP), VIP6].map(|address| LeaseKey { address });
-    let far = Lease { until_ns: u64::MAX };
-    let over = Lease { until_ns: 1 };
+    let far = Lease { until_ns: u64::MAX, told_ns: 0 };
+    let over = Lease { until_ns: 1, told_ns: 0 };
     let refused = |kernel: &Kernel| -> anyhow::Result<u64> {
         Ok(kernel.counters()?.reasons[Reason::NoLease as usize])
     };
@@ -66,5 +73,82 @@ fn a_question_is_answered_only_within_the_lease() -> anyhow::Result<()> {
     let mut answer = arp_request(VIP);
     answer[21] = 2;
     assert_eq!(kernel.run(&answer)?.xdp, Xdp::Pass);
+    Ok(())
+}
+
+/// A node that has just taken an address does not know yet what the other one is about to tell.
+#[test]
+fn what_is_not_known_yet_is_not_refused() -> anyhow::Result<()> {
+    let mut kernel = Kernel::load(FLOWS)?;
+    for net in Net::both() {
+        kernel.reset(&net.single())?;
+        let address = match net.vip.ip() {
+            IpAddr::V4(address) => mapped(address.octets()),
+            IpAddr::V6(address) => address.octets(),
+        };
+        let key = LeaseKey { address };
+        let backend = net.backends[0];
+        let reply_to = SocketAddr::new(net.vip.ip(), 50_000);
+        let frames = [
+            // In mid-connection, from the client and from the backend; and a datagram of the backend.
+            (Frame::tcp(net.client, net.vip, ACK), Reason::NoFlow),
+            (Frame::tcp(backend, reply_to, ACK), Reason::NoService),
+            (Frame::udp(backend, reply_to, b"late"), Reason::NoService),
+        ];
+        let counted = |kernel: &Kernel, reason: Reason| -> anyhow::Result<u64> {
+            Ok(kernel.counters()?.reasons[reason as usize])
+        };
+        for (frame, later) in frames {
+            let frame = frame.build();
+            let far = u64::MAX;
+            for (until_ns, told_ns, reason) in [
+                (far, far, Reason::NotYetTold),
+                (far, 1, later),
+                (1, 1, Reason::NoLease),
+                (1, far, Reason::NoLease),
+            ] {
+                kernel.insert(names::LEASES, [(key, Lease { until_ns, told_ns })])?;
+                let before = counted(&kernel, reason)?;
+                let xdp = kernel.run(&frame)?.xdp;
+                assert_eq!(xdp == Xdp::Drop, reason != later, "{reason:?}: {xdp:?}");
+                assert_eq!(counted(&kernel, reason)?, before + 1, "{reason:?}");
+            }
+        }
+        // A new connection has nobody to be told by.
+        kernel.insert(names::LEASES, [(key, Lease { until_ns: u64::MAX, told_ns: u64::MAX })])?;
+        assert_eq!(kernel.run(&Frame::syn(net.client, net.vip).build())?.xdp, Xdp::Transmit);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_backend_gets_packets_only_within_its_lease() -> anyhow::Result<()> {
+    let mut kernel = Kernel::load(FLOWS)?;
+    for net in Net::both() {
+        kernel.reset(&net.single().change(1, |it| it.flags |= LEASED))?;
+        let server = backend(net.backends[0]);
+        let key = LeaseKey::backend(&server.address, server.port);
+        kernel.remove::<LeaseKey, Lease>(names::LEASES, |_, _| true)?;
+        let syn = Frame::syn(net.client, net.vip).build();
+        let refused = |kernel: &Kernel| -> anyhow::Result<u64> {
+            Ok(kernel.counters()?.reasons[Reason::NoLease as usize])
+        };
+        assert_eq!(kernel.run(&syn)?.xdp, Xdp::Drop, "there is none");
+        assert_eq!(refused(&kernel)?, 1);
+        kernel.insert(names::LEASES, [(key, Lease { until_ns: u64::MAX, told_ns: 0 })])?;
+        let sent = kernel.run(&syn)?;
+        assert_eq!(sent.xdp, Xdp::Transmit, "within it");
+        let l4 = if net.vip.is_ipv4() { 34 } else { 54 };
+        let port = u16::from_be_bytes([sent.frame[l4], sent.frame[l4 + 1]]);
+        let answer = Frame::syn_ack(net.backends[0], net.nat(port));
+        kernel.run(&net.sent_by_backend(answer, 1).build())?;
+        let data = Frame::tcp(net.client, net.vip, ACK).build();
+        for _ in 0..2 {
+            assert_eq!(kernel.run(&data)?.xdp, Xdp::Transmit, "of a connection");
+        }
+        kernel.insert(names::LEASES, [(key, Lease { until_ns: 1, told_ns: 0 })])?;
+        assert_eq!(kernel.run(&data)?.xdp, Xdp::Drop, "after it");
+        assert_eq!(refused(&kernel)?, 2);
+    }
     Ok(())
 }

@@ -8,6 +8,7 @@ mod churn;
 mod cut;
 mod decap;
 mod differential;
+mod filters;
 mod layout;
 mod lease;
 mod nodes;

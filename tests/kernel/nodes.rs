@@ -164,6 +164,6 @@ fn steered_connections_have_one_entry() -> Result<()> {
     let (key, entry) = one;
     ensure!((key.src, key.dst) == (entry.new_src, entry.new_dst));
     ensure!((entry.backend, entry.state) == (3, state::STEERED));
-    ensure!((entry.client_mac, entry.client_ifindex) == ([0; 6], 0));
+    ensure!((entry.client_mac(), entry.client_ifindex) == ([0; 6], 0));
     Ok(())
 }

@@ -2,9 +2,12 @@
 //!
 //! Each test brings up a lab of its own. They need root; without it they fail.
 
+mod alerts;
+mod anycast;
 mod config;
 mod failure;
 mod flood;
+mod handover;
 mod http;
 mod labs;
 mod load;
@@ -26,5 +29,6 @@ mod start;
 mod steer;
 mod takeover;
 mod trace;
+mod upgrade;
 mod vagrant;
 mod vrrp;

@@ -30,10 +30,10 @@ use crate::{
 const OPEN: usize = 10;
 
 /// A key for the cluster, in a file of its own.
-struct Key(PathBuf);
+pub(crate) struct Key(PathBuf);
 
 impl Key {
-    fn new(text: &str) -> Result<Self> {
+    pub(crate) fn new(text: &str) -> Result<Self> {
         let key = Self(std::env::temp_dir().join(unique("key")));
         key.write(text)?;
         Ok(key)
@@ -44,7 +44,7 @@ impl Key {
         fs::set_permissions(&self.0, fs::Permissions::from_mode(0o600)).context("protect the key")
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 }
@@ -55,13 +55,13 @@ impl Drop for Key {
     }
 }
 
-fn config(key: &Key) -> String {
+pub(crate) fn config(key: &Key) -> String {
     let line = format!("[cluster]\nsecret_file = \"{}\"\n", key.path().display());
     default_config().replacen("[cluster]\n", &line, 1)
 }
 
 /// `ballast …` for the daemon of a host.
-fn obeys(site: &Site, host: HostName, words: &str) -> Result<String> {
+pub(crate) fn obeys(site: &Site, host: HostName, words: &str) -> Result<String> {
     let (command, arguments) = words.split_once(' ').unwrap_or((words, ""));
     let mut command = site.lab().ballast_command(host.as_str(), command);
     shell::output(command.args(arguments.split_whitespace()).stdin(Stdio::null()))
@@ -84,7 +84,7 @@ fn until_peer(
     })
 }
 
-fn until_in_sync(site: &Site) -> Result<()> {
+pub(crate) fn until_in_sync(site: &Site) -> Result<()> {
     for host in [HostName::Lb01, HostName::Lb02] {
         until_peer(site, host, "the other node to be in sync", |peer| {
             peer["up"] == true && peer["in_sync"] == true && peer["same_config"] == true

@@ -17,15 +17,20 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-use xtask::lab::{Host, HostName, Options, default_config, postgres_config};
+use xtask::lab::{
+    Balancers, Host, HostName, Options, default_config, etcd_config, postgres_config,
+};
 
 use crate::site::{Site, eventually};
+
+mod pair;
+mod unattended;
 
 /// What one try of a client may take.
 const TRY: Duration = Duration::from_secs(2);
 
 /// A lab with databases, whose daemon has found the primary.
-fn site(name: &str, more: &str) -> Result<Site> {
+pub(crate) fn site(name: &str, more: &str) -> Result<Site> {
     let config = default_config() + &postgres_config() + more;
     let site = Site::with(
         name,
@@ -38,25 +43,25 @@ fn site(name: &str, more: &str) -> Result<Site> {
     Ok(site)
 }
 
-fn database(site: &Site) -> Result<Value> {
+pub(crate) fn database(site: &Site) -> Result<Value> {
     let all: Value = serde_json::from_str(&site.obeys("pg status --json")?)?;
     Ok(all[0].clone())
 }
 
-fn until(site: &Site, what: &str, so: impl Fn(&Value) -> bool) -> Result<Value> {
+pub(crate) fn until(site: &Site, what: &str, so: impl Fn(&Value) -> bool) -> Result<Value> {
     eventually(what, || {
         let database = database(site)?;
         Ok(so(&database).then_some(database))
     })
 }
 
-fn server<'a>(database: &'a Value, name: &str) -> &'a Value {
+pub(crate) fn server<'a>(database: &'a Value, name: &str) -> &'a Value {
     let servers = database["servers"].as_array().into_iter().flatten();
     servers.into_iter().find(|it| it["name"] == name).unwrap_or(&Value::Null)
 }
 
 /// Asks through the floating address; one value.
-async fn ask(port: u16, statement: &str) -> Result<String> {
+pub(crate) async fn ask(port: u16, statement: &str) -> Result<String> {
     let mut config = tokio_postgres::Config::new();
     config.host("192.0.2.100").port(port).user("app").password("app").dbname("app");
     let work = async {
@@ -73,7 +78,7 @@ async fn ask(port: u16, statement: &str) -> Result<String> {
     tokio::time::timeout(TRY, work).await.context("wait")?
 }
 
-fn on<T: Send>(host: &Host, work: impl AsyncFnOnce() -> Result<T> + Send) -> Result<T> {
+pub(crate) fn on<T: Send>(host: &Host, work: impl AsyncFnOnce() -> Result<T> + Send) -> Result<T> {
     host.within(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(work())
@@ -81,7 +86,7 @@ fn on<T: Send>(host: &Host, work: impl AsyncFnOnce() -> Result<T> + Send) -> Res
 }
 
 /// The address of the server that a port leads to.
-fn leads_to(site: &Site, port: u16) -> Result<String> {
+pub(crate) fn leads_to(site: &Site, port: u16) -> Result<String> {
     on(site.client(), async || ask(port, "select host(inet_server_addr())").await)
 }
 

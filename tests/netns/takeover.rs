@@ -1,6 +1,6 @@
 //! The daemon dies, is restarted, is replaced: the kernel goes on.
 
-use std::{fs, thread, time::Instant};
+use std::{fs, process::Stdio, thread, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use xtask::{
@@ -12,7 +12,7 @@ use crate::{
     config::{echo, web, web6},
     http::Connection,
     load::Load,
-    site::{Site, number},
+    site::{Site, eventually, number},
 };
 
 #[test]
@@ -76,6 +76,47 @@ fn neither_a_killed_nor_a_replaced_daemon_loses_anything() -> Result<()> {
         ["web", "web6"].iter().all(|service| status.sum(service, "active") == 0)
     })?;
     detach_takes_everything_away(&site)?;
+    site.finish()
+}
+
+#[test]
+fn a_daemon_may_die_at_any_point_of_its_start() -> Result<()> {
+    let site = Site::up("startdeath", default_config())?;
+    let load = Load::http(site.client(), 4, web());
+    let load6 = Load::http(site.client(), 2, web6());
+    // A datagram that is not forwarded is lost.
+    let datagrams = Load::echo(site.client(), echo());
+    load.more(100)?;
+    site.daemon().kill()?;
+    // So many requests after its start: no clock is asked, and the points are spread over the start.
+    for requests in (0..24).map(|step| step * 12) {
+        site.daemon().spawn()?;
+        eventually("the daemon to be in its namespace", || Ok(site.daemon().pid()))?;
+        load.more(requests)?;
+        site.daemon().kill()?;
+        datagrams.more(2).with_context(|| format!("killed after {requests} requests"))?;
+    }
+    load.more(100)?;
+    site.daemon().start()?;
+    adopted(&site)?;
+    // The same with a variant of the program in force.
+    for _ in 0..3 {
+        let mut command = site.lab().ballast_command(HostName::Lb01.as_str(), "trace");
+        command.arg("--json").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut trace = command.spawn().context("start `ballast trace`")?;
+        site.until("the trace to begin", |status| number(&status.0["dataplane"]["traces"]) == 1)?;
+        site.daemon().kill()?;
+        load.more(50)?;
+        datagrams.more(10)?;
+        trace.wait().context("wait for the trace to end")?;
+        site.daemon().start()?;
+        adopted(&site)?;
+    }
+    load.more(200)?;
+    load6.more(100)?;
+    for report in [load.stop(), load6.stop(), datagrams.stop()] {
+        report.ensure_none_failed()?;
+    }
     site.finish()
 }
 

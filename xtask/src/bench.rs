@@ -20,6 +20,12 @@ pub struct Args {
     /// Measures single packets only, without a lab: neither frames over wires nor requests.
     #[arg(long)]
     pub no_requests: bool,
+    /// Measures only packets whose line in the table contains this, with their floors. May be repeated
+    #[arg(long, value_name = "WORDS", requires = "no_requests")]
+    pub only: Vec<String>,
+    /// Measures only with so many flows: 1, 10000 or 1000000. May be repeated
+    #[arg(long, value_name = "NUMBER", requires = "no_requests")]
+    pub connections: Vec<u32>,
     /// What very many services cost, in place of packets.
     #[command(flatten)]
     pub scale: Scale,
@@ -72,6 +78,12 @@ impl Args {
         }
         if self.no_requests {
             list.push("--no-requests".into());
+        }
+        for words in &self.only {
+            list.extend(["--only".into(), words.into()]);
+        }
+        for number in &self.connections {
+            list.extend(["--connections".into(), number.to_string().into()]);
         }
         if self.scale.wanted {
             list.push("--scale".into());

@@ -5,7 +5,13 @@
 //! of the connections that were open broke. A host that was cut off or stopped comes back, and that is
 //! measured too.
 
-use std::{process::ExitCode, thread, time::Duration};
+use std::{
+    num::NonZero,
+    process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
@@ -44,6 +50,9 @@ const BEFORE: Duration = Duration::from_secs(1);
 /// How long they ask after it.
 const AFTER: Duration = Duration::from_secs(6);
 
+/// How long all CPUs are busy.
+const BUSY: Duration = Duration::from_mins(1);
+
 /// How long everything may take to be well again.
 const WELL_LIMIT: Duration = Duration::from_mins(1);
 
@@ -78,14 +87,17 @@ pub enum Fault {
     BalancerStopped,
     /// The active balancer's program is killed and started again.
     DaemonKilled,
+    /// Every CPU has more to do than it can.
+    Busy,
 }
 
-const FAULTS: [Fault; 5] = [
+const FAULTS: [Fault; 6] = [
     Fault::AppKilled,
     Fault::AppSilent,
     Fault::BalancerOff,
     Fault::BalancerStopped,
     Fault::DaemonKilled,
+    Fault::Busy,
 ];
 
 impl Fault {
@@ -96,13 +108,14 @@ impl Fault {
             Self::BalancerOff => "the active balancer, power off (link cut)",
             Self::BalancerStopped => "the active balancer, orderly stop",
             Self::DaemonKilled => "the balancer's program, kill -9 and restart",
+            Self::Busy => "nothing, but all CPUs are busy for 60 s",
         }
     }
 
     /// What the undoing of it is called, where that is worth measuring.
     const fn return_title(self) -> Option<&'static str> {
         match self {
-            Self::AppKilled | Self::AppSilent | Self::DaemonKilled => None,
+            Self::AppKilled | Self::AppSilent | Self::DaemonKilled | Self::Busy => None,
             Self::BalancerOff => Some("  its link is back"),
             Self::BalancerStopped => Some("  it is started again"),
         }
@@ -264,6 +277,14 @@ impl Site {
                 })?;
                 self.lab.start(active)
             }
+            (Fault::Busy, _) => {
+                busy(BUSY)?;
+                let holders = self.holders()?;
+                if holders != [active] {
+                    bail!("the address has moved from {active}, which was only busy: {holders:?}");
+                }
+                Ok(())
+            }
             (Fault::DaemonKilled, Stack::Classic) => {
                 self.lab.kill_classic_nginx(active)?;
                 self.lab.start_classic(active)
@@ -278,9 +299,31 @@ impl Site {
             (Fault::BalancerOff, _) => self.lab.heal(active),
             (Fault::BalancerStopped, Stack::Ballast) => self.lab.start(active),
             (Fault::BalancerStopped, Stack::Classic) => self.lab.start_classic(active),
-            (Fault::DaemonKilled, _) => Ok(()),
+            (Fault::DaemonKilled | Fault::Busy, _) => Ok(()),
         }
     }
+}
+
+/// Keeps every CPU busy with two threads that do nothing else.
+fn busy(how_long: Duration) -> Result<()> {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..2 * thread::available_parallelism().map_or(1, NonZero::get) {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        let end = Instant::now() + how_long;
+        let mut outcome = Ok(());
+        while Instant::now() < end && outcome.is_ok() {
+            thread::sleep(Duration::from_millis(100));
+            outcome = interrupt::check();
+        }
+        stop.store(true, Ordering::Relaxed);
+        outcome
+    })
 }
 
 /// The app server that fails.

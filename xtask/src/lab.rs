@@ -29,6 +29,7 @@ use crate::{bpffs, build, shell};
 mod balancer;
 mod classic;
 mod echo;
+mod etcd;
 mod guard;
 mod machine;
 mod netns;
@@ -44,8 +45,9 @@ pub mod topology;
 mod xdp_pass;
 
 pub use self::{
-    balancer::config as default_config,
+    balancer::{config as default_config, with_key},
     echo::serve as serve_udp_echo,
+    etcd::config as etcd_config,
     guard::watch,
     machine::{Machine, host},
     nginx::BIG_BYTES,
@@ -354,10 +356,11 @@ impl Lab {
     /// Everything that the host can run.
     fn programs(&self, host: HostName) -> Vec<Program> {
         match host.role() {
-            Role::Balancer => vec![balancer::program(self, host)],
+            Role::Balancer => vec![etcd::program(self, host), balancer::program(self, host)],
             Role::App => vec![nginx::program(self, host), echo::program(self, host)],
             Role::Postgres => vec![postgres::program(self, host)],
-            Role::Client | Role::Witness => Vec::new(),
+            Role::Witness => vec![etcd::program(self, host)],
+            Role::Client => Vec::new(),
         }
     }
 
@@ -373,7 +376,10 @@ impl Lab {
             Role::Postgres => self.options.postgres,
             Role::Client | Role::Witness => false,
         };
-        if wanted { self.programs(host) } else { Vec::new() }
+        let mut programs = self.programs(host);
+        let etcd = self.options.etcd;
+        programs.retain(|program| if program.name == "etcd" { etcd } else { wanted });
+        programs
     }
 
     /// Writes all files that the programs need.
@@ -400,18 +406,26 @@ impl Lab {
     /// Writes the balancers' configuration.
     fn write_config(&self) -> Result<()> {
         postgres::write_password(self)?;
+        balancer::write_key(self)?;
         let database = || if self.options.postgres { postgres::config() } else { String::new() };
         let config = self.options.config.clone();
-        let config = config.unwrap_or_else(|| balancer::config() + &database());
+        let config =
+            config.unwrap_or_else(|| balancer::with_key(&balancer::config()) + &database());
         fs::write(self.config(), self.complete_config(&config)).context("write ballast.toml")
     }
 
-    /// A configuration in which `@LAB@` is the lab's folder, as in [`postgres_config`].
+    /// A configuration in which `@LAB@` is the lab's folder, as in [`postgres_config`] and [`with_key`].
     pub fn complete_config(&self, text: &str) -> String {
         text.replace(postgres::FOLDER, &self.state_dir().display().to_string())
     }
 
     fn start_all(&self) -> Result<()> {
+        if self.options.etcd {
+            // They wait for each other.
+            let mut members = etcd::MEMBERS.map(|host| etcd::program(self, host));
+            members.iter_mut().try_for_each(Program::spawn)?;
+            members.iter().try_for_each(Program::wait_ready)?;
+        }
         std::thread::scope(|scope| {
             let databases = self.options.postgres.then(|| scope.spawn(|| postgres::start(self)));
             let others = self.start_others();

@@ -9,6 +9,7 @@ use std::{
 use lb_common::{
     backend::{self, Backend},
     hash,
+    limits::{STEERED_BYTES, VIP_BYTES},
     service::{Balance, FILTERED, STEERED, Service, ServiceKey, Slot, mapped},
     source::{self, ALLOW, DENY, FLOATING, LIST_BITS, SOURCE_BITS, Source},
 };
@@ -258,6 +259,15 @@ impl Setup {
         self
     }
 
+    /// With new connections that wait until then, in all services so far.
+    #[must_use]
+    pub fn parked(mut self, until: u32) -> Self {
+        for (_, service) in &mut self.services {
+            service.parked_until = until;
+        }
+        self
+    }
+
     /// With a backend.
     #[must_use]
     pub fn backend(mut self, id: u32, backend: Backend) -> Self {
@@ -319,6 +329,27 @@ impl Setup {
         self
     }
 
+    /// `VIPS` and `STEERED`, all of their bytes.
+    #[must_use]
+    pub fn filters(&self) -> (Vec<u8>, Vec<u8>) {
+        let (mut vips, mut steered) = (vec![0; VIP_BYTES], vec![0; STEERED_BYTES]);
+        for (key, service) in &self.services {
+            let (vip_bit, bit) = steered_bits(key);
+            if service.flags & STEERED == 0 {
+                vips[vip_bit as usize] |= hash::VIP;
+            } else {
+                vips[vip_bit as usize] |= hash::VIP_STEERED;
+                steered[bit as usize] = 1;
+            }
+        }
+        for bit in &self.vip_bits {
+            if vips[*bit as usize] == 0 {
+                vips[*bit as usize] = hash::VIP;
+            }
+        }
+        (vips, steered)
+    }
+
     /// With a backend changed.
     ///
     /// # Panics
@@ -333,9 +364,8 @@ impl Setup {
     }
 }
 
-/// A steered service's bits: its address's in `VIPS`, and its own in `STEERED`.
-#[must_use]
-pub fn steered_bits(key: &ServiceKey) -> (u32, u32) {
+/// A service's places: its address's in `VIPS`, and, if it is steered, its own in `STEERED`.
+fn steered_bits(key: &ServiceKey) -> (u32, u32) {
     let vip_bit = match Ipv6Addr::from(key.address).to_ipv4_mapped() {
         Some(address) => vip_bit(address.into()),
         None => <[u64; 2]>::from_mapped(&key.address).vip_bit(),

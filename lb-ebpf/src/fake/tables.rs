@@ -13,20 +13,17 @@ use lb_common::{
     backend::Backend,
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6, state},
-    hash,
-    limits::{
-        DEFAULT_BACKENDS, DEFAULT_SERVICES, DEFAULT_SLOTS, REPLAY_BUDGET, REPLAY_COST,
-        STEERED_WORDS, VIP_WORDS,
-    },
+    lease::LeaseKey,
+    limits::{DEFAULT_BACKENDS, DEFAULT_SERVICES, DEFAULT_SLOTS, REPLAY_BUDGET, REPLAY_COST},
     news::{Begun4, Begun6, Node, TELL},
     reason::Reason,
-    service::{STEERED, Service, ServiceKey, Slot},
+    service::{Service, ServiceKey, Slot},
     source::{Bucket, LIST_BITS, RateKey, Source},
     stats::{BackendSignals, BackendStats, ServiceStats, handshake_class},
     trace::{SAMPLE_EVERY, Sample, Stage},
 };
 
-use super::setup::{Setup, mapped_ip, service_key, steered_bits};
+use super::setup::{Setup, mapped_ip, service_key};
 use crate::{
     admit, connect,
     family::{Address, Family, Ports, Tuple, V4, V6},
@@ -47,10 +44,11 @@ pub use flows::FlowTables;
 pub struct FakeTables {
     now_ns: Cell<u64>,
     random: Cell<u32>,
-    vips: Vec<u64>,
-    steered: Vec<u64>,
+    vips: Vec<u8>,
+    steered: Vec<u8>,
     services: HashMap<ServiceKey, Service>,
     backends: Vec<Backend>,
+    leases: HashMap<LeaseKey, u64>,
     slots: Vec<Slot>,
     sources: BTreeMap<(u32, Source), u32>,
     buckets: RefCell<HashMap<RateKey, Box<UnsafeCell<Bucket>>>>,
@@ -112,13 +110,15 @@ impl FakeTables {
     /// When the configuration does not fit the maps.
     #[must_use]
     pub fn new(setup: &Setup) -> Self {
+        let (vips, steered) = setup.filters();
         let mut tables = Self {
             now_ns: Cell::new(1_000_000_000_000),
             random: Cell::new(1),
-            vips: vec![0; VIP_WORDS as usize],
-            steered: vec![0; STEERED_WORDS as usize],
-            services: HashMap::new(),
+            vips,
+            steered,
+            services: setup.services.iter().copied().collect(),
             backends: vec![Backend::ZERO; DEFAULT_BACKENDS as usize],
+            leases: HashMap::new(),
             slots: setup.slots.clone(),
             sources: setup.sources.iter().copied().collect(),
             buckets: RefCell::default(),
@@ -139,19 +139,6 @@ impl FakeTables {
             v4: FlowTables::new(0, HalfOpen4::ZERO),
             v6: FlowTables::new([0; 2], HalfOpen6::ZERO),
         };
-        for bit in &setup.vip_bits {
-            let (element, shift) = hash::vip_place(*bit);
-            tables.vips[element as usize] |= u64::from(hash::VIP) << shift;
-        }
-        for (key, service) in &setup.services {
-            tables.services.insert(*key, *service);
-            if service.flags & STEERED != 0 {
-                let (vip_bit, bit) = steered_bits(key);
-                let (element, shift) = hash::vip_place(vip_bit);
-                tables.vips[element as usize] |= u64::from(hash::VIP_STEERED) << shift;
-                tables.steered[bit as usize / 64] |= 1 << (bit % 64);
-            }
-        }
         for (id, backend) in &setup.backends {
             tables.set_backend(*id, *backend);
         }
@@ -165,6 +152,16 @@ impl FakeTables {
     /// When `BACKENDS` has no such index.
     pub fn set_backend(&mut self, id: u32, backend: Backend) {
         self.backends[id as usize] = backend;
+    }
+
+    /// Gives a backend a lease until then, on the clock of the flows.
+    ///
+    /// # Panics
+    ///
+    /// When `BACKENDS` has no such index.
+    pub fn set_lease(&mut self, id: u32, until_ns: u64) {
+        let Backend { address, port, .. } = self.backends[id as usize];
+        self.leases.insert(LeaseKey::backend(&address, port), until_ns);
     }
 
     /// Sets and clears flags of a backend.
@@ -329,6 +326,12 @@ impl Tables for FakeTables {
         self.now_ns.get()
     }
 
+    fn set_clock(&self) {}
+
+    fn noted_ns(&self) -> u64 {
+        self.now_ns()
+    }
+
     fn clock_ns(&self) -> u64 {
         self.now_ns.get()
     }
@@ -343,12 +346,12 @@ impl Tables for FakeTables {
         number
     }
 
-    fn vip(&self, bit: u32) -> u32 {
-        hash::vip_flags(self.vips[hash::vip_place(bit).0 as usize], bit)
+    fn vip(&self, place: u32) -> u8 {
+        self.vips[place as usize]
     }
 
-    fn is_steered(&self, bit: u32) -> bool {
-        self.steered[bit as usize / 64] >> (bit % 64) & 1 != 0
+    fn is_steered(&self, place: u32) -> bool {
+        self.steered[place as usize] != 0
     }
 
     fn service(&self, key: &ServiceKey) -> Option<Service> {
@@ -359,10 +362,15 @@ impl Tables for FakeTables {
         self.backends.get(id as usize)
     }
 
-    fn slot(&self, index: u32) -> Option<Slot> {
+    fn is_lease_over(&self, backend: u32) -> bool {
+        let key = self.backend(backend).map(|it| LeaseKey::backend(&it.address, it.port));
+        let until_ns = key.and_then(|key| self.leases.get(&key));
+        until_ns.is_none_or(|until_ns| *until_ns <= self.now_ns.get())
+    }
+
+    fn slot(&self, index: u32) -> Option<&Slot> {
         // An array has all its elements, with zeros in those that nobody wrote.
-        (index < DEFAULT_SLOTS)
-            .then(|| self.slots.get(index as usize).copied().unwrap_or(Slot::ZERO))
+        (index < DEFAULT_SLOTS).then(|| self.slots.get(index as usize).unwrap_or(&Slot::ZERO))
     }
 
     fn source(&self, list: u32, address: &[u8; 16]) -> Option<u32> {
@@ -430,9 +438,9 @@ impl Tables for FakeTables {
         stats.forward_bytes += bytes;
     }
 
-    fn count_steered(&self, backend: u32, bytes: u64) -> bool {
-        self.count_forward(backend, bytes);
-        self.backend_stats(backend).forward_packets.is_multiple_of(SAMPLE_EVERY)
+    fn count_steered(&self, backend: &u32, bytes: u64) -> bool {
+        self.count_forward(*backend, bytes);
+        self.backend_stats(*backend).forward_packets.is_multiple_of(SAMPLE_EVERY)
     }
 
     fn sample(&self, packet: &Packet, l3: usize, backend: u32, bytes: u64) {

@@ -1,26 +1,32 @@
 //! Keys and values of the flow tables, of either family.
 
 use lb_common::{
-    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6, Syn},
+    flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6, Syn, state},
     service::ServiceKey,
 };
 
 use super::{Address, Family, Ports, Tuple, V4, V6, address::Octets};
 use crate::{
     checksum::{Sum, TTL_DECREMENT},
-    packet::{Mac, Macs},
+    packet::{Macs, load64},
     tables::{Entry, HalfOpen},
 };
 
 /// The link that a client's packets come by, and replies go back by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientSide {
-    /// The client's MAC address, or its router's.
-    pub mac: Mac,
-    /// Our own MAC address there.
-    pub local_mac: Mac,
+    /// The MAC addresses of the client's frames: ours, and the client's or its router's.
+    pub macs: Macs,
     /// The interface.
     pub ifindex: u32,
+}
+
+impl ClientSide {
+    /// That of an entry of the client's direction.
+    #[inline(always)]
+    pub fn of_client<F: Family>(entry: &F::Entry) -> Self {
+        Self { macs: entry.macs(), ifindex: entry.client_ifindex() }
+    }
 }
 
 /// A flow key in words: written field by field, the compiler makes bytes of it, and the kernel, which
@@ -112,8 +118,8 @@ macro_rules! entry {
                     bytes: 0,
                     packets: 0,
                     ack: 0,
-                    client_mac: [0; 6],
-                    local_mac: [0; 6],
+                    dst_mac: [0; 6],
+                    src_mac: [0; 6],
                     client_ifindex: 0,
                 }
             }
@@ -156,6 +162,11 @@ macro_rules! entry {
             #[inline(always)]
             fn backend(&self) -> u32 {
                 self.backend
+            }
+
+            #[inline(always)]
+            fn backend_at(&self) -> &u32 {
+                &self.backend
             }
 
             #[inline(always)]
@@ -204,32 +215,50 @@ macro_rules! entry {
             }
 
             #[inline(always)]
-            fn macs_to_client(&self) -> Macs {
+            fn macs(&self) -> Macs {
                 const {
                     assert!(
-                        core::mem::offset_of!($entry, local_mac)
-                            == core::mem::offset_of!($entry, client_mac) + 6
+                        core::mem::offset_of!($entry, src_mac)
+                            == core::mem::offset_of!($entry, dst_mac) + 6
                     );
                 }
                 let start: *const Self = self;
-                let offset = core::mem::offset_of!($entry, client_mac);
+                let offset = core::mem::offset_of!($entry, dst_mac);
                 // SAFETY: both addresses, which lie side by side (asserted above).
                 Macs::load(unsafe { &*start.byte_add(offset).cast() })
             }
 
             #[inline(always)]
+            fn upper_macs(&self) -> u64 {
+                let start: *const Self = self;
+                let offset = core::mem::offset_of!($entry, src_mac) - 2;
+                // SAFETY: the end of one address and the other, as in `macs`.
+                load64(unsafe { &*start.byte_add(offset).cast() })
+            }
+
+            #[inline(always)]
             fn client_side(&self) -> ClientSide {
+                let macs = Entry::<$family>::macs(self);
+                let returns = self.state & state::RETURN != 0;
                 ClientSide {
-                    mac: Mac::load(&self.client_mac),
-                    local_mac: Mac::load(&self.local_mac),
+                    macs: if returns { macs.reversed() } else { macs },
                     ifindex: self.client_ifindex,
                 }
             }
 
             #[inline(always)]
+            fn client_ifindex(&self) -> u32 {
+                self.client_ifindex
+            }
+
+            #[inline(always)]
             fn set_client_side(&mut self, side: ClientSide) {
-                side.mac.store(&mut self.client_mac);
-                side.local_mac.store(&mut self.local_mac);
+                let returns = self.state & state::RETURN != 0;
+                let macs = if returns { side.macs.reversed() } else { side.macs };
+                let start: *mut Self = self;
+                let offset = core::mem::offset_of!($entry, dst_mac);
+                // SAFETY: both addresses, as in `macs`.
+                macs.store(unsafe { &mut *start.byte_add(offset).cast() });
                 self.client_ifindex = side.ifindex;
             }
         }

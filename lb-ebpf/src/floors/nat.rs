@@ -19,7 +19,7 @@ use lb_ebpf::{
     checksum::{adjust, adjust_udp},
     family::{Ports, V4, V6, protocol},
     packet::{
-        EthernetHdr, Frame, Header, Mac, Macs, TcpHdr, UdpHdr, load16, load32, load128, store16,
+        EthernetHdr, Frame, Header, Macs, TcpHdr, UdpHdr, load16, load32, load128, store16,
         store32, store128,
     },
     parse::{IPV4, IPV6},
@@ -134,7 +134,7 @@ fn nat4<L: Transport>(ctx: &XdpContext) -> Option<u32> {
     store16(&mut ip.check, check);
     store32(frame.l4.ports(), Ports::new(entry.new_src_port, entry.new_dst_port).0);
     frame.l4.mend(entry.l4_delta);
-    leave(&mut frame.ethernet, Entry::<V4>::macs_to_client(entry))
+    leave(&mut frame.ethernet, Entry::<V4>::macs(entry))
 }
 
 #[inline(always)]
@@ -162,7 +162,7 @@ fn nat6<L: Transport>(ctx: &XdpContext) -> Option<u32> {
     ip.hop_limit -= 1;
     store32(frame.l4.ports(), Ports::new(entry.new_src_port, entry.new_dst_port).0);
     frame.l4.mend(entry.l4_delta);
-    leave(&mut frame.ethernet, Entry::<V6>::macs_to_client(entry))
+    leave(&mut frame.ethernet, Entry::<V6>::macs(entry))
 }
 
 /// Writes the MAC addresses, counts, and sends the packet back.
@@ -194,9 +194,7 @@ fn swap<L: Transport>(ctx: &XdpContext) -> Option<u32> {
         return None;
     }
     let ethernet = &mut frame.ethernet;
-    let (dst, src) = (Mac::load(&ethernet.dst), Mac::load(&ethernet.src));
-    src.store(&mut ethernet.dst);
-    dst.store(&mut ethernet.src);
+    Macs::load(ethernet.macs()).reversed().store(ethernet.macs_mut());
     Some(xdp_action::XDP_TX)
 }
 

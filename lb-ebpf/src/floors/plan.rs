@@ -30,8 +30,9 @@ pub(crate) struct Plan {
     pub(crate) stride: u32,
     /// The next flow.
     pub(crate) position: u32,
-    /// Zero.
-    pub(crate) reserved: u32,
+    /// 1 if a packet is made only when the last one is through, and 0 if the processor may begin with
+    /// it before. No other number.
+    pub(crate) one_by_one: u32,
     /// The packet, but for the source address and the ports.
     pub(crate) packet: [u8; PACKET_LEN],
 }

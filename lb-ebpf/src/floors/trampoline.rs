@@ -12,7 +12,7 @@ use aya_ebpf::{
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
-use lb_ebpf::packet::Header;
+use lb_ebpf::packet::{Header, Words, load32};
 
 use crate::{
     packet,
@@ -88,8 +88,12 @@ fn trampoline6(ctx: XdpContext) -> u32 {
 /// Makes the next packet, and runs the program under test on it.
 #[inline(always)]
 fn again(ctx: &XdpContext, write: impl FnOnce(&mut Bytes, &[u8; PACKET_LEN], u64, u32)) -> u32 {
+    // What the last run wrote first: where the packet leaves to, which it had to look up.
+    let done = packet(ctx);
+    let Ok(Words([last])) = done.header::<Words<1>>(0) else { return xdp_action::XDP_ABORTED };
+    let last = load32(last);
     // What is longer has grown at its front, by an outer header; what is shorter was cut at its end.
-    let surplus = packet(ctx).len() as i32 - PACKET_LEN as i32;
+    let surplus = done.len() as i32 - PACKET_LEN as i32;
     // SAFETY: the context is the kernel's, and no pointer into the packet is held.
     let restored = unsafe {
         match surplus {
@@ -107,17 +111,19 @@ fn again(ctx: &XdpContext, write: impl FnOnce(&mut Bytes, &[u8; PACKET_LEN], u64
     // SAFETY: user space leaves the plan alone while the program runs.
     let plan = unsafe { &mut *plan };
 
-    let flow = plan.position;
+    let mut flow = plan.position;
+    if plan.one_by_one != 0 {
+        // Adds 0, which the processor cannot know before it has the word.
+        flow += last & plan.one_by_one >> 1;
+    }
     let next = flow + plan.stride;
     plan.position = if next >= plan.flows { next - plan.flows } else { next };
     let address = plan.address + u64::from(flow >> PORT_BITS);
     let port = FIRST_PORT + flow % (1 << PORT_BITS);
     let ports = (plan.ports + (port << (plan.port_shift & 16))).to_be();
 
-    to.copy::<u32>(&plan.packet, 0);
-    to.copy::<u16>(&plan.packet, 4);
-    to.copy::<u32>(&plan.packet, 6);
-    to.copy::<u16>(&plan.packet, 10);
+    to.copy::<u64>(&plan.packet, 0);
+    to.copy::<u32>(&plan.packet, 8);
     to.copy::<u16>(&plan.packet, 12);
     write(to, &plan.packet, address, ports);
     // SAFETY: what runs next is the program under test; nothing here is used after it.

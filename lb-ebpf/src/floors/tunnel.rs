@@ -101,8 +101,8 @@ fn tunnel4<L: Transport, const TABLE: bool>(ctx: &XdpContext) -> Option<u32> {
     let Words([lengths, fragment, check, src, dst]) =
         packet.header::<Words<5>>(size_of::<EthernetHdr>()).ok()?;
     store16(&mut ethernet.ether_type, IPV4);
-    let [high, low] = len.wrapping_add(size_of::<Ipv4Hdr>() as u16).to_be_bytes();
-    let first = u32::from_ne_bytes([0x45, tos, high, low]);
+    let length = len.wrapping_add(size_of::<Ipv4Hdr>() as u16);
+    let first = (0x45 << 24 | u32::from(tos) << 16 | u32::from(length)).to_be();
     let dont_fragment = u32::from_ne_bytes([0, 0, 0x40, 0]);
     let sum = Sum::ZERO
         .add32(first)
@@ -151,9 +151,10 @@ fn tunnel6<L: Transport, const TABLE: bool>(ctx: &XdpContext) -> Option<u32> {
     let ethernet = packet.header::<EthernetHdr>(0).ok()?;
     let outer = packet.header::<Outer6>(size_of::<EthernetHdr>()).ok()?;
     store16(&mut ethernet.ether_type, IPV6);
-    let [a, b, c, d] = (6 << 28 | u32::from(traffic_class) << 20).to_be_bytes();
-    let [high, low] = len.wrapping_add(size_of::<Ipv6Hdr>() as u16).to_be_bytes();
-    store64(&mut outer.start, u64::from_ne_bytes([a, b, c, d, high, low, protocol::IPV6, 64]));
+    let first = 6 << 28 | u32::from(traffic_class) << 20;
+    let length = len.wrapping_add(size_of::<Ipv6Hdr>() as u16);
+    let rest = u32::from(length) << 16 | u32::from(protocol::IPV6) << 8 | 64;
+    store64(&mut outer.start, (u64::from(first) << 32 | u64::from(rest)).to_be());
     store128(&mut outer.src, load128(&backend.source));
     store128(&mut outer.dst, load128(&backend.address));
     leave(ethernet, backend)

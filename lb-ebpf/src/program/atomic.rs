@@ -43,3 +43,16 @@ pub(crate) unsafe fn fetch_or(word: *mut u64, bits: u64) -> u64 {
     }
     value
 }
+
+/// The same reference, of which the compiler does not know that it is.
+#[inline(always)]
+pub(crate) fn afresh<T>(element: &T) -> &T {
+    let from: *const T = element;
+    let to: *const T;
+    // SAFETY: the address is what it was, and so is all that makes it valid. (Without any instruction, the
+    // debug information has two lines for the next one, and the kernel refuses it.)
+    unsafe {
+        asm!("{to} = {from}", from = in(reg) from, to = lateout(reg) to, options(nomem, nostack));
+        &*to
+    }
+}

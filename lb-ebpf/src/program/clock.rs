@@ -27,6 +27,13 @@ static LAST: Last = Last(UnsafeCell::new(Reading { tick: 0, now_ns: 0 }));
 /// the counter of ticks first.
 #[inline(always)]
 pub(crate) fn now_ns() -> u64 {
+    set();
+    noted_ns()
+}
+
+/// Asks the clock, if nobody has in this tick.
+#[inline(always)]
+pub(crate) fn set() {
     let last = LAST.0.get();
     // SAFETY: the helpers take no argument; the static is always there, and shared as said above.
     unsafe {
@@ -35,8 +42,14 @@ pub(crate) fn now_ns() -> u64 {
             (&raw mut (*last).now_ns).write_volatile(bpf_ktime_get_coarse_ns());
             (&raw mut (*last).tick).write_volatile(tick);
         }
-        (&raw const (*last).now_ns).read_volatile()
     }
+}
+
+/// What the clock said when it was last asked.
+#[inline(always)]
+pub(crate) fn noted_ns() -> u64 {
+    // SAFETY: as above.
+    unsafe { (&raw const (*LAST.0.get()).now_ns).read_volatile() }
 }
 
 /// `CLOCK_MONOTONIC`, nanoseconds.

@@ -1,9 +1,12 @@
 //! The maps. Their names are those of `lb_common::names`; user space sets their sizes
 //! when it loads the program; those here hold where it does not.
 
+use core::{cell::UnsafeCell, ptr::NonNull};
+
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+    helpers::bpf_map_lookup_elem,
     macros::btf_map,
 };
 use lb_common::{
@@ -13,7 +16,7 @@ use lb_common::{
     lease::{Lease, LeaseKey},
     limits::{
         DEFAULT_BACKENDS, DEFAULT_FLOWS, DEFAULT_HALF_OPEN, DEFAULT_SERVICES, DEFAULT_SLOTS,
-        EVENTS_BYTES, MAX_LEASES, MAX_RATES, MAX_SOURCES, STEERED_WORDS, VIP_WORDS,
+        EVENTS_BYTES, MAX_LEASES, MAX_RATES, MAX_SOURCES, STEERED_BYTES, VIP_BYTES,
     },
     news::{NEWS_BYTES, Node},
     reason::Reason,
@@ -29,11 +32,32 @@ use lb_ebpf::{
 
 use super::{clock, trace};
 
-#[btf_map]
-pub(crate) static VIPS: Array<u64, { VIP_WORDS as usize }> = Array::new();
+/// Bytes that user space writes.
+#[repr(transparent)]
+pub(crate) struct Filter<const N: usize>(UnsafeCell<[u8; N]>);
 
-#[btf_map]
-pub(crate) static STEERED: Array<u64, { STEERED_WORDS as usize }> = Array::new();
+// SAFETY: its bytes are read one by one.
+unsafe impl<const N: usize> Sync for Filter<N> {}
+
+impl<const N: usize> Filter<N> {
+    /// A byte.
+    #[inline(always)]
+    pub(crate) fn at(&self, place: u32) -> u8 {
+        const { assert!(N == 1 << 16) }
+        // SAFETY: the place is below 2^16. Volatile, since the compiler sees nobody write.
+        unsafe { self.0.get().cast::<u8>().add(usize::from(place as u16)).read_volatile() }
+    }
+}
+
+// The look-up of an array's element costs 16 instructions more than a load at an address that the program
+// knows. So these are no maps of ours: the loader makes maps of the sections (`names::is_data`), for each
+// program that is loaded.
+
+#[unsafe(link_section = ".bss.VIPS")]
+pub(crate) static VIPS: Filter<VIP_BYTES> = Filter(UnsafeCell::new([0; VIP_BYTES]));
+
+#[unsafe(link_section = ".bss.STEERED")]
+pub(crate) static STEERED: Filter<STEERED_BYTES> = Filter(UnsafeCell::new([0; STEERED_BYTES]));
 
 #[btf_map]
 pub(crate) static SERVICES: HashMap<ServiceKey, Service, { DEFAULT_SERVICES as usize }> =
@@ -132,6 +156,22 @@ pub(crate) fn is_closed(address: [u8; 16]) -> bool {
     lease.is_some_and(|lease| lease.until_ns <= clock::exact_ns())
 }
 
+/// Why nothing is said about a connection to an address that is not known here: another node has the address,
+/// or had it until a moment ago and may still tell of the connection. `None`: there is no such connection.
+#[inline(always)]
+pub(crate) fn silence(address: [u8; 16]) -> Option<Reason> {
+    // SAFETY: the value is copied at once.
+    let lease = unsafe { LEASES.get(&LeaseKey { address }) }.copied()?;
+    let now = clock::exact_ns();
+    if lease.until_ns <= now {
+        Some(Reason::NoLease)
+    } else if now < lease.told_ns {
+        Some(Reason::NotYetTold)
+    } else {
+        None
+    }
+}
+
 /// Scratch of IPv4.
 #[btf_map]
 pub(crate) static SCRATCH: PerCpuArray<Scratch<V4>, 1> = PerCpuArray::new();
@@ -139,6 +179,31 @@ pub(crate) static SCRATCH: PerCpuArray<Scratch<V4>, 1> = PerCpuArray::new();
 /// Scratch of IPv6.
 #[btf_map]
 pub(crate) static SCRATCH6: PerCpuArray<Scratch<V6>, 1> = PerCpuArray::new();
+
+/// Maps that are indexed from 0.
+pub(crate) trait Indexed {
+    /// What they hold.
+    type Value;
+}
+
+impl<T, const N: usize> Indexed for Array<T, N> {
+    type Value = T;
+}
+
+impl<T, const N: usize> Indexed for PerCpuArray<T, N> {
+    type Value = T;
+}
+
+/// An element, or this CPU's of it, whose index lies in a map. As aya's look-ups, but the kernel reads the
+/// index where it lies: they would copy it first.
+#[inline(always)]
+pub(crate) fn at<M: Indexed>(map: &'static M, index: &u32) -> Option<NonNull<M::Value>> {
+    let map: *const M = map;
+    let index: *const u32 = index;
+    // SAFETY: the map's address stands for the map, and the helper reads four bytes.
+    let element = unsafe { bpf_map_lookup_elem(map.cast_mut().cast(), index.cast()) };
+    NonNull::new(element.cast())
+}
 
 /// Counts a packet that was not forwarded, and notes it in its trace.
 #[inline(always)]

@@ -11,7 +11,7 @@ use lb_common::{
     backend::Backend,
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
-    hash,
+    lease::LeaseKey,
     limits::{REPLAY_BUDGET, REPLAY_COST},
     news::{Begun4, Begun6, Node, TELL},
     service::{Service, ServiceKey, Slot},
@@ -32,8 +32,8 @@ use super::{
     atomic, clock,
     maps::{
         ACTIVE, ANSWERED, BACKEND_SIGNALS, BACKEND_STATS, BACKENDS, CURSORS, EVENTS, FLOWS, FLOWS6,
-        HALF_OPEN, HALF_OPEN6, MAGLEV, NEWS, NODE, RATES, REPORTED, SAMPLES, SCRATCH, SCRATCH6,
-        SERVICE_STATS, SERVICES, SOURCES, SPENT, STEERED, VIPS,
+        HALF_OPEN, HALF_OPEN6, LEASES, MAGLEV, NEWS, NODE, RATES, REPORTED, SAMPLES, SCRATCH,
+        SCRATCH6, SERVICE_STATS, SERVICES, SOURCES, SPENT, STEERED, VIPS, at,
     },
     trace,
 };
@@ -64,6 +64,16 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
     }
 
     #[inline(always)]
+    fn set_clock(&self) {
+        clock::set();
+    }
+
+    #[inline(always)]
+    fn noted_ns(&self) -> u64 {
+        clock::noted_ns()
+    }
+
+    #[inline(always)]
     fn clock_ns(&self) -> u64 {
         clock::exact_ns()
     }
@@ -75,13 +85,13 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
     }
 
     #[inline(always)]
-    fn vip(&self, bit: u32) -> u32 {
-        VIPS.get(hash::vip_place(bit).0).map_or(0, |word| hash::vip_flags(*word, bit))
+    fn vip(&self, place: u32) -> u8 {
+        VIPS.at(place)
     }
 
     #[inline(always)]
-    fn is_steered(&self, bit: u32) -> bool {
-        STEERED.get(bit / 64).is_some_and(|word| *word >> (bit % 64) & 1 != 0)
+    fn is_steered(&self, place: u32) -> bool {
+        STEERED.at(place) != 0
     }
 
     #[inline(always)]
@@ -105,8 +115,25 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
     }
 
     #[inline(always)]
-    fn slot(&self, index: u32) -> Option<Slot> {
-        MAGLEV.get(index).copied()
+    fn is_lease_over(&self, backend: u32) -> bool {
+        is_lease_over(backend) != 0
+    }
+
+    #[inline(always)]
+    fn afresh<'a, E>(&self, element: &'a E) -> &'a E {
+        atomic::afresh(element)
+    }
+
+    #[inline(always)]
+    fn backend_at(&self, id: &u32) -> Option<&Backend> {
+        Self::note(|record| record.backend = *id);
+        // SAFETY: an element stays where it is as long as the map; user space replaces it word by word.
+        at(&BACKENDS, id).map(|backend| unsafe { backend.as_ref() })
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<&Slot> {
+        MAGLEV.get(index)
     }
 
     #[inline(always)]
@@ -157,26 +184,29 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
 
     #[inline(always)]
     fn count_forward(&self, backend: u32, bytes: u64) {
-        Self::note(|record| (record.backend, record.direction) = (backend, TO_BACKEND));
-        if let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) {
+        self.count_forward_at(&backend, bytes);
+    }
+
+    #[inline(always)]
+    fn count_forward_at(&self, backend: &u32, bytes: u64) {
+        Self::note(|record| (record.backend, record.direction) = (*backend, TO_BACKEND));
+        if let Some(mut stats) = at(&BACKEND_STATS, backend) {
             // SAFETY: this CPU's own element.
-            unsafe {
-                (*stats).forward_packets += 1;
-                (*stats).forward_bytes += bytes;
-            }
+            let stats = unsafe { stats.as_mut() };
+            stats.forward_packets += 1;
+            stats.forward_bytes += bytes;
         }
     }
 
     #[inline(always)]
-    fn count_steered(&self, backend: u32, bytes: u64) -> bool {
-        Self::note(|record| (record.backend, record.direction) = (backend, TO_BACKEND));
-        let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) else { return false };
+    fn count_steered(&self, backend: &u32, bytes: u64) -> bool {
+        Self::note(|record| (record.backend, record.direction) = (*backend, TO_BACKEND));
+        let Some(mut stats) = at(&BACKEND_STATS, backend) else { return false };
         // SAFETY: this CPU's own element.
-        unsafe {
-            (*stats).forward_packets += 1;
-            (*stats).forward_bytes += bytes;
-            (*stats).forward_packets.is_multiple_of(SAMPLE_EVERY)
-        }
+        let stats = unsafe { stats.as_mut() };
+        stats.forward_packets += 1;
+        stats.forward_bytes += bytes;
+        stats.forward_packets.is_multiple_of(SAMPLE_EVERY)
     }
 
     #[inline(always)]
@@ -191,13 +221,17 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
 
     #[inline(always)]
     fn count_return(&self, backend: u32, bytes: u64) {
-        Self::note(|record| (record.backend, record.direction) = (backend, FROM_BACKEND));
-        if let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) {
+        self.count_return_at(&backend, bytes);
+    }
+
+    #[inline(always)]
+    fn count_return_at(&self, backend: &u32, bytes: u64) {
+        Self::note(|record| (record.backend, record.direction) = (*backend, FROM_BACKEND));
+        if let Some(mut stats) = at(&BACKEND_STATS, backend) {
             // SAFETY: this CPU's own element.
-            unsafe {
-                (*stats).return_packets += 1;
-                (*stats).return_bytes += bytes;
-            }
+            let stats = unsafe { stats.as_mut() };
+            stats.return_packets += 1;
+            stats.return_bytes += bytes;
         }
     }
 
@@ -377,6 +411,16 @@ extern "C" fn take_port4(attempt: u32) -> u32 {
 #[inline(never)]
 extern "C" fn take_port6(attempt: u32) -> u32 {
     u32::from(connect::take_port::<V6, Maps>(&Maps, attempt))
+}
+
+/// Whether the lease of a backend is over. A global subprogram, which has a stack of its own for the key.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_lease_over(backend: u32) -> u32 {
+    let key = BACKENDS.get(backend).map(|it| LeaseKey::backend(&it.address, it.port));
+    // SAFETY: the value is copied at once.
+    let lease = key.and_then(|key| unsafe { LEASES.get(&key) }.copied());
+    u32::from(lease.is_none_or(|lease| lease.until_ns <= clock::exact_ns()))
 }
 
 /// Judges who begins a connection, IPv4.

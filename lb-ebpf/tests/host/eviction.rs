@@ -43,7 +43,7 @@ fn assert_alive(host: &Host, connection: &Connection) {
     for key in [client_key(&host.net, connection), server_key(&host.net, connection)] {
         let entry = flows.get(&key).expect("both halves");
         assert!(!state::closed(entry.state), "still open");
-        assert_eq!(entry.client_mac, CLIENT_MAC);
+        assert_eq!(entry.client_mac(), CLIENT_MAC);
     }
     host.forwarded(&host.up(connection, ACK));
     let answer = host.down(connection, ACK);

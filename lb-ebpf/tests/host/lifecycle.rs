@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use lb_common::{
-    backend::{FORWARD, RESOLVED},
+    backend::{FORWARD, LEASED, RESOLVED},
     flow::state,
     reason::Reason,
-    service::Balance,
+    service::{Balance, PARK_SHIFT},
 };
 use lb_ebpf::{
     Action,
@@ -41,6 +41,51 @@ fn a_last_hop_ends_here_and_opens_nothing() {
         for frame in [host.up(&connection, ACK), host.down(&connection, ACK)] {
             host.assert_refused(&frame.ttl(1), Reason::TtlExpired);
         }
+    }
+}
+
+#[test]
+fn a_backend_with_a_lease_gets_nothing_after_its_end() {
+    for net in Net::both() {
+        let mut host = Host::single(net);
+        host.tables.set_flag(1, LEASED, true);
+        let refused = host.assert_refused(&Frame::syn(net.client, net.vip), Reason::NoLease);
+        assert_eq!(refused.xdp, Xdp::Drop, "without a lease, nothing passes");
+        let now_ns = host.tables.now_ns();
+        host.tables.set_lease(1, now_ns + 1);
+        let connection = host.connect(net.client);
+        let (data, answer) = (host.up(&connection, ACK), host.down(&connection, ACK));
+        host.forwarded(&data);
+        host.tables.set_lease(1, now_ns);
+        host.assert_refused(&data.clone().payload(b"x"), Reason::NoLease);
+        host.assert_refused(&Frame::syn(net.other_client(7, 4000), net.vip), Reason::NoLease);
+        host.forwarded(&answer);
+        // Nothing was ended by that.
+        host.tables.set_lease(1, u64::MAX);
+        host.forwarded(&data.payload(b"x"));
+        assert_eq!(host.tables.active(1), 1);
+    }
+}
+
+#[test]
+fn new_connections_wait_while_a_service_is_parked_and_open_ones_go_on() {
+    for net in Net::both() {
+        let until = 1000;
+        let host = Host { net, tables: FakeTables::new(&net.single().parked(until)) };
+        let end = u64::from(until) << PARK_SHIFT;
+        host.tables.set_now_ns(end - (20 << PARK_SHIFT));
+        for _ in 0..3 {
+            let outcome = host.assert_refused(&Frame::syn(net.client, net.vip), Reason::Parked);
+            assert_eq!(outcome.xdp, Xdp::Drop);
+        }
+        assert_eq!((host.tables.active(1), host.open_in_tables(1)), (0, 0));
+        let stats = host.tables.service_stats(0);
+        assert_eq!((stats.connections, stats.refused), (0, 0), "it is not refused");
+        host.tables.set_now_ns(end - 1);
+        host.assert_refused(&Frame::syn(net.client, net.vip), Reason::Parked);
+        // It is over without anybody's doing.
+        host.tables.set_now_ns(end);
+        host.connect(net.client);
     }
 }
 

@@ -241,8 +241,10 @@ proptest! {
         if let Some(hot) = hot {
             prop_assert_eq!(((hot, frame), counted), ((closer.0, closer.1), closer.2));
         }
-        // What the hot path takes: no SYN, an undisturbed slot, a backend that is ready, no last hop.
-        let takes = (plain.udp || plain.flags & SYN == 0)
+        let headers = 14 + 20 + if plain.v6 { 40 } else { 20 };
+        // What the hot path takes: what is no shorter than TCP's headers, no SYN, an undisturbed slot, a backend that is ready, no last hop.
+        let takes = plain.frame().build().len() >= headers
+            && (plain.udp || plain.flags & SYN == 0)
             && plain.slot == Slot::of(1)
             && plain.missing == 0
             && plain.ttl > 1

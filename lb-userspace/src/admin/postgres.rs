@@ -1,11 +1,14 @@
 //! Requests about databases.
 
+use std::{collections::BTreeSet, time::Duration};
+
 use hyper::{Method, Response, StatusCode};
 
 use super::{Body, Done, Target, json, problem, unknown};
 use crate::postgres::{
     databases::{Databases, Error},
     failover::Command,
+    handover::{Handover, WAIT},
 };
 
 pub(super) async fn answer(
@@ -23,6 +26,10 @@ pub(super) async fn answer(
             Err(error) => refuse(&error),
         },
         (&Method::GET, ["rejoin", server]) => done(databases.rejoin(db, server)),
+        (&Method::POST, ["switchover"]) => match handover(target, server) {
+            Ok(handover) => done(databases.switchover(db, handover).await),
+            Err(wrong) => problem(StatusCode::BAD_REQUEST, &wrong),
+        },
         (&Method::POST, what) => match command(what, target, server) {
             Some(Ok(command)) => done(databases.command(db, command).await),
             Some(Err(wrong)) => problem(StatusCode::BAD_REQUEST, &wrong),
@@ -32,14 +39,30 @@ pub(super) async fn answer(
     }
 }
 
+/// How the operator wants to hand over.
+fn handover(target: &Target, server: Option<String>) -> Result<Handover, String> {
+    let wait = match target.get("wait_ms").map(str::parse) {
+        None => WAIT,
+        Some(Ok(millis)) => Duration::from_millis(millis),
+        Some(Err(_)) => return Err("wait_ms is no number of milliseconds".into()),
+    };
+    let is = |key: &str| !matches!(target.get(key), None | Some("" | "false"));
+    let (cut, rehearse) = (is("cut"), is("dry_run"));
+    Ok(Handover { server, absent: absent(target), wait, cut, rehearse })
+}
+
+fn absent(target: &Target) -> BTreeSet<String> {
+    let absent = target.get("absent").unwrap_or_default();
+    absent.split(',').filter(|it| !it.is_empty()).map(str::to_owned).collect()
+}
+
 /// What the operator commands.
 fn command(
     what: &[&str],
     target: &Target,
     server: Option<String>,
 ) -> Option<Result<Command, String>> {
-    let absent = target.get("absent").unwrap_or_default();
-    let absent = absent.split(',').filter(|it| !it.is_empty()).map(str::to_owned).collect();
+    let absent = absent(target);
     let force = !matches!(target.get("force"), None | Some("" | "false"));
     Some(Ok(match what {
         ["promote"] => {
@@ -48,9 +71,10 @@ fn command(
             };
             Command::Promote { server, may_lose, absent, force }
         }
-        ["switchover"] => Command::Switchover { server, absent },
         ["fence", server] => Command::Fence((*server).to_owned()),
         ["unfence", server] => Command::Unfence { server: (*server).to_owned(), force },
+        ["approve", token] => Command::Approve((*token).to_owned()),
+        ["veto", token] => Command::Veto((*token).to_owned()),
         _ => return None,
     }))
 }

@@ -6,6 +6,7 @@ use std::{
     io::{self, BufRead as _, IsTerminal as _, Write as _},
     path::Path,
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
@@ -18,13 +19,13 @@ use super::{
 };
 use crate::{
     admin::{Done, client::Call},
-    config,
+    config::{self, units},
     postgres::{
         failover::Plan,
         record::Phase,
         sample::Role,
         setup,
-        status::{Database, Server},
+        status::{Asks, Database, Server},
     },
 };
 
@@ -55,10 +56,17 @@ pub(super) enum PgCommand {
     #[command(after_help = PROMOTE_HELP)]
     Promote(PromoteArgs),
     /// Hand over from a primary that lives to a standby, and lose nothing
+    ///
+    /// Transactions that are older than a second come to their end first, while everything goes on. Then
+    /// open connections are reset, and new ones wait, for 10 s at most: their clients see a slow connect.
     #[command(
         after_help = "Examples:\n  ballast pg switchover --dry-run\n  ballast pg switchover pg-02 --yes"
     )]
     Switchover(SwitchoverArgs),
+    /// Agree to a promotion that is announced: it is done at once
+    Approve(TokenArgs),
+    /// Forbid a promotion that is announced
+    Veto(TokenArgs),
     /// Let no packet through to a server, until `unfence`
     Fence(ServerArgs),
     /// Take a fence back, or give up a change of the primary that is stuck
@@ -95,6 +103,14 @@ pub(super) struct ServerArgs {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct TokenArgs {
+    /// The token of the announcement, which `ballast pg status` shows too
+    token: String,
+    #[command(flatten)]
+    db: Db,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct PromoteArgs {
     /// The standby to promote [default: the most advanced]
     server: Option<String>,
@@ -123,9 +139,15 @@ pub(super) struct SwitchoverArgs {
     /// Do not ask
     #[arg(long)]
     yes: bool,
-    /// Show what would be done, and end
+    /// Ask the servers all that the change will, show what it would find, and end
     #[arg(long)]
     dry_run: bool,
+    /// Transactions that are older than a second may go on for so long, while nothing changes yet
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::duration)]
+    wait: Duration,
+    /// Then end those that are open still; if not, nothing is changed
+    #[arg(long)]
+    cut: bool,
     /// This balancer is switched off, or has no floating address
     #[arg(long = "peer-is-down", value_name = "NODE")]
     absent: Vec<String>,
@@ -138,6 +160,12 @@ pub(super) fn run(socket: &Path, command: PgCommand) -> anyhow::Result<ExitCode>
         PgCommand::Setup { config, db } => print(&setup_sql(&config, db.name.as_deref())?)?,
         PgCommand::Promote(args) => return promote(socket, &args),
         PgCommand::Switchover(args) => return switchover(socket, &args),
+        PgCommand::Approve(args) => {
+            obey(socket, Call::post(&["postgres", "approve", &args.token]), &args.db)?;
+        }
+        PgCommand::Veto(args) => {
+            obey(socket, Call::post(&["postgres", "veto", &args.token]), &args.db)?;
+        }
         PgCommand::Fence(args) => {
             obey(socket, Call::post(&["postgres", "fence", &args.server]), &args.db)?;
         }
@@ -218,6 +246,17 @@ pub(super) fn render(database: &Database) -> String {
         let to = change.candidate.as_deref().map(|it| format!(" to {it}")).unwrap_or_default();
         let why = change.stuck.as_deref().map(|it| format!(": {it}")).unwrap_or_default();
         let _ = writeln!(out, "  change{to} {word}, by {}{why}", change.by);
+    }
+    if let Some(Asks { candidate, approve, veto, answer }) = &database.asks {
+        let _ = match answer {
+            None => writeln!(
+                out,
+                "  the primary has failed: {candidate} will be promoted. `ballast pg approve {approve}` \
+                 does it now, `ballast pg veto {veto}` forbids it"
+            ),
+            Some(true) => writeln!(out, "  the promotion of {candidate} is agreed to"),
+            Some(false) => writeln!(out, "  the promotion of {candidate} is forbidden"),
+        };
     }
     if let Some(refused) = &database.refused {
         let _ = writeln!(out, "  the last change came to nothing: {refused}");
@@ -354,19 +393,20 @@ fn switchover(socket: &Path, args: &SwitchoverArgs) -> anyhow::Result<ExitCode> 
     if !plan.alive {
         bail!("the primary does not answer: `ballast pg promote`");
     }
+    let call = Call::post(&["postgres", "switchover"])
+        .with("server", args.server.as_deref())
+        .with("absent", joined(&args.absent).as_deref())
+        .with("wait_ms", Some(&args.wait.as_millis().to_string()))
+        .with("cut", args.cut.then_some("true"))
+        .with("dry_run", args.dry_run.then_some("true"));
     if args.dry_run {
-        print(
-            "nothing was done. Open connections would be reset, and what waits to be written come first\n",
-        )?;
+        obey(socket, call, &args.db)?;
         return Ok(ExitCode::SUCCESS);
     }
     let to = plan.to.as_deref().unwrap_or_default();
     if !args.yes && !agreed(&format!("Hand over to {to}?"))? {
         return Ok(ExitCode::FAILURE);
     }
-    let call = Call::post(&["postgres", "switchover"])
-        .with("server", args.server.as_deref())
-        .with("absent", joined(&args.absent).as_deref());
     obey(socket, call, &args.db)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -96,7 +96,15 @@ fn floating(status: &Status) -> Vec<Vec<String>> {
         };
         vec![floating.address.clone(), format!("vrid {}", floating.vrid), state]
     });
-    rows.collect()
+    let anycast = status.anycast.iter().map(|anycast| {
+        let state = match (&anycast.problem, anycast.held) {
+            (Some(problem), _) => format!("not offered: {problem}"),
+            (None, true) => "offered".to_owned(),
+            (None, false) => "not offered yet".to_owned(),
+        };
+        vec![anycast.address.to_string(), "anycast".to_owned(), state]
+    });
+    rows.chain(anycast).collect()
 }
 
 fn peers(status: &Status) -> Vec<Vec<String>> {

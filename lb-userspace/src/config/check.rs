@@ -14,10 +14,11 @@ use super::{
     value::{AbsolutePath, Whole},
 };
 
+mod alert;
+mod anycast;
 mod forward;
 mod guard;
 mod health;
-mod later;
 mod network;
 mod passive;
 mod postgres;
@@ -31,17 +32,20 @@ mod vrrp;
 /// result is incomplete and of no use.
 pub(super) fn check(file: &File, findings: &mut Findings) -> Config {
     let nodes = network::nodes(file, findings);
-    let (floating, held) = network::floating(file, &nodes, findings);
+    let (floating, mut held) = network::floating(file, &nodes, findings);
+    let anycast = anycast::anycast(file, &mut held, findings);
     let mut listeners = Listeners::default();
     let mut services = service::services(file, &held, &mut listeners, findings);
     let databases = postgres::databases(file, &held, &mut listeners, &mut services, findings);
-    later::check(file, findings);
+    anycast::check_services(file, &anycast, findings);
     let config = Config {
         cluster: cluster(&file.cluster),
         nodes,
         floating,
+        anycast,
         services,
         databases,
+        alerts: alert::alerts(file, findings),
         dataplane: dataplane(&file.dataplane, findings),
         paths: paths(&file.paths, findings),
     };
@@ -90,7 +94,7 @@ impl<K: Ord> Seen<K> {
 /// UDP port of the channel between nodes.
 const DEFAULT_PEER_PORT: u16 = 9181;
 
-fn cluster(raw: &Field<raw::Cluster>) -> Cluster {
+pub(super) fn cluster(raw: &Field<raw::Cluster>) -> Cluster {
     let raw = raw.or(raw::Cluster::default());
     Cluster {
         name: raw.name.value().map_or_else(|| "ballast".to_owned(), |name| name.0.clone()),

@@ -1,6 +1,6 @@
 //! `[[postgres]]`: a database and its servers.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 /// `[[postgres]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,8 +31,27 @@ pub struct Postgres {
     pub max_loss: u64,
     /// Bytes that a standby may be behind and still serve reads.
     pub max_lag: u64,
+    /// Bytes of log that a replication slot may keep before an alert says so.
+    pub max_retained: u64,
     /// Its servers, the preferred candidates first; at least one.
     pub servers: Vec<Server>,
+    /// Where the record is kept, unless only a person changes the primary.
+    pub consensus: Option<Consensus>,
+}
+
+/// `[consensus]`: where a majority keeps who the primary is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Consensus {
+    /// Addresses of the members of etcd, such as `https://192.0.2.11:2379`; at least one.
+    pub etcd: Vec<String>,
+    /// Certificates that the members' are verified by, for `https`.
+    pub ca_file: Option<PathBuf>,
+    /// The user that etcd is asked as, if it asks for one.
+    pub user: Option<String>,
+    /// File with the user's password.
+    pub password_file: Option<PathBuf>,
+    /// Name of the cluster: what keys begin with.
+    pub cluster: String,
 }
 
 /// `[[postgres.server]]`.
@@ -45,14 +64,13 @@ pub struct Server {
 }
 
 /// Who changes the primary of a database.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Promotion {
     /// A person, by `ballast pg promote`.
     #[default]
     Manual,
-    /// The balancers, unless a person says no in time.
-    Veto,
+    /// The balancers, unless a person says no within this time.
+    Veto(Duration),
     /// The balancers.
     Automatic,
 }
@@ -75,5 +93,15 @@ impl Postgres {
             Access::ReadOnly => "read_only",
         };
         format!("{}.{word}", self.name)
+    }
+}
+
+impl fmt::Display for Promotion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Manual => f.write_str("manual"),
+            Self::Veto(time) => write!(f, "veto {}", super::units::show(*time)),
+            Self::Automatic => f.write_str("automatic"),
+        }
     }
 }

@@ -12,7 +12,7 @@ use lb_common::{
 };
 
 use super::{
-    Encapsulation, OnDown, Promotion, Protocol,
+    Encapsulation, OnDown, Protocol,
     read::{List, section},
     value::{
         AbsolutePath, Argument, Bytes, Host, Interface, Name, Secret, Share, Text, Url, UrlPath,
@@ -20,9 +20,10 @@ use super::{
         address::{Address, Endpoint, Prefix},
         expect::Expect,
         source::Source,
-        word::{AlertKind, Checksum, Forward, NextUpstream, Probe, ReadFallback, Route},
+        word::{AlertKind, Checksum, Forward, NextUpstream, Probe, Promoted, ReadFallback, Route},
     },
 };
+use crate::alert::Severity;
 
 section! {
     /// The whole file.
@@ -30,12 +31,13 @@ section! {
         cluster: Cluster;
         node: List<Node>;
         floating: List<Floating>;
+        anycast: List<Anycast>;
         service: List<Service>;
         dataplane: Dataplane;
         paths: Paths;
         postgres: List<Postgres>;
-        consensus: Consensus, later "nothing is kept in etcd";
-        alert: List<Alert>, later "no alert is sent";
+        consensus: Consensus;
+        alert: List<Alert>;
         api: Api, later "no metrics, dashboard or health page is served";
     }
 }
@@ -71,6 +73,13 @@ section! {
         preempt_delay: Duration;
         unicast: bool;
         checksum: Checksum;
+    }
+}
+
+section! {
+    /// `[[anycast]]`.
+    Anycast "[[anycast]]" {
+        addresses: List<Address>, required r#"addresses = ["198.51.100.80"]"#;
     }
 }
 
@@ -196,9 +205,10 @@ section! {
         read_only_fallback: ReadFallback;
         interval: Duration;
         timeout: Duration;
-        promotion: Promotion;
+        promotion: Promoted;
         max_loss: Bytes;
         max_lag: Bytes;
+        max_retained: Bytes;
         server: List<Server>, required "[[postgres.server]]` with `name` and `address";
     }
 }
@@ -215,6 +225,9 @@ section! {
     /// `[consensus]`.
     Consensus "[consensus]" {
         etcd: List<Url>, required r#"etcd = ["http://192.0.2.11:2379"]"#;
+        ca_file: AbsolutePath;
+        user: Text;
+        password_file: AbsolutePath;
     }
 }
 
@@ -222,8 +235,14 @@ section! {
     /// `[[alert]]`.
     Alert "[[alert]]" {
         kind: AlertKind, required r#"kind = "syslog""#;
+        name: Name;
+        level: Severity;
         token_file: AbsolutePath;
         chat_id: Text;
+        url: Url;
+        url_file: AbsolutePath;
+        ca_file: AbsolutePath;
+        socket: AbsolutePath;
     }
 }
 

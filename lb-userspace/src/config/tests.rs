@@ -12,6 +12,8 @@ use super::{
     report::{Diagnostic, Severity},
 };
 
+mod alert;
+mod anycast;
 mod forward;
 mod guard;
 mod later;

@@ -22,17 +22,17 @@ use tokio::{
 
 use super::{
     kernel::{Kernel, Shared},
-    task::{Handle, Setup, Task},
+    task::{Handle, Setup, Task, anycast::INTERFACE as ANYCAST_INTERFACE},
 };
 use crate::{
-    admin,
+    admin, alert,
     config::{self, Config, Loaded, Node},
     dataplane::{self, Dataplane},
     events::{Kind, Note, Timeline},
     net,
     postgres::{
         databases::{self, Databases},
-        peers::NoPeers,
+        peers::{self, Channel},
     },
     proxy::Proxy,
     vrrp,
@@ -70,7 +70,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     privilege::check()?;
     make_directory(parent(&socket), 0o755)?;
     make_directory(&state_dir, 0o750)?;
-    let lock = Lock::take(&socket)?;
+    let lock = Lock::take(&socket).await?;
     check_pins(&pins)?;
     net::interface(&node.interface).await.with_context(|| {
         format!(
@@ -88,12 +88,16 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     let proxy = Proxy::default();
     let (databases_sender, database_configs) = watch::channel(config.databases.clone());
     let others = config.nodes.iter().filter(|it| it.name != node.name);
-    let peers = others.map(|it| it.name.clone()).collect();
+    let other_names = others.map(|it| it.name.clone()).collect();
+    let warnings = super::task::warnings(&warnings);
+    let (alerts_sender, alert_settings) =
+        watch::channel(alert::task::Settings::new(&config, &warnings));
     let mut handle = Task::start(Setup {
         databases: databases_sender,
+        alerts: alerts_sender,
         node: node.name.clone(),
         config_path: options.config_path,
-        warnings: super::task::warnings(&warnings),
+        warnings,
         config,
         state_dir: state_dir.clone(),
         kernel,
@@ -106,17 +110,25 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     let databases = Databases::default();
     let setup = databases::Setup {
         node: node.name.clone(),
-        peers,
+        peers: other_names,
         state_dir,
         control: handle.clone(),
         timeline: Arc::clone(&timeline),
-        channel: Arc::new(NoPeers),
+        channel: Arc::new(Channel(handle.others().clone())),
     };
     let first = database_configs.borrow().clone();
     databases.follow(&setup, first).await;
+    tokio::spawn(peers::listen(handle.others().clone(), databases.clone()));
     tokio::spawn(databases.clone().run(setup, database_configs));
+    let alerts = alert::task::start(alert::task::Setup {
+        node: node.name.clone(),
+        control: handle.clone(),
+        databases: databases.clone(),
+        timeline: Arc::clone(&timeline),
+        settings: alert_settings,
+    });
     let server = admin::Server::bind(&socket)?;
-    let server = tokio::spawn(server.run(handle.clone(), databases));
+    let server = tokio::spawn(server.run(handle.clone(), databases, Some(alerts)));
     let message = format!("ballast {} runs as node {}", env!("CARGO_PKG_VERSION"), node.name);
     timeline.add(Note::new(Kind::Started, message));
 
@@ -151,9 +163,13 @@ pub async fn detach(
         bail!("ballast runs (process {pid}) and needs them: stop it first");
     }
     // First, so that nobody sends packets to a node that forwards them no longer.
-    let addresses = vrrp::address::remove_stale(interface, &[]).await;
-    for (address, prefix) in addresses.as_deref().unwrap_or_default() {
-        tell(format!("took {address}/{prefix} off {interface}"));
+    let mut off = Vec::new();
+    for interface in [ANYCAST_INTERFACE, interface] {
+        let addresses = vrrp::address::remove_stale(interface, &[]).await;
+        for (address, prefix) in addresses.as_deref().unwrap_or_default() {
+            tell(format!("took {address}/{prefix} off {interface}"));
+        }
+        off.push(addresses.with_context(|| format!("take our addresses off {interface}")));
     }
     if pins.exists() {
         let path = pins.to_owned();
@@ -162,8 +178,7 @@ pub async fn detach(
             .with_context(|| format!("remove the pins in {}", pins.display()))?;
         tell(format!("took program and maps away ({})", pins.display()));
     }
-    addresses.with_context(|| format!("take the floating addresses off {interface}"))?;
-    Ok(())
+    off.into_iter().collect::<anyhow::Result<Vec<_>>>().map(drop)
 }
 
 /// The node that this host is.
@@ -205,20 +220,25 @@ async fn open_kernel(
 async fn forget_stale_addresses(config: &Config, node: &Node, timeline: &Timeline) {
     // Those that it shares with other nodes, VRRP takes off if they are not this one's.
     let floating = config.floating.iter().flat_map(|block| block.addresses.iter().copied());
-    let keep: Vec<_> = floating.collect();
-    match vrrp::address::remove_stale(&node.interface, &keep).await {
-        Ok(removed) => {
-            for (address, prefix) in removed {
-                let message = format!(
-                    "{address}/{prefix} was left on {} by an earlier ballast, and is gone now",
-                    node.interface
-                );
-                timeline.add(Note::new(Kind::Address, message));
+    let anycast =
+        config.anycast.iter().map(|address| (*address, if address.is_ipv4() { 32 } else { 128 }));
+    for (interface, keep) in [
+        (node.interface.as_str(), floating.collect::<Vec<_>>()),
+        (ANYCAST_INTERFACE, anycast.collect()),
+    ] {
+        match vrrp::address::remove_stale(interface, &keep).await {
+            Ok(removed) => {
+                for (address, prefix) in removed {
+                    let message = format!(
+                        "{address}/{prefix} was left on {interface} by an earlier ballast, and is gone now"
+                    );
+                    timeline.add(Note::new(Kind::Address, message));
+                }
             }
-        }
-        Err(error) => {
-            let message = format!("look for stale addresses on {}", node.interface);
-            timeline.add(Note::new(Kind::Fault, message).because(error.to_string()));
+            Err(error) => {
+                let message = format!("look for stale addresses on {interface}");
+                timeline.add(Note::new(Kind::Fault, message).because(error.to_string()));
+            }
         }
     }
 }

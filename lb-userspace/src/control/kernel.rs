@@ -3,8 +3,10 @@
 use std::{
     collections::BTreeSet,
     fmt,
+    net::SocketAddr,
     ops::ControlFlow,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use lb_common::{
@@ -68,6 +70,14 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn replayer(&self) -> anyhow::Result<Option<Replayer>>;
     /// Where the leases of floating addresses are.
     fn leases(&self) -> Arc<dyn Leases>;
+    /// Where the leases of databases' servers are.
+    fn gates(&self) -> Arc<dyn Gates>;
+}
+
+/// The leases of servers: until when packets may go to them, if they need one.
+pub trait Gates: fmt::Debug + Send + Sync {
+    /// Lets packets through to these servers until then, on the monotonic clock. Blocks for microseconds.
+    fn extend(&self, servers: &[SocketAddr], until: Duration) -> anyhow::Result<()>;
 }
 
 /// The data plane, shared by the reconcile task, the sweeps and the readers of `status`.
@@ -187,6 +197,10 @@ impl Kernel for Shared {
     }
 
     fn leases(&self) -> Arc<dyn Leases> {
+        Arc::<KernelLeases>::clone(&self.leases)
+    }
+
+    fn gates(&self) -> Arc<dyn Gates> {
         Arc::<KernelLeases>::clone(&self.leases)
     }
 }

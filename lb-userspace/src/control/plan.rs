@@ -96,6 +96,8 @@ pub struct DesiredService {
     pub guard: Guard,
     /// What the proxy has of it.
     pub proxied: Proxied,
+    /// Its new connections wait until then ([`Service::parked_until`]).
+    pub parked_until: u32,
 }
 
 /// A backend as it should be.
@@ -113,6 +115,8 @@ pub struct DesiredBackend {
     pub forward: bool,
     /// Milliseconds that it may take to answer a SYN; 0: what stands in the map stays.
     pub patience_ms: u16,
+    /// Packets go to it only until the end of its lease.
+    pub leased: bool,
 }
 
 /// Something that cannot be done now; the next plan tries again.
@@ -159,9 +163,9 @@ pub struct Retiring {
 pub struct Planner {
     sizes: Sizes,
     density: Density,
-    vips: Option<Vec<u64>>,
+    vips: Option<Vec<u8>>,
     /// `STEERED`.
-    filter: Option<Vec<u64>>,
+    filter: Option<Vec<u8>>,
     services: BTreeMap<ServiceKey, Placed>,
     backends: BTreeMap<u32, Entry>,
     /// Identifiers by service and address.
@@ -329,26 +333,26 @@ impl Planner {
         let (early, late) = self.backend_ops(desired, &places, now);
         let (tables, services, steered) =
             self.service_ops(desired, &changed, &places, now, &mut plan);
-        let vips = self.vip_words(desired, &steered);
-        let filter = encode::steered_words(&steered);
+        let vips = self.vip_filter(desired, &steered);
+        let filter = encode::steered_filter(&steered);
         let all_vips = encode::union(self.vips.as_deref(), &vips);
         let whole_filter = encode::union(self.filter.as_deref(), &filter);
         if self.filter.as_ref() != Some(&whole_filter) {
-            plan.ops.push(Op::SetSteered { words: whole_filter.clone() });
+            plan.ops.push(Op::SetSteered { bytes: whole_filter.clone() });
         }
         if self.vips.as_ref() != Some(&all_vips) {
-            plan.ops.push(Op::SetVips { words: all_vips.clone() });
+            plan.ops.push(Op::SetVips { bytes: all_vips.clone() });
         }
         plan.ops.extend(early);
         plan.ops.extend(tables);
         plan.ops.extend(services);
         plan.ops.extend(late);
         if all_vips != vips {
-            plan.ops.push(Op::SetVips { words: vips });
+            plan.ops.push(Op::SetVips { bytes: vips });
         }
         self.guard(desired, &changed, &mut plan.ops);
         if whole_filter != filter {
-            plan.ops.push(Op::SetSteered { words: filter });
+            plan.ops.push(Op::SetSteered { bytes: filter });
         }
         self.settle(desired, &changed, &plan);
         plan
@@ -367,8 +371,8 @@ impl Planner {
     /// Records that a write has been made.
     pub fn applied(&mut self, op: &Op, now: Duration) {
         match op {
-            Op::SetVips { words } => self.vips = Some(words.clone()),
-            Op::SetSteered { words } => self.filter = Some(words.clone()),
+            Op::SetVips { bytes } => self.vips = Some(bytes.clone()),
+            Op::SetSteered { bytes } => self.filter = Some(bytes.clone()),
             Op::SetTable { .. } => {}
             Op::SetBackend { id, backend } => {
                 if let Some(entry) = self.backends.get_mut(id) {

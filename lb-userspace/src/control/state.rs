@@ -86,6 +86,8 @@ pub struct ServiceState {
     pub on_backups: bool,
     /// Which path its connections take.
     path: Path,
+    /// Until when its new connections wait, as the maps say it.
+    parked_until: u32,
     /// What has changed since the last verdicts.
     news: News,
     /// What the maps should say of it, by the last verdicts.
@@ -178,6 +180,15 @@ impl State {
         appointed.why().clone_into(&mut record.reason);
         record.appointed = appointed;
         service.news.add_facts();
+    }
+
+    /// Takes until when new connections of a service wait ([`lb_common::service::Service::parked_until`]).
+    pub fn park(&mut self, service: &str, until: u32) {
+        let Some(&at) = self.by_name.get(service) else { return };
+        let service = &mut self.services[at];
+        if std::mem::replace(&mut service.parked_until, until) != until {
+            service.news.add_facts();
+        }
     }
 
     /// Takes what the operator wants of a backend.
@@ -329,6 +340,7 @@ impl ServiceState {
     ) -> Self {
         let (panic, on_backups) =
             old.as_ref().map_or((false, false), |old| (old.panic, old.on_backups));
+        let parked_until = old.as_ref().map_or(0, |old| old.parked_until);
         let path = Path::after(old.as_ref().map(|old| old.path), service);
         let old = old.into_iter().flat_map(|old| old.records);
         let mut known: HashMap<String, Record> =
@@ -362,13 +374,14 @@ impl ServiceState {
             record
         });
         let records: Vec<Record> = records.collect();
-        let desired = Arc::new(desired(service, &records, Proxied::None));
+        let desired = Arc::new(desired(service, &records, Proxied::None, parked_until));
         let mut this = Self {
             config: service.clone(),
             records,
             panic,
             on_backups,
             path,
+            parked_until,
             news: News::Facts,
             desired,
         };
@@ -414,7 +427,7 @@ impl ServiceState {
 
     /// Makes `desired` what follows from the verdicts.
     fn describe(&mut self) {
-        let desired = desired(&self.config, &self.records, self.proxied());
+        let desired = desired(&self.config, &self.records, self.proxied(), self.parked_until);
         if self.news == News::NextHop || *self.desired != desired {
             self.desired = Arc::new(desired);
         }
@@ -430,7 +443,7 @@ impl ServiceState {
                 rise.advance(above, now);
             }
         }
-        if self.config.health.probe == Probe::Database {
+        if matches!(self.config.health.probe, Probe::Database { .. }) {
             let judgement = self.judge_servers(next_hops, now);
             self.take_judgement(judgement, notes);
             return;
@@ -509,7 +522,12 @@ fn is_reached(service: &config::Service, record: &Record, next_hops: &NextHops) 
 }
 
 /// What the maps should say of a service with these backends.
-fn desired(service: &config::Service, records: &[Record], proxied: Proxied) -> DesiredService {
+fn desired(
+    service: &config::Service,
+    records: &[Record],
+    proxied: Proxied,
+    parked_until: u32,
+) -> DesiredService {
     DesiredService {
         key: service_key(service.listen, service.protocol),
         balance: service.balance,
@@ -518,6 +536,7 @@ fn desired(service: &config::Service, records: &[Record], proxied: Proxied) -> D
         drain_timeout: service.drain_timeout,
         guard: service.guard.clone(),
         proxied,
+        parked_until,
         backends: records
             .iter()
             .map(|record| DesiredBackend {
@@ -527,6 +546,7 @@ fn desired(service: &config::Service, records: &[Record], proxied: Proxied) -> D
                 serving: record.verdict.serving,
                 forward: record.verdict.forward,
                 patience_ms: record.track.patience_ms(),
+                leased: matches!(service.health.probe, Probe::Database { leased: true }),
             })
             .collect(),
     }

@@ -1,6 +1,9 @@
 //! What `status` says: plain data, the same for JSON and for the text on a terminal.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use jiff::Timestamp;
 use lb_common::service::Balance;
@@ -8,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::verdict::Admin;
 use crate::{
+    alert::status::Alerts,
     config::{Encapsulation, Forwarding, Protocol},
     dataplane::{Flow, Info},
     health::Health,
@@ -36,6 +40,9 @@ pub struct Status {
     pub config_loaded: Timestamp,
     /// Floating addresses.
     pub floating: Vec<Floating>,
+    /// Anycast addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub anycast: Vec<Anycast>,
     /// The other nodes, if this one talks to them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub peers: Vec<Peer>,
@@ -53,6 +60,9 @@ pub struct Status {
     /// Databases.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub postgres: Vec<Database>,
+    /// Alerts, if the configuration has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alerts: Option<Alerts>,
     /// Packets not forwarded, by reason.
     pub reasons: BTreeMap<String, u64>,
     /// What a human should look at.
@@ -87,6 +97,18 @@ pub struct Floating {
     /// Whether this node has it on its interface.
     pub held: bool,
     /// What is wrong with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// An anycast address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Anycast {
+    /// The address.
+    pub address: IpAddr,
+    /// Whether this node offers it: it is on the loopback interface.
+    pub held: bool,
+    /// Why it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }

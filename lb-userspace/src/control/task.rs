@@ -26,7 +26,7 @@ use super::{
     wishes::{self, Kept, Wishes},
 };
 use crate::{
-    clock,
+    alert, clock,
     config::{Config, Postgres, sizes},
     events::{Kind, Note, Timeline},
     health::{Report, passive::TICK as WATCH},
@@ -37,6 +37,7 @@ use crate::{
 };
 
 mod addresses;
+pub(super) mod anycast;
 mod appoint;
 mod attach;
 mod faults;
@@ -57,6 +58,7 @@ mod trace;
 mod wish;
 
 use addresses::Addresses;
+use anycast::Anycast;
 pub use appoint::Appointment;
 use attach::Attachments;
 use faults::{Faults, KernelNews};
@@ -107,6 +109,8 @@ pub struct Setup {
     pub proxy: Proxy,
     /// Told of the databases that the configuration has, at each reload.
     pub databases: watch::Sender<Vec<Postgres>>,
+    /// Told of what the configuration says of alerts, at each reload.
+    pub alerts: watch::Sender<alert::task::Settings>,
 }
 
 /// What others ask of the task.
@@ -119,6 +123,7 @@ enum Command {
     Reload(oneshot::Sender<Result<Reloaded, Refused>>),
     Wish(wish::Request, oneshot::Sender<Result<Vec<Wished>, WishError>>),
     Appoint(Vec<Appointment>, oneshot::Sender<Result<(), String>>),
+    Park(String, Option<Duration>, oneshot::Sender<Result<(), String>>),
     Release(oneshot::Sender<Option<anyhow::Result<Vec<Released>>>>),
     Stop(oneshot::Sender<()>),
 }
@@ -136,6 +141,7 @@ pub struct Task {
     timeline: Arc<Timeline>,
     wanted: watch::Sender<BTreeSet<IpAddr>>,
     databases: watch::Sender<Vec<Postgres>>,
+    alerts: watch::Sender<alert::task::Settings>,
     started: Timestamp,
     state: State,
     planner: Planner,
@@ -148,6 +154,7 @@ pub struct Task {
     probes: Probes,
     readings: Readings,
     addresses: Addresses,
+    anycast: Anycast,
     attachments: Attachments,
     peers: Peers,
     weight: Weight,
@@ -209,6 +216,7 @@ impl Task {
             timeline,
             wanted: setup.wanted,
             databases: setup.databases,
+            alerts: setup.alerts,
             started: clock::wall(),
             state: State::default(),
             adopted: !planner.is_empty(),
@@ -219,6 +227,7 @@ impl Task {
             probes,
             readings: Readings::default(),
             addresses: Addresses::default(),
+            anycast: Anycast::default(),
             attachments: Attachments::default(),
             peers: Peers::default(),
             weight: Weight::default(),
@@ -276,7 +285,10 @@ impl Task {
                     if let Command::Stop(done) = command {
                         self.hand_to_kernel().await;
                         self.addresses.stop().await;
-                        let notes = self.addresses.news();
+                        let mut notes = self.addresses.news();
+                        if self.config.nodes.len() > 1 {
+                            notes.extend(self.anycast.release().await);
+                        }
                         self.tell(notes);
                         let _ = done.send(());
                         return;
@@ -343,6 +355,9 @@ impl Task {
             }
             Command::Appoint(appointments, answer) => {
                 let _ = answer.send(self.appoint(appointments).await);
+            }
+            Command::Park(service, until, answer) => {
+                let _ = answer.send(self.park(&service, until).await);
             }
             Command::Release(answer) => match self.addresses.release() {
                 None => drop(answer.send(None)),

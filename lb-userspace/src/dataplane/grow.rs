@@ -21,7 +21,7 @@ use lb_common::names;
 
 use super::batch;
 
-/// Where a larger map is pinned until it has everything. A BPF file system allows no dot in a name.
+/// Where a map is pinned that is to replace another. A BPF file system allows no dot in a name.
 pub(super) fn path(pins: &Path, name: &str) -> PathBuf {
     pins.join(format!("{name}_larger"))
 }

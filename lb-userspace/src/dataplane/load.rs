@@ -41,14 +41,15 @@ impl Variant {
 }
 
 /// Loads one program of the object: its maps are those that are pinned, or are created and pinned. Those
-/// that have been outgrown are created beside the old ones.
+/// that have been outgrown are created beside the old ones, and the filters are always new.
 pub(super) fn load(
     options: &Options,
     variant: Variant,
     outgrown: &[&'static str],
 ) -> anyhow::Result<Ebpf> {
     let mut loader = EbpfLoader::new();
-    for layout in pins::layouts(options) {
+    // The filters are data: each program has its own (`filters`).
+    for layout in pins::layouts(options).into_iter().filter(|it| !names::is_data(it.name)) {
         let path = if outgrown.contains(&layout.name) {
             grow::path(&options.pins, layout.name)
         } else {
@@ -151,14 +152,13 @@ pub(super) fn attach(
     }
 }
 
-/// Puts the program into every link that a previous daemon pinned. What cannot be taken over is noted
-/// and goes on with the program that it has.
+/// Puts the program into every link that a previous daemon pinned. What cannot be taken over goes on with
+/// the program that it has, and is the second part of the result, in sentences.
 pub(super) fn take_over_all(
     program: &mut Xdp,
     pins: &Path,
-    notes: &mut Vec<String>,
-) -> anyhow::Result<Vec<Attachment>> {
-    let mut attachments = Vec::new();
+) -> anyhow::Result<(Vec<Attachment>, Vec<String>)> {
+    let (mut attachments, mut left) = (Vec::new(), Vec::new());
     for (ifindex, mode) in pins::links(pins)? {
         let interface = nix::net::if_::if_indextoname(ifindex).ok();
         let interface = interface.and_then(|name| name.into_string().ok());
@@ -170,13 +170,13 @@ pub(super) fn take_over_all(
                 mode,
             }),
             Ok(false) => {}
-            Err(error) => notes.push(format!(
+            Err(error) => left.push(format!(
                 "the program of a previous daemon stays on interface {}: {error:#}",
                 interface.unwrap_or_else(|| format!("number {ifindex}")),
             )),
         }
     }
-    Ok(attachments)
+    Ok((attachments, left))
 }
 
 /// Replaces the program in a pinned link, in one step. False, and the pin is gone, if the link's

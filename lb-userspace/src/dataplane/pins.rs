@@ -61,8 +61,8 @@ pub(super) fn layouts(options: &Options) -> Vec<Layout> {
     let (flow_entries, half_open) = (options.max_flows, options.max_half_open);
     let Sizes { services, backends, slots } = options.sizes;
     vec![
-        map::<u32, u64>(names::VIPS, MapType::Array, limits::VIP_WORDS),
-        map::<u32, u64>(names::STEERED, MapType::Array, limits::STEERED_WORDS),
+        map::<u32, [u8; limits::VIP_BYTES]>(names::VIPS, MapType::Array, 1),
+        map::<u32, [u8; limits::STEERED_BYTES]>(names::STEERED, MapType::Array, 1),
         sized::<ServiceKey, Service>(names::SERVICES, MapType::Hash, services),
         sized::<u32, Backend>(names::BACKENDS, MapType::Array, backends),
         sized::<u32, Slot>(names::MAGLEV, MapType::Array, slots),

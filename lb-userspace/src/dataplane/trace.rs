@@ -14,7 +14,7 @@ use lb_common::{
     trace::{MAX_TRACES, Sample, TraceCounts, TraceFilter, TraceRecord},
 };
 
-use super::{Dataplane, Options, load, load::Variant, pins, take};
+use super::{Dataplane, Options, filters::Filters, load, load::Variant, pins, take};
 
 /// Most records taken at once, so that a flood of them does not keep others from the maps.
 const TAKEN_AT_ONCE: usize = 8192;
@@ -33,6 +33,7 @@ pub struct Traced {
 pub struct Tracer {
     ebpf: Ebpf,
     filters: Array<MapData, TraceFilter>,
+    address_filters: Filters,
     counts: PerCpuArray<MapData, TraceCounts>,
     records: RingBuf<MapData>,
     /// Traces that run, by index.
@@ -53,6 +54,7 @@ impl Tracer {
             load::load(options, Variant::Trace, &[]).context("load the variant for traces")?;
         Ok(Self {
             filters: take(&mut ebpf, names::TRACE_FILTERS)?,
+            address_filters: Filters::take(&mut ebpf)?,
             counts: take(&mut ebpf, names::TRACE_COUNTS)?,
             records: take(&mut ebpf, names::TRACES)?,
             running: [false; MAX_TRACES as usize],
@@ -62,6 +64,11 @@ impl Tracer {
 
     pub(super) fn program(&mut self) -> anyhow::Result<&mut Xdp> {
         load::program(&mut self.ebpf, Variant::Trace)
+    }
+
+    /// The filters of addresses that are this variant's own; empty until it is put in force.
+    pub(super) fn address_filters(&self) -> &Filters {
+        &self.address_filters
     }
 
     /// How many traces run.
@@ -87,6 +94,8 @@ impl Dataplane {
         if self.tracer.is_some() {
             return Ok(());
         }
+        tracer.address_filters.copy(&self.filters)?;
+        // From here on, writes go to both.
         self.tracer = Some(tracer);
         let begun = self.put_in_force();
         if begun.is_err() {

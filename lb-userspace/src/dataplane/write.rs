@@ -10,7 +10,7 @@ use lb_common::{
     stats::{BackendSignals, BackendStats, ServiceStats},
 };
 
-use super::{Dataplane, Op, batch};
+use super::{Dataplane, Op, Tracer, batch, filters::Filters};
 
 impl Dataplane {
     /// Writes to the maps, in order. Stops at the first error; applying again is harmless.
@@ -54,16 +54,23 @@ impl Dataplane {
                     removed => removed?,
                 }
             }
-            Op::SetVips { words } => batch::update_array(self.vips.fd().as_fd(), 0, words)?,
-            Op::SetSteered { words } => {
-                batch::update_array(self.steered.fd().as_fd(), 0, words)?;
-            }
+            Op::SetVips { bytes } => self.every_filters(|filters| filters.set_vips(bytes))?,
+            Op::SetSteered { bytes } => self.every_filters(|filters| filters.set_steered(bytes))?,
             Op::SetBackend { .. }
             | Op::ClearBackend { .. }
             | Op::SetTable { .. }
             | Op::SetService { .. } => self.apply_run(std::slice::from_ref(op))?,
         }
         Ok(())
+    }
+
+    /// Writes to the filters of every program that can be on an interface.
+    fn every_filters(&self, write: impl Fn(&Filters) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        let traced = self.tracer.as_ref().map(Tracer::address_filters);
+        [Some(&self.filters), self.left_filters.as_ref(), traced]
+            .into_iter()
+            .flatten()
+            .try_for_each(write)
     }
 
     fn set_backends(&self, run: &[Op]) -> anyhow::Result<()> {

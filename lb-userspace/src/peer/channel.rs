@@ -36,9 +36,9 @@ use crate::{
     net,
 };
 
-/// Time between two looks at what the kernel program has told. With the way to the other node it is well
-/// within the 50 ms in which a connection has to be there.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Time between two looks at what the kernel program has told. What has not been told when this node loses
+/// its power breaks, so it is well below the 50 ms in which a connection has to be there.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// Time until the tables are tried again after an error.
 const AFTER_TROUBLE: Duration = Duration::from_secs(5);
@@ -57,6 +57,8 @@ const QUEUED_COMMANDS: usize = 32;
 pub struct Setup {
     /// Name of this node.
     pub own: String,
+    /// How it is.
+    pub about: About,
     /// Where it listens.
     pub listen: SocketAddr,
     /// Interface that its clients come by.
@@ -89,6 +91,8 @@ pub(super) enum Command {
     Fence(Fence, mpsc::Sender<String>),
     /// What that node has asked for is cut off.
     Fenced(String, Fence),
+    /// A word for that node.
+    Say(String, Vec<u8>),
 }
 
 /// Another node wants something cut off.
@@ -121,7 +125,7 @@ impl Channel {
             .await?
             .context("open the flow tables")?;
         let (commands, command_receiver) = mpsc::channel(QUEUED_COMMANDS);
-        let (about, about_receiver) = watch::channel(About::default());
+        let (about, about_receiver) = watch::channel(setup.about);
         ends.commands.send_replace(Some(commands.clone()));
         let keys = Arc::new(Keys::new(&setup.secret));
         let random = SystemRandom::new();
@@ -133,6 +137,8 @@ impl Channel {
             (clock::monotonic(), clock::wall()),
             &mut || nonce(&random),
         );
+        // What is said first is believed, so it must be true.
+        hub.set_about(setup.about);
         hub.set_created(sync.as_ref().map_or(Duration::ZERO, FlowSync::created));
         let task = Task {
             socket,
@@ -307,11 +313,12 @@ impl Task {
                 self.waiting.push((fence, now, sender));
             }
             Command::Fenced(node, fence) => self.hub.fenced(&node, fence, (now, clock::wall())),
+            Command::Say(node, word) => self.hub.say(&node, &word, (now, clock::wall())),
         }
     }
 
     async fn take_effects(&mut self) {
-        let Effects { datagrams, steps, notes, wishes, fenced, began } = self.hub.take();
+        let Effects { datagrams, steps, notes, wishes, fenced, words, began } = self.hub.take();
         for (to, datagram) in datagrams {
             // What is not sent is as what is lost on the way: it is sent again.
             if let Err(error) = self.socket.try_send_to(&datagram, to) {
@@ -332,6 +339,10 @@ impl Task {
             for (_, _, sender) in self.waiting.iter().filter(|(wanted, ..)| *wanted == fence) {
                 let _ = sender.try_send(node.clone());
             }
+        }
+        for word in words {
+            // If nobody is there, or too many wait, it is as lost on the way.
+            let _ = self.ends.words.try_send(word);
         }
         let now = clock::monotonic();
         self.waiting.retain(|(_, since, sender)| {

@@ -56,6 +56,8 @@ pub(super) struct Effects {
     pub(super) wishes: Vec<(String, Fence)>,
     /// Who has cut something off.
     pub(super) fenced: Vec<(String, Fence)>,
+    /// What other nodes have said.
+    pub(super) words: Vec<(String, Vec<u8>)>,
     /// A session has begun.
     pub(super) began: bool,
 }
@@ -306,6 +308,14 @@ impl Hub {
         }
     }
 
+    /// Says a word to a node.
+    pub(super) fn say(&mut self, node: &str, word: &[u8], (now, wall): (Duration, Timestamp)) {
+        if let Some(at) = self.neighbours.iter().position(|it| it.name == node) {
+            self.neighbours[at].session.say(word);
+            self.collect(at, now, wall);
+        }
+    }
+
     fn collect(&mut self, at: usize, now: Duration, wall: Timestamp) {
         let (about, two) = (self.about, self.neighbours.len() == 1);
         let effects = &mut self.effects;
@@ -343,6 +353,7 @@ impl Hub {
                 }
                 Output::FenceWanted(fence) => effects.wishes.push((neighbour.name.clone(), fence)),
                 Output::Fenced(fence) => effects.fenced.push((neighbour.name.clone(), fence)),
+                Output::Word(word) => effects.words.push((neighbour.name.clone(), word)),
                 Output::Refused(refusal) => effects.notes.extend(neighbour.refuse(refusal)),
             }
         }

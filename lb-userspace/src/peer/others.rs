@@ -12,12 +12,19 @@ const QUEUED_WISHES: usize = 16;
 /// Names that wait for whoever has asked for a fence: of more nodes than there ever are.
 const QUEUED_NAMES: usize = 256;
 
+/// Words that wait for whoever hears them.
+const QUEUED_WORDS: usize = 256;
+
+/// What other nodes say, each word with the name of the node.
+pub(super) type Words = mpsc::Receiver<(String, Vec<u8>)>;
+
 /// How the other nodes stand, and what is asked of them and by them. Cheap to copy; outlives channels.
 #[derive(Clone, Debug)]
 pub struct Others {
     board: watch::Receiver<Board>,
     commands: watch::Receiver<Option<mpsc::Sender<Command>>>,
     wishes: Arc<Mutex<Option<mpsc::Receiver<FenceRequest>>>>,
+    words: Arc<Mutex<Option<Words>>>,
 }
 
 /// What channels hold of that.
@@ -26,6 +33,7 @@ pub struct Ends {
     pub(super) board: watch::Sender<Board>,
     pub(super) commands: watch::Sender<Option<mpsc::Sender<Command>>>,
     pub(super) wishes: mpsc::Sender<FenceRequest>,
+    pub(super) words: mpsc::Sender<(String, Vec<u8>)>,
 }
 
 impl Ends {
@@ -35,12 +43,14 @@ impl Ends {
         let (board, board_receiver) = watch::channel(Board::default());
         let (commands, command_receiver) = watch::channel(None);
         let (wishes, wish_receiver) = mpsc::channel(QUEUED_WISHES);
+        let (words, word_receiver) = mpsc::channel(QUEUED_WORDS);
         let others = Others {
             board: board_receiver,
             commands: command_receiver,
             wishes: Arc::new(Mutex::new(Some(wish_receiver))),
+            words: Arc::new(Mutex::new(Some(word_receiver))),
         };
-        (Self { board, commands, wishes }, others)
+        (Self { board, commands, wishes, words }, others)
     }
 }
 
@@ -70,5 +80,20 @@ impl Others {
     #[must_use]
     pub fn wishes(&self) -> Option<mpsc::Receiver<FenceRequest>> {
         self.wishes.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Says a word to another node, without waiting. It may get lost.
+    pub fn say(&self, node: &str, word: Vec<u8>) {
+        let commands = self.commands.borrow().clone();
+        if let Some(commands) = commands {
+            // If too much waits, it is as lost on the way.
+            let _ = commands.try_send(Command::Say(node.to_owned(), word));
+        }
+    }
+
+    /// Words of other nodes, for whoever hears them. It can be taken once; until then they are lost.
+    #[must_use]
+    pub fn words(&self) -> Option<Words> {
+        self.words.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }

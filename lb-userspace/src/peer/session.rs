@@ -27,6 +27,7 @@ use super::{
         change::{self, Item},
         frame::{About, Beat, Fence, Frame, MAX_FENCE_NAME, frames},
     },
+    word::{self, Assembly},
 };
 use crate::dataplane::sync::Change;
 
@@ -79,6 +80,8 @@ pub enum Output {
     FenceWanted(Fence),
     /// The other node has cut off what was asked for.
     Fenced(Fence),
+    /// The other node has a word for this one.
+    Word(Vec<u8>),
     /// A datagram was not accepted.
     Refused(Refusal),
 }
@@ -133,6 +136,9 @@ struct Up {
     /// Changes sent, and received.
     sent: u64,
     received: u64,
+    /// Words said, and the one that is coming.
+    words: u32,
+    word: Assembly,
 }
 
 /// What can be said of a session.
@@ -303,6 +309,16 @@ impl Session {
         self.send_frame(&Frame::Fenced(fence));
     }
 
+    /// Says a word at once. It may get lost, and without a session it is; one of more than
+    /// [`MAX_WORD`](word::MAX_WORD) bytes is not said.
+    pub fn say(&mut self, word: &[u8]) {
+        let Some(up) = &mut self.up else { return };
+        up.words = up.words.wrapping_add(1);
+        for frame in word::split(up.words, word) {
+            self.send_frame(&frame);
+        }
+    }
+
     fn say_hello(&mut self, nonce: Nonce, seen: Nonce, done: bool) {
         let (from, to) = (self.own.clone(), self.peer.clone());
         let datagram = self.keys.seal_hello(&Hello { from, to, nonce, seen, done });
@@ -363,6 +379,8 @@ impl Session {
             peer_table: None,
             sent: 0,
             received: 0,
+            words: 0,
+            word: Assembly::default(),
         });
         // Whoever was started anew remembers no wish.
         for (_, next) in self.wanted.values_mut() {
@@ -443,6 +461,7 @@ impl Session {
                     self.out.push(Output::Fenced(fence));
                 }
             }
+            Frame::Word(piece) => self.out.extend(up.word.take(piece).map(Output::Word)),
         }
     }
 

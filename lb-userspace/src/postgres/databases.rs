@@ -10,6 +10,8 @@ use tokio::sync::watch;
 
 use super::{
     failover::{Command, Plan},
+    handover::{self, Handover},
+    monitor::Link,
     peers::{Peers, Word},
     rejoin,
     status::Database,
@@ -161,6 +163,37 @@ impl Databases {
     /// Does what the operator wants, and answers when it is done.
     pub async fn command(&self, name: Option<&str>, command: Command) -> Result<String, Error> {
         self.find(name)?.1.command(command).await.map_err(Error::Refused)
+    }
+
+    /// Hands over to a standby: waits for long transactions, and then does it; or only says what it would
+    /// find.
+    pub async fn switchover(
+        &self,
+        name: Option<&str>,
+        handover: Handover,
+    ) -> Result<String, Error> {
+        let (config, task) = self.find(name)?;
+        let target = task.plan(handover.server.clone()).await.map_err(Error::Refused)?.to;
+        let command = Command::Switchover {
+            server: handover.server.clone(),
+            absent: handover.absent.clone(),
+        };
+        task.would(command.clone()).await.map_err(Error::Refused)?;
+        let link = |name: Option<String>| {
+            let server = config.servers.iter().find(|it| Some(&it.name) == name.as_ref());
+            // Nothing is late yet, so a busy server may take its time.
+            let limit = config.timeout.max(handover::STATEMENT);
+            let link = server.map(|server| Link::new(&config, server).patient(limit));
+            link.ok_or_else(|| Error::Refused("no primary is known yet".into()))
+        };
+        let primary = link(task.status().primary)?;
+        if handover.rehearse {
+            let standby = link(target)?;
+            let found = handover::rehearse(&primary, &standby, &handover).await;
+            return found.map_err(Error::Refused);
+        }
+        handover::settle(&primary, &handover).await.map_err(Error::Refused)?;
+        task.command(command).await.map_err(Error::Refused)
     }
 
     /// The commands that make a server a standby of the primary.

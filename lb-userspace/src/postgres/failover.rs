@@ -31,17 +31,21 @@ use serde::{Deserialize, Serialize};
 use super::{
     lsn::Lsn,
     record::{Branch, Mark, Phase, Record},
-    sample::{Failure, Role, Sample},
+    sample::{Failure, Sample},
 };
 use crate::events::{Kind, Note};
 
 mod command;
 mod follow;
+mod gate;
 mod known;
 mod run;
+mod store;
+mod watch;
 
 pub use known::{Known, Plan};
 use run::Work;
+pub use store::LEASE;
 
 /// What the machine is set up with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +58,19 @@ pub struct Settings {
     pub peers: BTreeSet<String>,
     /// The servers, the preferred first, with their addresses.
     pub servers: Vec<(String, IpAddr)>,
+    /// How the primary may change without a person; none: not at all.
+    pub unattended: Option<Unattended>,
+}
+
+/// How the primary may change without a person.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unattended {
+    /// How long a person has to say no; none: nobody is asked.
+    pub veto: Option<Duration>,
+    /// Bytes of acknowledged log that may be lost.
+    pub max_loss: u64,
+    /// A number that nobody outside knows, for tokens.
+    pub seed: u64,
 }
 
 /// What the balancers tell each other.
@@ -71,6 +88,8 @@ pub enum Message {
     Ack((u64, u64)),
     /// I do not take the record at this place; why.
     Refuse((u64, u64), String),
+    /// The primary of the record at this place has answered me: so many milliseconds ago it was asked.
+    Reach((u64, u64), u64),
 }
 
 /// What the operator wants.
@@ -104,6 +123,10 @@ pub enum Command {
         /// Although a candidate may have been promoted.
         force: bool,
     },
+    /// What is asked may be done at once; the token of the question.
+    Approve(String),
+    /// What is asked must not be done; the token of the question.
+    Veto(String),
 }
 
 /// What a promotion has come to.
@@ -133,6 +156,8 @@ pub enum Event {
     Seen {
         /// Its name.
         server: String,
+        /// When.
+        asked: Duration,
         /// What it said.
         found: Result<Sample, Failure>,
     },
@@ -142,6 +167,17 @@ pub enum Event {
     Committed(u64),
     /// The record of this revision could not be kept; why.
     NotCommitted(u64, String),
+    /// The store has another record than the one that was to be replaced by that of this revision.
+    Conflict(u64, Box<Record>),
+    /// The store has not said that it has the record of this revision; it may have it; why.
+    Unstored(u64, String),
+    /// The store was asked.
+    Read {
+        /// When.
+        asked: Duration,
+        /// What it has, or why it does not answer.
+        found: Result<Option<Box<Record>>, String>,
+    },
     /// Another balancer speaks.
     Heard {
         /// Its name.
@@ -187,6 +223,18 @@ pub struct Gate {
 pub enum Action {
     /// Keep the record, then [`Event::Committed`].
     Commit(Box<Record>),
+    /// Put the record into the store, if that has `base` or an older one, and keep it; then
+    /// [`Event::Committed`], [`Event::Conflict`] or [`Event::Unstored`].
+    Propose {
+        /// The record.
+        record: Box<Record>,
+        /// The one that it follows; none if it is the first.
+        base: Option<Box<Record>>,
+    },
+    /// Ask the store for its record, then [`Event::Read`].
+    Read,
+    /// Packets may go to the servers until then.
+    Lease(Duration),
     /// Make the tables so, then [`Event::Gated`].
     Gate(Gate),
     /// Tell another balancer. It may get lost.
@@ -243,6 +291,8 @@ struct Pending {
     of: Option<String>,
     /// That one has said it when we asked.
     fresh: bool,
+    /// It goes into the store first.
+    stores: bool,
 }
 
 /// The machine.
@@ -271,6 +321,26 @@ pub struct Machine {
     /// When standbys were last told whom to follow.
     followed: BTreeMap<String, Duration>,
     asked: Option<Duration>,
+    /// The store, where there is one.
+    store: store::Store,
+    /// Until when packets may go to the servers, where they need a lease.
+    lease: Option<Duration>,
+    /// Other balancers that have this record, and when they were asked.
+    agreed: BTreeMap<String, Duration>,
+    /// When other balancers were heard, and when the primary had answered them.
+    heard: BTreeMap<String, Duration>,
+    reach: BTreeMap<String, Duration>,
+    /// When this record came, and the last promotion without a person.
+    since: Duration,
+    promoted: Option<Duration>,
+    /// The last one that came to nothing.
+    given_up: Option<Duration>,
+    /// Since when a person is asked by this balancer.
+    doubted: Option<Duration>,
+    /// Balancers whose gates have closed by themselves in this change.
+    silent: BTreeSet<String>,
+    /// What was said last about a primary that does not answer.
+    said: Option<String>,
 }
 
 /// Time between two tries of what other balancers or servers did not answer.
@@ -281,7 +351,8 @@ impl Machine {
     /// [confirmed](Self::is_confirmed) since this host was started: no other balancer can have gone on
     /// without it.
     pub fn new(settings: Settings, record: Option<Record>, warm: bool) -> Self {
-        let trusted = warm || settings.peers.is_empty();
+        // Where others may go on without a balancer that is silent, only what is said now counts.
+        let trusted = (warm && settings.unattended.is_none()) || settings.peers.is_empty();
         let serves = record.as_ref().filter(|it| it.phase == Phase::Serving);
         Self {
             verified: serves.filter(|_| trusted).map(|it| it.epoch),
@@ -299,6 +370,17 @@ impl Machine {
             refused: None,
             followed: BTreeMap::new(),
             asked: None,
+            store: store::Store::default(),
+            lease: None,
+            agreed: BTreeMap::new(),
+            heard: BTreeMap::new(),
+            reach: BTreeMap::new(),
+            since: Duration::ZERO,
+            promoted: None,
+            given_up: None,
+            doubted: None,
+            silent: BTreeSet::new(),
+            said: None,
         }
     }
 
@@ -307,16 +389,21 @@ impl Machine {
         let mut out = Vec::new();
         match event {
             Event::Tick => self.tick(now, &mut out),
-            Event::Seen { server, found } => self.see(&server, found, now, &mut out),
+            Event::Seen { server, asked, found } => {
+                self.see(&server, asked, found, now, &mut out);
+            }
             Event::Command(command) => self.command(command, now, &mut out),
             Event::Committed(revision) => self.committed(revision, now, &mut out),
             Event::NotCommitted(revision, why) => {
                 self.not_committed(revision, &why, now, &mut out);
             }
+            Event::Conflict(revision, theirs) => self.conflict(revision, *theirs, &mut out),
+            Event::Unstored(revision, why) => self.unstored(revision, &why, now, &mut out),
+            Event::Read { asked, found } => self.read(asked, found, now, &mut out),
             Event::Heard { node, message } => self.hear(&node, message, now, &mut out),
             Event::Gated(number) => {
                 self.gated = Some(number);
-                self.acknowledge(&mut out);
+                self.acknowledge(now, &mut out);
             }
             Event::Revoked { server, found } => self.revoked(&server, found, now, &mut out),
             Event::Quiesced(result) => self.quiesced(result, now, &mut out),
@@ -324,6 +411,7 @@ impl Machine {
             Event::Promoted { server, result } => self.promoted(&server, result, now, &mut out),
         }
         self.advance(now, &mut out);
+        self.consider(now, &mut out);
         self.update_gate(&mut out);
         out
     }
@@ -348,127 +436,13 @@ impl Machine {
         self.refused.as_deref()
     }
 
-    /// The server that writes go to, or why to none.
-    pub fn open(&self) -> Result<&str, String> {
-        let Some(record) = &self.record else {
-            return Err("no primary is known yet".into());
-        };
-        let primary = record.primary.as_str();
-        match record.phase {
-            Phase::Serving => {}
-            Phase::Fencing | Phase::Promoting => return Err("the primary is being changed".into()),
-            Phase::Frozen => return Err("the change of the primary is stuck".into()),
-        }
-        // A change that begins closes the gate before it is known to be kept.
-        if self.pending.as_ref().is_some_and(|it| it.record.phase != Phase::Serving) {
-            return Err("the primary is being changed".into());
-        }
-        if !self.confirmed {
-            return Err(format!(
-                "this balancer was off, and no other has confirmed yet that {primary} is still the \
-                 primary: `ballast pg unfence {primary}` says so"
-            ));
-        }
-        if record.fenced.contains(primary) {
-            return Err(format!("{primary} is fenced by command"));
-        }
-        if let Some(mark) = self.newer_mark() {
-            return Err(format!(
-                "{} was made the primary in epoch {}, and the record ends with epoch {}",
-                mark.server, mark.epoch, record.epoch
-            ));
-        }
-        if let Some(why) = self.contradiction(record) {
-            return Err(why);
-        }
-        if self.verified != Some(record.epoch) {
-            return Err(format!("{primary} has not been seen as the primary yet"));
-        }
-        Ok(primary)
-    }
-
-    /// What the primary says of itself that the record does not.
-    fn contradiction(&self, record: &Record) -> Option<String> {
-        let primary = &record.primary;
-        let sample = self.servers.get(primary)?.sample()?;
-        let Branch { system_id, timeline, .. } = record.branch;
-        if sample.system_id != system_id {
-            Some(format!("{primary} belongs to another cluster now ({})", sample.system_id))
-        } else if sample.role == Role::Standby {
-            Some(format!("{primary} is a standby now"))
-        } else if sample.timeline != timeline {
-            let has = sample.timeline;
-            Some(format!("{primary} is on timeline {has}, and the record says {timeline}"))
-        } else if let (Some(mark), Some(ours)) = (&sample.mark, &record.mark)
-            // Two balancers may have finished the same promotion, one after the other.
-            && (mark.epoch, &mark.server) != (ours.epoch, &ours.server)
-        {
-            Some(format!("{primary} does not carry the mark of epoch {}", record.epoch))
-        } else {
-            None
-        }
-    }
-
-    /// A mark that is newer than the record: another balancer has gone on without us.
-    fn newer_mark(&self) -> Option<&Mark> {
-        let record = self.record.as_ref()?;
-        let marks = self.servers.values().filter_map(|it| it.sample()?.mark.as_ref());
-        marks.filter(|mark| mark.epoch > record.epoch).max()
-    }
-
-    /// Servers that get no packet at all; why.
-    pub fn barred(&self) -> BTreeMap<String, String> {
-        let mut barred = BTreeMap::new();
-        let Some(record) = &self.record else { return barred };
-        for (name, known) in &self.servers {
-            let Some(sample) = known.sample() else { continue };
-            if sample.system_id != record.branch.system_id {
-                let why = format!("it belongs to another cluster ({})", sample.system_id);
-                barred.insert(name.clone(), why);
-            } else if sample.role == Role::Primary && *name != record.primary {
-                let why = format!(
-                    "it takes writes on timeline {}, and {} is the primary, on timeline {}",
-                    sample.timeline, record.primary, record.branch.timeline
-                );
-                barred.insert(name.clone(), why);
-            }
-        }
-        if record.phase != Phase::Serving {
-            let why = "the primary is being changed".to_owned();
-            barred.insert(record.primary.clone(), why);
-        }
-        for name in &record.fenced {
-            barred.insert(name.clone(), "fenced by command".into());
-        }
-        barred
-    }
-
-    fn update_gate(&mut self, out: &mut Vec<Action>) {
-        let revision = self.record.as_ref().map_or(0, |record| record.revision);
-        let number = self.gate.as_ref().map_or(0, |(gate, _)| gate.number);
-        let mut gate = Gate {
-            number,
-            open: self.open().ok().map(str::to_owned),
-            barred: self.barred().into_keys().collect(),
-        };
-        if self.gate.as_ref().is_none_or(|(old, of)| (old, *of) != (&gate, revision)) {
-            gate.number += 1;
-            self.gate = Some((gate.clone(), revision));
-            out.push(Action::Gate(gate));
-        }
-    }
-
-    /// Whether the tables are as the record says.
-    fn is_gated(&self) -> bool {
-        let (Some((gate, of)), Some(record)) = (&self.gate, &self.record) else { return false };
-        *of == record.revision && self.gated == Some(gate.number)
-    }
-
     /// Keeps a record; what it announces begins in [`Self::committed`].
     fn commit(&mut self, record: Record, of: Option<&str>, out: &mut Vec<Action>) {
-        out.push(Action::Commit(Box::new(record.clone())));
-        self.pending =
-            Some(Pending { record, again: None, of: of.map(str::to_owned), fresh: false });
+        let stores = of.is_none() && self.is_unattended();
+        let of = of.map(str::to_owned);
+        let pending = Pending { record, again: None, of, fresh: false, stores };
+        out.push(pending.order(self.record.as_ref()));
+        self.pending = Some(pending);
     }
 
     fn note(&self, kind: Kind, message: impl Into<String>) -> Action {

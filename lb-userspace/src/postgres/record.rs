@@ -115,6 +115,22 @@ pub struct Loss {
     pub proven: bool,
 }
 
+/// A person is asked whether a standby may be promoted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Doubt {
+    /// The balancer that counts the time.
+    pub by: String,
+    /// The standby that is the best one so far.
+    pub candidate: String,
+    /// The token that agrees.
+    pub approve: String,
+    /// The token that forbids.
+    pub veto: String,
+    /// What the person has said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<bool>,
+}
+
 /// What is left to do after a promotion.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FollowUp {
@@ -147,6 +163,9 @@ pub struct Record {
     /// What is left to do after the promotion.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub follow_up: Option<FollowUp>,
+    /// A person is asked, as the primary does not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub doubt: Option<Doubt>,
 }
 
 impl Record {
@@ -163,6 +182,7 @@ impl Record {
             run: None,
             fenced: BTreeSet::new(),
             follow_up: None,
+            doubt: None,
         }
     }
 

@@ -33,6 +33,9 @@ pub struct Sample {
     pub mark: Option<Mark>,
     /// A standby's way to its source.
     pub receiver: Option<Receiver>,
+    /// A standby gives a source up that it has not heard for so long (`wal_receiver_timeout`); none: it
+    /// waits for ever.
+    pub patience: Option<Duration>,
     /// A standby's replay is paused by hand.
     pub paused: bool,
     /// A standby is late on purpose (`recovery_min_apply_delay`).

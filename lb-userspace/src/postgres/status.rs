@@ -45,6 +45,9 @@ pub struct Database {
     /// The change of the primary that is under way, or stuck.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub change: Option<Change>,
+    /// A person is asked whether a standby may be promoted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asks: Option<Asks>,
     /// Why the last change came to nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
@@ -52,6 +55,26 @@ pub struct Database {
     pub servers: Vec<Server>,
     /// What a human should look at.
     pub warnings: Vec<String>,
+    /// Bytes that a standby may be behind and still serve reads.
+    #[serde(default)]
+    pub max_lag: u64,
+    /// Bytes of log that a replication slot may keep before an alert says so.
+    #[serde(default)]
+    pub max_retained: u64,
+}
+
+/// What a person is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asks {
+    /// The standby that would be promoted.
+    pub candidate: String,
+    /// The token of `ballast pg approve`.
+    pub approve: String,
+    /// The token of `ballast pg veto`.
+    pub veto: String,
+    /// What the person has said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<bool>,
 }
 
 /// A change of the primary.
@@ -114,6 +137,12 @@ pub struct Server {
     /// A standby: whom it streams from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub streams_from: Option<String>,
+    /// It gets no packet, because its history is another one than the primary's; why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantined: Option<String>,
+    /// A primary: the synchronous standbys that its commits wait for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sync: Option<Sync>,
     /// What it is there for, for writes.
     pub read_write: Route,
     /// What it is there for, for reads.
@@ -121,6 +150,15 @@ pub struct Server {
     /// What changes slowly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<Detail>,
+}
+
+/// The synchronous standbys of a primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sync {
+    /// So many must have a commit before it is acknowledged.
+    pub need: usize,
+    /// So many can.
+    pub have: usize,
 }
 
 /// What a server is there for.

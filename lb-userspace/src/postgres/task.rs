@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
@@ -19,9 +20,11 @@ use tokio::{
 
 use super::{
     databases::Setup,
-    failover::{self, Action, Command, Event, Machine, Message, Plan},
+    etcd::{self, Etcd},
+    failover::{self, Action, Command, Event, Machine, Message, Plan, Unattended},
     monitor::{self, Detail, Found, Link},
     peers::Word,
+    record::Record,
     route::{self, Lags, Rules, View},
     sample::Role,
     status::Database,
@@ -30,8 +33,9 @@ use super::{
 };
 use crate::{
     clock,
-    config::{Access, Postgres},
+    config::{Access, Postgres, Promotion},
     control::{
+        kernel::Gates,
         reset::DEFAULT_RATE,
         task::{Appointment, ResetError},
         verdict::Appointed,
@@ -39,6 +43,7 @@ use crate::{
     events::{Kind, Note},
 };
 
+mod park;
 mod show;
 
 /// Time between two ticks of the machine.
@@ -55,6 +60,7 @@ const QUEUED: usize = 64;
 enum Ask {
     Command(Command, oneshot::Sender<Result<String, String>>),
     Plan(Option<String>, oneshot::Sender<Plan>),
+    Try(Command, oneshot::Sender<Result<(), String>>),
     Hear(String, Message),
     Stop(oneshot::Sender<()>),
 }
@@ -75,6 +81,11 @@ impl Handle {
     /// What a promotion would do now.
     pub async fn plan(&self, server: Option<String>) -> Result<Plan, String> {
         self.ask(|answer| Ask::Plan(server, answer)).await
+    }
+
+    /// Whether a command would be begun now, or why not. Nothing is done.
+    pub async fn would(&self, command: Command) -> Result<(), String> {
+        self.ask(|answer| Ask::Try(command, answer)).await?
     }
 
     /// Does what the operator wants, and answers when it is done.
@@ -109,6 +120,12 @@ pub struct Task {
     config: Postgres,
     machine: Machine,
     links: BTreeMap<String, Arc<Link>>,
+    /// Where a majority keeps the record, if it does.
+    store: Option<Arc<Etcd>>,
+    /// What the store has taken, and the disk has not yet.
+    stored: mpsc::Sender<Box<Record>>,
+    /// The leases of the servers.
+    gates: Arc<dyn Gates>,
     monitors: Vec<JoinHandle<()>>,
     /// What was begun ends here.
     ended: mpsc::Sender<Event>,
@@ -121,6 +138,8 @@ pub struct Task {
     applied: BTreeMap<String, (Appointed, Appointed)>,
     /// The gate that the tables do not say yet.
     gate: Option<u64>,
+    /// New connections of writers wait.
+    parked: bool,
     /// When the task began, on the monotonic clock.
     began: Duration,
     /// The last try to write the tables failed; why.
@@ -146,6 +165,7 @@ impl Task {
                 .clone()
                 .map(|server| (server.name.clone(), server.address.ip()))
                 .collect::<Vec<(String, IpAddr)>>(),
+            unattended: unattended(&config),
         };
         let warm = kept.as_ref().is_some_and(Kept::is_warm);
         let machine = Machine::new(settings, kept.map(|kept| kept.record), warm);
@@ -159,9 +179,13 @@ impl Task {
         let monitors = monitors.collect();
         let (ask_sender, asks) = mpsc::channel(QUEUED);
         let (ended, ends) = mpsc::channel(QUEUED);
+        let (stored_sender, stored) = mpsc::channel(QUEUED);
         let status = watch::Sender::new(Database::default());
         let task = Self {
             setup: setup.clone(),
+            store: config.consensus.as_ref().map(|it| Arc::new(Etcd::new(it, &config.name))),
+            stored: stored_sender,
+            gates: setup.control.gates(),
             config,
             machine,
             links,
@@ -173,13 +197,14 @@ impl Task {
             troubles: BTreeMap::new(),
             applied: BTreeMap::new(),
             gate: None,
+            parked: false,
             began: clock::monotonic(),
             behind: None,
             marked: warm,
             status,
         };
         let handle = Handle { asks: ask_sender, status: task.status.subscribe() };
-        tokio::spawn(task.run(asks, found, ends));
+        tokio::spawn(task.run(asks, found, ends, stored));
         Ok(handle)
     }
 
@@ -188,6 +213,7 @@ impl Task {
         mut asks: mpsc::Receiver<Ask>,
         mut found: mpsc::Receiver<Found>,
         mut ends: mpsc::Receiver<Event>,
+        mut stored: mpsc::Receiver<Box<Record>>,
     ) {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -196,8 +222,16 @@ impl Task {
                 // What a change waits for comes first.
                 biased;
                 Some(event) = ends.recv() => self.take(event).await,
+                Some(record) = stored.recv() => {
+                    let event = self.keep(*record).await;
+                    self.take(event).await;
+                }
                 ask = asks.recv() => match ask {
                     Some(Ask::Command(command, answer)) => {
+                        if let Some(why) = self.unheard(&command) {
+                            let _ = answer.send(Err(why));
+                            continue;
+                        }
                         // A second one is refused by the machine at once, so the first goes on.
                         let first = self.answer.replace(answer);
                         self.take(Event::Command(command)).await;
@@ -208,6 +242,9 @@ impl Task {
                     Some(Ask::Plan(server, answer)) => {
                         let plan = self.machine.plan(server.as_deref(), clock::monotonic());
                         let _ = answer.send(plan);
+                    }
+                    Some(Ask::Try(command, answer)) => {
+                        let _ = answer.send(self.would(command));
                     }
                     Some(Ask::Hear(node, message)) => {
                         self.take(Event::Heard { node, message }).await;
@@ -223,6 +260,42 @@ impl Task {
             }
             self.show();
         }
+    }
+
+    /// Why a change cannot begin: a balancer that must close its gate is silent. Without this look, no
+    /// write would pass until that is found out.
+    fn unheard(&self, command: &Command) -> Option<String> {
+        let absent = match command {
+            // The gate of a silent balancer closes by itself.
+            Command::Promote { .. } if self.store.is_some() => return None,
+            Command::Promote { absent, .. } | Command::Switchover { absent, .. } => absent,
+            _ => return None,
+        };
+        // The first of all records says who the primary is, and changes nothing.
+        self.machine.record()?;
+        let asked = self.setup.peers.difference(absent);
+        let silent: Vec<_> = asked
+            .filter_map(|node| Some((node.as_str(), self.setup.channel.silent(node)?)))
+            .collect();
+        let (names, whys): (Vec<_>, Vec<_>) = silent.into_iter().unzip();
+        (!names.is_empty()).then(|| {
+            format!(
+                "{}, so nobody knows whether writes pass there. If it is off, say so: --peer-is-down {}",
+                whys.join("; "),
+                names.join(" --peer-is-down ")
+            )
+        })
+    }
+
+    /// Plays a command through on a copy of the machine.
+    fn would(&self, command: Command) -> Result<(), String> {
+        let mut machine = self.machine.clone();
+        let actions = machine.handle(Event::Command(command), clock::monotonic());
+        let refused = actions.into_iter().find_map(|action| match action {
+            Action::Finish(Err(why)) => Some(why),
+            _ => None,
+        });
+        refused.map_or(Ok(()), Err)
     }
 
     async fn see(&mut self, found: Found) {
@@ -258,7 +331,7 @@ impl Task {
                 self.note(note.backend(&server));
             }
         }
-        self.take(Event::Seen { server, found: sample }).await;
+        self.take(Event::Seen { server, asked, found: sample }).await;
     }
 
     fn note(&self, note: Note) {
@@ -291,14 +364,15 @@ impl Task {
     /// Does what the machine wants, or begins it.
     async fn act(&mut self, action: Action) -> Option<Event> {
         match action {
-            Action::Commit(record) => {
-                let revision = record.revision;
-                self.marked = self.machine.is_confirmed();
-                let kept = Kept::new(*record, self.marked);
-                return Some(match self.write(kept).await {
-                    Ok(()) => Event::Committed(revision),
-                    Err(why) => Event::NotCommitted(revision, why),
-                });
+            Action::Commit(record) => return Some(self.keep(*record).await),
+            Action::Propose { record, base } => self.propose(record, base),
+            Action::Read => self.read(),
+            Action::Lease(until) => {
+                let servers: Vec<_> = self.config.servers.iter().map(|it| it.address).collect();
+                if let Err(error) = self.gates.extend(&servers, until) {
+                    // No packet passes from its end on, which is safe.
+                    tracing::error!(%error, database = self.config.name, "extend the lease");
+                }
             }
             Action::Gate(gate) => self.gate = Some(gate.number),
             Action::Tell { node, message } => {
@@ -352,6 +426,48 @@ impl Task {
             }
         }
         None
+    }
+
+    /// Keeps a record on the disk.
+    async fn keep(&mut self, record: Record) -> Event {
+        let revision = record.revision;
+        self.marked = self.machine.is_confirmed();
+        match self.write(Kept::new(record, self.marked)).await {
+            Ok(()) => Event::Committed(revision),
+            Err(why) => Event::NotCommitted(revision, why),
+        }
+    }
+
+    /// Puts a record into the store, and then keeps it.
+    fn propose(&self, record: Box<Record>, base: Option<Box<Record>>) {
+        let Some(store) = self.store.clone() else { return };
+        let (stored, ended) = (self.stored.clone(), self.ended.clone());
+        tokio::spawn(async move {
+            let revision = record.revision;
+            // If the task has ended, the next one reads what the store has.
+            match store.propose(&record, base.as_deref()).await {
+                Ok(()) => drop(stored.send(record).await),
+                Err(etcd::Error::Conflict(theirs)) => {
+                    drop(ended.send(Event::Conflict(revision, theirs)).await);
+                }
+                Err(etcd::Error::Failed(why)) => {
+                    drop(ended.send(Event::Unstored(revision, why)).await);
+                }
+            }
+        });
+    }
+
+    /// Asks the store.
+    fn read(&self) {
+        let Some(store) = self.store.clone() else { return };
+        let ended = self.ended.clone();
+        tokio::spawn(async move {
+            let asked = clock::monotonic();
+            let found = store.read().await;
+            let found = found.map(|it| it.map(Box::new)).map_err(|error| error.to_string());
+            // As above.
+            let _ = ended.send(Event::Read { asked, found }).await;
+        });
     }
 
     /// Runs work about a server; its event comes back when it is done.
@@ -421,7 +537,7 @@ impl Task {
     }
 
     /// Puts the routes into force, if they are others now. The event says that a gate is.
-    async fn route(&mut self) -> Option<Event> {
+    async fn put_routes(&mut self) -> Option<Event> {
         // What the daemon before has left is better than what is not known yet.
         let asked = self.links.keys().all(|server| self.machine.servers().contains_key(server));
         if !asked && clock::monotonic() < self.began + FIRST_ROUND {
@@ -470,6 +586,19 @@ impl Task {
         };
         route::appoint(rules, &names, view, clock::monotonic())
     }
+}
+
+/// How the primary may change without a person.
+fn unattended(config: &Postgres) -> Option<Unattended> {
+    let veto = match config.promotion {
+        Promotion::Manual => return None,
+        Promotion::Veto(time) => Some(time),
+        Promotion::Automatic => None,
+    };
+    let mut seed = [0; 8];
+    // The kernel's generator does not fail once it has been seeded, which it is at boot.
+    SystemRandom::new().fill(&mut seed).expect("random numbers of the kernel");
+    Some(Unattended { veto, max_loss: config.max_loss, seed: u64::from_ne_bytes(seed) })
 }
 
 impl Drop for Task {

@@ -99,6 +99,7 @@ fn observation(second: u64) -> Observation {
         ..backend("app-02", 0)
     };
     let status = Status {
+        alerts: None,
         node: "lb-01".into(),
         cluster: "edge".into(),
         version: "0.1.0".into(),
@@ -107,6 +108,7 @@ fn observation(second: u64) -> Observation {
         uptime_seconds: 60,
         config_loaded: Timestamp::UNIX_EPOCH,
         floating: Vec::new(),
+        anycast: Vec::new(),
         dataplane: Info::default(),
         flows: 1234,
         peers: Vec::new(),

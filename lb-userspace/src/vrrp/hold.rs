@@ -47,6 +47,9 @@ const LISTEN: Duration = Duration::from_secs(1);
 /// taking off.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// What the loopback interface says of its own.
+const NO_MAC: [u8; 6] = [0; 6];
+
 pub(super) enum Command {
     Set(Vec<(IpAddr, u8)>, oneshot::Sender<()>),
     Announce,
@@ -309,8 +312,8 @@ impl Hold {
     /// Sends the announcements that are due. Gives the time of the next.
     fn announce(&mut self) -> Option<Instant> {
         let link = self.link.as_ref()?;
-        // Without a MAC address (a tunnel) there is nobody to tell.
-        let mac = link.mac?;
+        // Without a MAC address (a tunnel, the loopback interface) there is nobody to tell.
+        let mac = link.mac.filter(|mac| *mac != NO_MAC)?;
         let now = clock::timer();
         let mut next: Option<Instant> = None;
         let (sender, ifindex) = (&self.sockets.sender, link.ifindex);

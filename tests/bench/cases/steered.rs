@@ -15,7 +15,7 @@ use crate::{
 /// New connections to steered services, while the flow tables are full. The first fills them, and so
 /// takes the flows of other cases out of them.
 pub(crate) fn with_full_tables() -> Vec<Case> {
-    let walk = Walk { flows: 1, stride: 0 };
+    let walk = Walk { flows: 1, stride: 0, one_by_one: false };
     let mut cases = vec![];
     for version in [Version::V4, Version::V6] {
         cases.push(walk.transmit(version));
@@ -118,8 +118,11 @@ impl Walk {
 
     /// A new connection in an undisturbed slot.
     pub(super) fn steered_new(version: Version) -> Case {
-        let mut case =
-            Self { flows: NEW_TUPLES, stride: 1 }.tunnel(version, Carried::Tcp(SYN), true);
+        let mut case = Self { flows: NEW_TUPLES, stride: 1, one_by_one: false }.tunnel(
+            version,
+            Carried::Tcp(SYN),
+            true,
+        );
         case.name = format!("{} new flow, tunnel", label(version, Carried::Tcp(SYN)));
         case.floor = Some(stateless_name(version, Carried::Tcp(ACK)));
         case.bound = Some(Bound::Floor(9.0));

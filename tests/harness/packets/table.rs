@@ -40,6 +40,7 @@ pub fn cases() -> Vec<Case> {
             steered::rows(net),
             protection::sources(&talk),
             protection::proxied(&talk),
+            protection::parked(&talk),
             protection::windows(&talk),
             protection::oddities(&talk),
             replay::rows(&talk),

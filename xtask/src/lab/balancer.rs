@@ -1,12 +1,27 @@
 //! The balancers: ballast itself, and the configuration that it gets in the lab.
 
-use std::{fmt::Write as _, os::unix::net::UnixStream, path::Path, process::Command};
+use std::{
+    fmt::Write as _,
+    fs,
+    os::unix::{fs::PermissionsExt as _, net::UnixStream},
+    path::Path,
+    process::Command,
+};
+
+use anyhow::{Context as _, Result};
 
 use super::{
     HostName, Lab, netns,
+    postgres::FOLDER,
     process::Program,
     topology::{APP_PORT, ECHO_PORT, FLOATING_V4, FLOATING_V6, HOSTS, Role},
 };
+
+/// The file of the key by which the nodes know each other, in the lab's folder.
+const KEY_FILE: &str = "cluster.key";
+
+/// A laboratory's. It is the same in every lab, because machines of one lab need not share a folder.
+const KEY: &str = "no secret: every lab has this key\n";
 
 /// What `host` runs to balance.
 pub(super) fn program(lab: &Lab, host: HostName) -> Program {
@@ -75,6 +90,19 @@ pub fn config() -> String {
     text
 }
 
+/// A configuration with the key by which the nodes know each other, in the lab's folder.
+pub fn with_key(config: &str) -> String {
+    let line = format!("[cluster]\nsecret_file = \"{FOLDER}/{KEY_FILE}\"\n");
+    config.replacen("[cluster]\n", &line, 1)
+}
+
+/// Writes that key.
+pub(super) fn write_key(lab: &Lab) -> Result<()> {
+    let path = lab.state_dir().join(KEY_FILE);
+    fs::write(&path, KEY).context("write the key of the nodes")?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).context("keep it from others")
+}
+
 /// `ballast COMMAND` for the daemon at `socket`.
 pub(super) fn client(ballast: &Path, socket: &Path, subcommand: &str) -> Command {
     let mut command = Command::new(ballast);
@@ -85,6 +113,12 @@ pub(super) fn client(ballast: &Path, socket: &Path, subcommand: &str) -> Command
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_key_belongs_to_the_cluster() {
+        let text = with_key(&config());
+        assert!(text.contains("[cluster]\nsecret_file = \"@LAB@/cluster.key\"\nname = "), "{text}");
+    }
 
     #[test]
     fn the_configuration_names_every_service_and_backend() {

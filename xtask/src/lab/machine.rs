@@ -81,7 +81,7 @@ pub fn host(machine: Machine) -> Result<()> {
 
 /// The balancers' configuration, for this interface.
 fn config(interface: &str) -> String {
-    let text = balancer::config() + &postgres::config();
+    let text = balancer::with_key(&balancer::config()) + &postgres::config();
     text.replace("interface = \"eth0\"", &format!("interface = \"{interface}\""))
 }
 

@@ -45,6 +45,7 @@ pub(super) fn build(lab: &Lab) -> Result<()> {
         }
     }
     batch(&switch, &switch_commands(lab)).context("build the switch")?;
+    learn(&switch).context("tell the switch who is where")?;
     let balancers = HOSTS.into_iter().filter(|host| host.role() == Role::Balancer);
     let ports: Vec<String> = balancers.map(HostName::port).collect();
     for port in &ports {
@@ -122,6 +123,21 @@ fn switch_commands(lab: &Lab) -> String {
         );
     }
     text
+}
+
+/// Tells the switch for good which host is at which port.
+///
+/// A switch that does not know, as after a cable was pulled, sends a frame to everybody. Network cards leave
+/// aside what is for others; a veth does not, and hands it to the other balancer's program.
+fn learn(switch: &str) -> Result<()> {
+    let mut text = String::new();
+    for host in HOSTS {
+        let (mac, port) = (host.mac(), host.port());
+        let _ = writeln!(text, "fdb replace {mac} dev {port} master static");
+    }
+    let mut command = netns::command(switch, "bridge");
+    command.args(["-batch", "-"]);
+    shell::output_of(&mut command, &text).map(drop)
 }
 
 fn host_commands(host: HostName) -> String {

@@ -46,6 +46,9 @@ pub struct Options {
     pub apps: usize,
     /// Whether the databases run.
     pub postgres: bool,
+    /// Whether etcd runs, on both balancers' hosts and on the witness.
+    #[serde(default)]
+    pub etcd: bool,
     /// Whether the app servers can answer the clients by themselves: they have the floating addresses
     /// on `lo`, listen on the services' ports, and take packets out of tunnels.
     #[serde(default)]
@@ -63,6 +66,7 @@ impl Default for Options {
             balancers: Balancers::default(),
             apps: 3,
             postgres: false,
+            etcd: false,
             steered: false,
             config: None,
             ballast: None,
@@ -95,6 +99,7 @@ pub(super) fn complete(mut options: Options, old: Option<&Options>) -> Result<Op
         options.balancers = options.balancers.max(old.balancers);
         options.apps = options.apps.max(old.apps);
         options.postgres |= old.postgres;
+        options.etcd |= old.etcd;
         options.steered |= old.steered;
         options.config = options.config.or_else(|| old.config.clone());
         options.ballast = options.ballast.or_else(|| old.ballast.clone());

@@ -40,7 +40,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// Its name: `ballast`, `nginx`, `echo` or `postgres`.
+    /// Its name: `ballast`, `nginx`, `echo`, `etcd` or `postgres`.
     pub fn name(&self) -> &'static str {
         self.name
     }

@@ -15,7 +15,7 @@ pub enum Role {
     App,
     /// Runs `PostgreSQL`.
     Postgres,
-    /// Votes; runs nothing in this version.
+    /// Votes: runs etcd, if the lab has it.
     Witness,
 }
 

@@ -19,7 +19,8 @@ const POLICY: &str = "/usr/sbin/policy-rc.d";
 const MARK: &str = "# Written by `cargo xtask setup` for the time of an installation.";
 
 /// Services that their packages start, and that the lab runs in namespaces of its own instead.
-const SERVICES: [(&str, &str); 2] = [("nginx", "nginx"), ("postgresql-15", "postgresql")];
+const SERVICES: [(&str, &str); 3] =
+    [("etcd-server", "etcd"), ("nginx", "nginx"), ("postgresql-15", "postgresql")];
 
 /// Seconds to wait for another package manager.
 const LOCK_TIMEOUT: &str = "DPkg::Lock::Timeout=120";

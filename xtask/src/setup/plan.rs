@@ -20,11 +20,13 @@ const fn tool(program: &'static str, package: &'static str) -> Tool {
 }
 
 /// What the lab, the tests and the benchmarks run.
-pub(super) const TOOLS: [Tool; 16] = [
+pub(super) const TOOLS: [Tool; 18] = [
     // A linker for Rust, and a C compiler for the cryptography that `https` probes use.
     tool("cc", "gcc"),
+    tool("bird", "bird2"),
     tool("bpftool", "bpftool"),
     tool("curl", "curl"),
+    tool("etcd", "etcd-server"),
     tool("ethtool", "ethtool"),
     tool("haproxy", "haproxy"),
     tool("ip", "iproute2"),

@@ -170,7 +170,7 @@ const DEPENDENCIES: [Dependency; 4] = [
 ];
 
 /// Machines that are given inputs and the time, and give actions.
-const PURE: [&str; 37] = [
+const PURE: [&str; 40] = [
     "lb-userspace/src/control/lift.rs",
     "lb-userspace/src/control/plan.rs",
     "lb-userspace/src/control/state.rs",
@@ -192,8 +192,11 @@ const PURE: [&str; 37] = [
     "lb-userspace/src/postgres/failover.rs",
     "lb-userspace/src/postgres/failover/command.rs",
     "lb-userspace/src/postgres/failover/follow.rs",
+    "lb-userspace/src/postgres/failover/gate.rs",
     "lb-userspace/src/postgres/failover/known.rs",
     "lb-userspace/src/postgres/failover/run.rs",
+    "lb-userspace/src/postgres/failover/store.rs",
+    "lb-userspace/src/postgres/failover/watch.rs",
     "lb-userspace/src/postgres/lsn.rs",
     "lb-userspace/src/postgres/record.rs",
     "lb-userspace/src/postgres/route.rs",

@@ -12,7 +12,7 @@ use lb_common::{flow::Syn, service::Service};
 
 use crate::{
     family::{ClientSide, Family, Ports, Tuple},
-    packet::Mac,
+    packet::Macs,
     replay::Tags,
     tables::{Entry, HalfOpen, NotInserted, Scratch},
 };
@@ -29,11 +29,7 @@ impl<F: Family<Key: Eq + Hash> + Copy> FlowTables<F> {
     pub(super) fn new(some: F::Address, mut half: F::HalfOpen) -> Self {
         // What the scratch holds means nothing, so it holds something that would be noticed.
         let tuple = Tuple { src: some, dst: some, ports: Ports(0x5a5a_5a5a) };
-        let side = ClientSide {
-            mac: Mac::load(&[0x5a; 6]),
-            local_mac: Mac::load(&[0x5a; 6]),
-            ifindex: 0x5a,
-        };
+        let side = ClientSide { macs: Macs::load(&[0x5a; 12]), ifindex: 0x5a };
         *half.flow_mut() = F::Entry::new(tuple, tuple, 0x5a, 0x5a);
         *half.syn_mut() = Syn { tries: 0x5a, bits: 0x5a, options_len: 0x5a, ..Syn::ZERO };
         let scratch = Scratch {

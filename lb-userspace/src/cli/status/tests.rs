@@ -48,6 +48,7 @@ fn status() -> Status {
         ..backend("app-02")
     };
     Status {
+        alerts: None,
         node: "lb-01".into(),
         cluster: "edge".into(),
         version: "0.1.0".into(),
@@ -55,6 +56,7 @@ fn status() -> Status {
         started: Timestamp::from_second(1_700_000_000).unwrap(),
         uptime_seconds: 125,
         config_loaded: Timestamp::from_second(1_700_000_000).unwrap(),
+        anycast: Vec::new(),
         floating: vec![Floating {
             vrid: 51,
             address: "192.0.2.100/24".into(),

@@ -74,7 +74,22 @@ pub(super) fn nodes(file: &File, findings: &mut Findings) -> Vec<Node> {
         }
     }
     warn_of_equals(&nodes, findings);
+    warn_of_no_key(file, &nodes, findings);
     nodes.into_iter().map(|(_, node)| node).collect()
+}
+
+/// Without a key the nodes tell each other nothing, and whoever takes an address over knows none of its
+/// connections.
+fn warn_of_no_key(file: &File, nodes: &[(Range<usize>, Node)], findings: &mut Findings) {
+    let key = file.cluster.value().is_some_and(|cluster| !cluster.secret_file.is_absent());
+    if let ([_, (second, _), ..], false) = (nodes, key) {
+        findings
+            .warning(second.clone(), "there are several nodes, and no key by which they know each other")
+            .help(
+                "connections break whenever an address moves: write `openssl rand -hex 32` into a file on \
+                 each node, and name it in `[cluster]`: `secret_file = \"…\"`",
+            );
+    }
 }
 
 /// Between nodes of the same priority their addresses decide, which nobody remembers.
@@ -114,6 +129,16 @@ impl Held {
         self.broadcasts.get(&address).cloned()
     }
 
+    /// Adds an address that is written as itself, without a network; false if it stands there already.
+    pub(super) fn add_address(&mut self, address: IpAddr, place: Range<usize>) -> bool {
+        self.places.insert(address, place).is_none()
+    }
+
+    /// Not every address could be read.
+    pub(super) fn miss(&mut self) {
+        self.complete = false;
+    }
+
     fn add(&mut self, prefix: &Spanned<Prefix>) {
         let Prefix { address, .. } = *prefix.get_ref();
         self.places.entry(address).or_insert_with(|| prefix.span());
@@ -122,7 +147,7 @@ impl Held {
         }
     }
 
-    /// Reports an address to listen on that no `[[floating]]` holds.
+    /// Reports an address to listen on that no `[[floating]]` and no `[[anycast]]` has.
     pub(super) fn check_listen(
         &self,
         listen: SocketAddr,

@@ -6,8 +6,8 @@ use toml::Spanned;
 
 use super::{Listeners, Seen, network::Held, not_zero, service::note_listener};
 use crate::config::{
-    Access, Backend, Forwarding, Guard, Health, OnDown, Postgres, Probe, Promotion, Protocol,
-    Replay, Server, Service,
+    Access, Backend, Consensus, Forwarding, Guard, Health, OnDown, Postgres, Probe, Promotion,
+    Protocol, Replay, Server, Service,
     raw::{self, File},
     read::Field,
     report::Findings,
@@ -22,6 +22,7 @@ const DATABASE: &str = "postgres";
 const INTERVAL: Duration = Duration::from_millis(250);
 const TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_LAG: u64 = 16 << 20;
+const MAX_RETAINED: u64 = 1 << 30;
 
 /// How long the reads of a standby that serves no longer may go on.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -35,6 +36,7 @@ pub(super) fn databases(
     findings: &mut Findings,
 ) -> Vec<Postgres> {
     let mut names = Seen::default();
+    check_consensus(file, findings);
     let mut databases = Vec::new();
     for raw in file.postgres.items() {
         let postgres = raw.get_ref();
@@ -67,7 +69,7 @@ fn service(database: &Postgres, access: Access) -> Option<Service> {
         backup: false,
     });
     let health = Health {
-        probe: Probe::Database,
+        probe: Probe::Database { leased: database.promotion != Promotion::Manual },
         interval: database.interval,
         timeout: database.timeout,
         rise: 1,
@@ -126,6 +128,7 @@ fn database(
     check_promotion(postgres, file, findings);
     let servers = servers(postgres, held, findings);
     let listen = |field: &Field<Endpoint>| field.value().map(|endpoint| endpoint.0);
+    let promotion = postgres.promotion.value().map_or(Promotion::Manual, |it| it.0);
     Some(Postgres {
         name: postgres.name.value()?.0.clone(),
         read_write: listen(&postgres.read_write),
@@ -138,31 +141,75 @@ fn database(
         ca_file: postgres.ca_file.value().map(|path| path.0.clone()),
         interval: postgres.interval.or(INTERVAL),
         timeout: postgres.timeout.or(TIMEOUT),
-        promotion: postgres.promotion.or(Promotion::Manual),
+        promotion,
         max_loss: postgres.max_loss.value().map_or(0, |bytes| bytes.0),
         max_lag: postgres.max_lag.value().map_or(MAX_LAG, |bytes| bytes.0),
+        max_retained: postgres.max_retained.value().map_or(MAX_RETAINED, |bytes| bytes.0),
         servers,
+        consensus: (promotion != Promotion::Manual).then(|| consensus(file)).flatten(),
     })
 }
 
 fn check_promotion(postgres: &raw::Postgres, file: &File, findings: &mut Findings) {
     let Some(promotion) = postgres.promotion.get() else { return };
-    if *promotion.get_ref() == Promotion::Manual {
+    if promotion.get_ref().0 == Promotion::Manual {
         return;
     }
     if file.consensus.is_absent() {
         findings
             .error(promotion.span(), "a promotion without a person needs `[consensus]`")
             .help("add `[consensus]` with `etcd`, or write `promotion = \"manual\"`");
-    } else {
-        findings
-            .warning(
-                promotion.span(),
-                "a promotion without a person is not in this version yet: nobody is promoted until \
-                 `ballast pg promote` says so",
-            )
-            .help("write `promotion = \"manual\"` to say so");
     }
+    if file.node.items().count() > 1
+        && file.cluster.value().is_none_or(|it| it.secret_file.is_absent())
+    {
+        findings
+            .error(
+                promotion.span(),
+                "a promotion without a person needs the nodes to talk to each other",
+            )
+            .help("add `secret_file` to `[cluster]`: the same key on every node");
+    }
+}
+
+/// Checks `[consensus]` as far as single values do not.
+fn check_consensus(file: &File, findings: &mut Findings) {
+    let Some(consensus) = file.consensus.value() else { return };
+    if let Some(etcd) = consensus.etcd.get() {
+        if etcd.get_ref().is_empty() {
+            findings
+                .error(etcd.span(), "`etcd` is empty")
+                .help("write the members' addresses, such as \"http://192.0.2.11:2379\"");
+        }
+        for url in etcd
+            .get_ref()
+            .iter()
+            .filter(|url| consensus.ca_file.is_absent() && url.get_ref().0.starts_with("https"))
+        {
+            findings
+                .error(url.span(), "nobody says which certificate this member may have")
+                .help("add `ca_file` to `[consensus]`: the certificate of its authority");
+        }
+    }
+    if let Some(user) = consensus.user.get()
+        && consensus.password_file.is_absent()
+    {
+        findings
+            .error(user.span(), "`user` has no password")
+            .help("add `password_file = \"/etc/ballast/etcd.password\"`");
+    }
+}
+
+/// What `[consensus]` says.
+fn consensus(file: &File) -> Option<Consensus> {
+    let consensus = file.consensus.value()?;
+    Some(Consensus {
+        etcd: consensus.etcd.items().map(|url| url.get_ref().0.clone()).collect(),
+        ca_file: consensus.ca_file.value().map(|path| path.0.clone()),
+        user: consensus.user.value().map(|user| user.0.clone()),
+        password_file: consensus.password_file.value().map(|path| path.0.clone()),
+        cluster: super::cluster(&file.cluster).name,
+    })
 }
 
 fn servers(postgres: &raw::Postgres, held: &Held, findings: &mut Findings) -> Vec<Server> {

@@ -39,8 +39,12 @@ pub(in crate::config) fn check(file: &File, findings: &mut Findings) {
     for postgres in file.postgres.items() {
         check(&postgres.get_ref().password_file, "password_file");
     }
+    if let Some(consensus) = file.consensus.value() {
+        check(&consensus.password_file, "password_file");
+    }
     for alert in file.alert.items() {
         check(&alert.get_ref().token_file, "token_file");
+        check(&alert.get_ref().url_file, "url_file");
     }
     for (chain, key) in pairs {
         // What is wrong with the key's file itself has been said.

@@ -17,11 +17,6 @@ fn values_of_later_versions_are_checked() {
     let start = GOOD.matches('\n').count();
     for (section, line, message) in [
         ("[consensus]\netcd = [\"ftp://x\"]\n", 2, "`etcd` is not an http or https address"),
-        (
-            "[[alert]]\nkind = \"telegram\"\nchat_id = \"1\"\n",
-            1,
-            "an alert by telegram needs `token_file`",
-        ),
         ("[api]\nlisten = \"127.0.0.1\"\n", 2, "`listen` has no port"),
     ] {
         assert_eq!(errors(&good_and(section)), [(start + line, message.to_owned())]);
@@ -36,6 +31,7 @@ fn values_of_later_versions_are_checked() {
         ("read_write = \"192.0.2.101:5432\"", "no `[[floating]]` holds 192.0.2.101"),
         ("read_only = \"192.0.2.100:80\"", "two services listen on 192.0.2.100:80 (tcp)"),
         ("promotion = \"automatic\"", "a promotion without a person needs `[consensus]`"),
+        ("promotion = \"veto 30\"", "the time of `promotion` has no unit after `30`"),
     ] {
         assert_eq!(errors(&postgres(line)), [(start + 2, message.to_owned())]);
     }

@@ -1,9 +1,16 @@
 //! `[[floating]]` and VRRP.
 
-use std::time::Duration;
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
+    time::Duration,
+};
 
 use super::*;
-use crate::vrrp::packet::{ChecksumForm, Version};
+use crate::{
+    scratch::Directory,
+    vrrp::packet::{ChecksumForm, Version},
+};
 
 const SECOND_NODE: &str =
     "[[node]]\nname = \"lb-02\"\naddress = \"192.0.2.12\"\ninterface = \"eth0\"\npriority = 90\n";
@@ -68,15 +75,25 @@ fn what_contradicts_itself() {
     );
     let equal =
         SECOND_NODE.replace("priority = 90", "priority = 100").replace("[[node]]", "▶[[node]]");
+    let directory = Directory::new("vrrp-key");
+    let key = directory.path().join("key");
+    fs::write(&key, "0123456789abcdef").unwrap();
+    fs::set_permissions(&key, Permissions::from_mode(0o600)).unwrap();
+    let cluster = format!("[cluster]\nsecret_file = {key:?}\n");
     let found = warning(
-        &good_and(&equal),
+        &good_and(&format!("{equal}{cluster}")),
         "`lb-01` and `lb-02` have the same priority",
         "higher `priority`",
     );
     assert_eq!(found.labels[0].text, "priority 100");
+    warning(
+        &good_and(&SECOND_NODE.replace("[[node]]", "▶[[node]]")),
+        "there are several nodes, and no key by which they know each other",
+        "openssl rand -hex 32",
+    );
     let v6 = SECOND_NODE.replace("192.0.2.12", "2001:db8::12");
     mistake(
-        &format!("{v6}{}", changed("[[floating]]", "▶[[floating]]\nunicast = true")),
+        &format!("{v6}{}{cluster}", changed("[[floating]]", "▶[[floating]]\nunicast = true")),
         "`unicast` sends these adverts over IPv4, but the address of node `lb-02` is 2001:db8::12",
         "the nodes' IPv4 addresses",
     );

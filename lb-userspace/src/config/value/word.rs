@@ -1,12 +1,18 @@
 //! Keys that take one word out of a few.
 
+use std::time::Duration;
+
 use lb_common::service::Balance;
 use toml::{Spanned, de::DeValue};
 
-use crate::config::{
-    Encapsulation, OnDown, Promotion, Protocol,
-    read::{Read, distance, string},
-    report::Findings,
+use crate::{
+    alert::Severity,
+    config::{
+        Encapsulation, OnDown, Promotion, Protocol,
+        read::{Read, distance, string},
+        report::Findings,
+        units,
+    },
 };
 
 /// One word out of a few.
@@ -118,8 +124,32 @@ word! {
 
 impl Word for Promotion {
     const WORDS: &'static [(&'static str, Self)] =
-        &[("manual", Self::Manual), ("veto", Self::Veto), ("automatic", Self::Automatic)];
-    const LATER: usize = 2;
+        &[("manual", Self::Manual), ("veto", Self::Veto(VETO)), ("automatic", Self::Automatic)];
+}
+
+/// How long a person has to say no, if the file does not say it.
+const VETO: Duration = Duration::from_secs(30);
+
+/// `promotion` of a database: one of the words of [`Promotion`], or `veto` and a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::config) struct Promoted(pub(in crate::config) Promotion);
+
+impl Read for Promoted {
+    fn read(value: &Spanned<DeValue<'_>>, key: &str, findings: &mut Findings) -> Option<Self> {
+        let text = value.get_ref().as_str();
+        let Some(time) = text.and_then(|text| text.strip_prefix("veto ")) else {
+            return Promotion::read(value, key, findings).map(Self);
+        };
+        match units::duration(time.trim()) {
+            Ok(time) => Some(Self(Promotion::Veto(time))),
+            Err(error) => {
+                findings
+                    .error(value.span(), format!("the time of `{key}` {error}"))
+                    .help("write the time that a person has to say no, such as \"veto 30s\"");
+                None
+            }
+        }
+    }
 }
 
 word! {
@@ -130,6 +160,11 @@ word! {
 word! {
     /// `kind` of an alert.
     AlertKind, 0 later { Telegram = "telegram", Slack = "slack", Webhook = "webhook", Syslog = "syslog", }
+}
+
+impl Word for Severity {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("info", Self::Info), ("warning", Self::Warning), ("critical", Self::Critical)];
 }
 
 word! {

@@ -6,10 +6,32 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{Read, Seek, Write},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
 use nix::fcntl::{Flock, FlockArg};
+use tokio::time::sleep;
+
+/// How often the lock is tried: a daemon that runs is given a second to be gone.
+const TRIES: u32 = 100;
+
+/// The time between two tries.
+const PERIOD: Duration = Duration::from_millis(10);
+
+/// Why a lock was not taken.
+enum Refused {
+    /// A process has it.
+    Held(String),
+    /// It could not be tried.
+    Failed(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Refused {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(error)
+    }
+}
 
 /// Held while the daemon runs.
 #[derive(Debug)]
@@ -17,7 +39,23 @@ pub(super) struct Lock(Flock<File>);
 
 impl Lock {
     /// Takes the lock of `socket`, or says who has it. A socket that a dead daemon left is removed.
-    pub(super) fn take(socket: &Path) -> anyhow::Result<Self> {
+    ///
+    /// A daemon that was killed has the lock until the kernel has cleared up after it, which may be a moment
+    /// after whoever waited for its end was told of that: so this waits a little.
+    pub(super) async fn take(socket: &Path) -> anyhow::Result<Self> {
+        let mut left = TRIES;
+        loop {
+            left -= 1;
+            match Self::try_take(socket) {
+                Err(Refused::Held(_)) if left > 0 => sleep(PERIOD).await,
+                Err(Refused::Held(message)) => bail!(message),
+                Err(Refused::Failed(error)) => return Err(error),
+                Ok(lock) => return Ok(lock),
+            }
+        }
+    }
+
+    fn try_take(socket: &Path) -> Result<Self, Refused> {
         let path = path(socket);
         let mut options = OpenOptions::new();
         let mut file = options
@@ -31,12 +69,12 @@ impl Lock {
         // What stands there is only for the message.
         let _ = file.read_to_string(&mut pid);
         let Ok(mut lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else {
-            bail!(
+            return Err(Refused::Held(format!(
                 "another ballast runs (process {}, socket {}): stop it, or give this one paths of \
                  its own",
                 pid.trim(),
                 socket.display()
-            );
+            )));
         };
         let write = |file: &mut File| {
             file.set_len(0)?;
@@ -47,7 +85,7 @@ impl Lock {
         match fs::remove_file(socket) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 let message = format!("remove the stale socket {}", socket.display());
-                Err(error).context(message)
+                Err(anyhow::Error::from(error).context(message).into())
             }
             _ => Ok(Self(lock)),
         }
@@ -80,20 +118,26 @@ mod tests {
     use super::*;
     use crate::scratch;
 
-    #[test]
-    fn only_one_holds_it_and_the_other_learns_who() {
+    #[tokio::test(start_paused = true)]
+    async fn only_one_holds_it_and_the_other_learns_who() {
         let directory = scratch::Directory::new("lock");
         let socket = directory.path().join("ballast.sock");
         assert_eq!(holder(&socket), None);
         fs::write(&socket, "stale").unwrap();
-        let lock = Lock::take(&socket).unwrap();
+        let lock = Lock::take(&socket).await.unwrap();
         assert!(!socket.exists(), "the stale socket is gone");
         let pid = std::process::id().to_string();
         assert_eq!(holder(&socket), Some(pid.clone()));
-        let error = Lock::take(&socket).unwrap_err().to_string();
+        let error = Lock::take(&socket).await.unwrap_err().to_string();
         assert!(error.contains(&format!("another ballast runs (process {pid}")), "{error}");
-        lock.release(&socket);
+        let waiting = Lock::take(&socket);
+        let ending = async {
+            sleep(PERIOD * TRIES / 2).await;
+            lock.release(&socket);
+        };
+        let (lock, ()) = tokio::join!(waiting, ending);
+        lock.unwrap().release(&socket);
         assert_eq!(holder(&socket), None);
-        Lock::take(&socket).unwrap();
+        Lock::take(&socket).await.unwrap();
     }
 }

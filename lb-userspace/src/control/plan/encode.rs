@@ -8,7 +8,7 @@ use std::{
 use lb_common::{
     backend::{self, Backend},
     hash,
-    limits::{STEERED_WORDS, VIP_WORDS},
+    limits::{STEERED_BYTES, VIP_BYTES},
     service::{ServiceKey, mapped},
 };
 
@@ -61,7 +61,10 @@ pub(super) fn backend(
     let fresh = Backend {
         address: bytes(wanted.address.ip()),
         port: wanted.address.port(),
-        flags: backend::IN_USE | way | if wanted.forward { backend::FORWARD } else { 0 },
+        flags: backend::IN_USE
+            | way
+            | if wanted.forward { backend::FORWARD } else { 0 }
+            | if wanted.leased { backend::LEASED } else { 0 },
         weight: wanted.weight,
         service,
         patience_ms: wanted.patience_ms,
@@ -120,29 +123,34 @@ fn max_packet(hop: &NextHop, address: IpAddr, flags: u16) -> u16 {
     u16::try_from(hop.mtu.saturating_sub(bytes).max(1)).unwrap_or(u16::MAX)
 }
 
-/// `VIPS` for these addresses, of which the services of `steered` are steered.
-pub(super) fn vip_words(
+/// `VIPS` for these addresses and services, of which those of `steered` are steered.
+pub(super) fn vip_filter(
     addresses: impl Iterator<Item = IpAddr>,
+    services: impl Iterator<Item = ServiceKey>,
     steered: &BTreeSet<ServiceKey>,
-) -> Vec<u64> {
-    let mut words = vec![0; VIP_WORDS as usize];
-    let steered = steered.iter().map(|key| (address(key.address), hash::VIP | hash::VIP_STEERED));
-    for (address, flags) in addresses.map(|address| (address, hash::VIP)).chain(steered) {
-        let (element, shift) = hash::vip_place(vip_bit(address));
-        words[element as usize] |= u64::from(flags) << shift;
+) -> Vec<u8> {
+    let mut filter = vec![0; VIP_BYTES];
+    for key in services {
+        let flags = if steered.contains(&key) { hash::VIP_STEERED } else { hash::VIP };
+        filter[vip_bit(address(key.address)) as usize] |= flags;
     }
-    words
+    for address in addresses {
+        let flags = &mut filter[vip_bit(address) as usize];
+        if *flags == 0 {
+            *flags = hash::VIP;
+        }
+    }
+    filter
 }
 
 /// `STEERED` for these services.
-pub(super) fn steered_words(steered: &BTreeSet<ServiceKey>) -> Vec<u64> {
-    let mut words = vec![0; STEERED_WORDS as usize];
+pub(super) fn steered_filter(steered: &BTreeSet<ServiceKey>) -> Vec<u8> {
+    let mut filter = vec![0; STEERED_BYTES];
     for key in steered {
         let vip_bit = vip_bit(address(key.address));
-        let bit = hash::steered_bit(vip_bit, key.port.to_be(), key.protocol);
-        words[bit as usize / 64] |= 1 << (bit % 64);
+        filter[hash::steered_bit(vip_bit, key.port.to_be(), key.protocol) as usize] = 1;
     }
-    words
+    filter
 }
 
 fn vip_bit(address: IpAddr) -> u32 {
@@ -164,7 +172,7 @@ fn halves(bytes: [u8; 16]) -> [[u8; 8]; 2] {
 }
 
 /// Every bit of both; nothing stands for no bit.
-pub(super) fn union(a: Option<&[u64]>, b: &[u64]) -> Vec<u64> {
+pub(super) fn union(a: Option<&[u8]>, b: &[u8]) -> Vec<u8> {
     match a {
         Some(a) => a.iter().zip(b).map(|(a, b)| a | b).collect(),
         None => b.to_vec(),

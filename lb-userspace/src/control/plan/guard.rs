@@ -59,7 +59,10 @@ impl Planner {
                 wanted.extend(entries);
             }
             let flags = flags | proxied_flags(service.proxied);
-            let guarded = |written| guarded(written, flags, service.guard.rate);
+            let guarded = |written| {
+                let guarded = guarded(written, flags, service.guard.rate);
+                Service { parked_until: service.parked_until, ..guarded }
+            };
             refer(ops, &planned, service.key, placed.written, guarded);
         }
         let stale = gone.iter().map(|&(source, bits)| Op::RemoveSource { bits, source });

@@ -23,9 +23,9 @@ struct Model {
     slots: BTreeMap<u32, Slot>,
     /// What each run of slots names, backend and base, by its first slot; and its length.
     named: BTreeMap<u32, (u32, BTreeSet<(u32, u32)>)>,
-    vips: Vec<u64>,
+    vips: Vec<u8>,
     sources: BTreeMap<(Source, u32), u32>,
-    filter: Vec<u64>,
+    filter: Vec<u8>,
     /// Slots that a service pointed to, and until when.
     left: Vec<(u32, u32, Duration)>,
 }
@@ -66,14 +66,14 @@ impl Model {
                 let old = self.services.remove(key).expect("the service is there");
                 self.left.extend(runs(&old).map(|(at, len)| (at, len, now)));
             }
-            Op::SetVips { words } => self.vips.clone_from(words),
+            Op::SetVips { bytes } => self.vips.clone_from(bytes),
             Op::SetSource { bits, source, verdict } => {
                 self.sources.insert((*source, *bits), *verdict);
             }
             Op::RemoveSource { bits, source } => {
                 self.sources.remove(&(*source, *bits)).expect("the prefix is there");
             }
-            Op::SetSteered { words } => self.filter.clone_from(words),
+            Op::SetSteered { bytes } => self.filter.clone_from(bytes),
         }
         self.check();
     }
@@ -104,13 +104,13 @@ impl Model {
                 }
             }
             let steered = BTreeSet::from_iter(steered.then_some(*key));
-            let address = encode::address(key.address);
-            let bits = encode::vip_words(std::iter::once(address), &steered);
+            let services = std::iter::once(*key);
+            let bits = encode::vip_filter(std::iter::empty(), services, &steered);
             assert!(
                 encode::union(Some(&self.vips), &bits) == self.vips,
                 "a service's address is not in the filter"
             );
-            let bits = encode::steered_words(&steered);
+            let bits = encode::steered_filter(&steered);
             assert!(
                 steered.is_empty() || encode::union(Some(&self.filter), &bits) == self.filter,
                 "a steered service is not in the filter"
@@ -188,6 +188,7 @@ fn service(port: u16, hosts: &[u8]) -> DesiredService {
         serving: true,
         forward: true,
         patience_ms: 0,
+        leased: false,
     };
     DesiredService {
         key: key(port),
@@ -198,6 +199,7 @@ fn service(port: u16, hosts: &[u8]) -> DesiredService {
         backends: hosts.iter().map(serving).collect(),
         guard: Guard::default(),
         proxied: Proxied::None,
+        parked_until: 0,
     }
 }
 
@@ -479,6 +481,7 @@ fn random_desired(services: &[AnyService]) -> Desired {
                 serving,
                 forward: serving || forward,
                 patience_ms: 0,
+                leased: false,
             });
         }
         all.push(service);

@@ -195,14 +195,13 @@ impl Planner {
     }
 
     /// The filter: all floating addresses, and those that flows of removed services still use.
-    pub(super) fn vip_words(&self, desired: &Desired, steered: &BTreeSet<ServiceKey>) -> Vec<u64> {
-        let services =
+    pub(super) fn vip_filter(&self, desired: &Desired, steered: &BTreeSet<ServiceKey>) -> Vec<u8> {
+        let used =
             self.services.iter().filter(|(_, placed)| self.users.contains_key(&placed.index));
-        let addresses = services.map(|(key, _)| encode::address(key.address));
-        let desired_listens =
-            desired.services.iter().map(|service| encode::address(service.key.address));
-        let addresses = desired.floating.iter().copied().chain(addresses).chain(desired_listens);
-        encode::vip_words(addresses, steered)
+        let used = used.map(|(key, _)| *key);
+        let services = desired.services.iter().map(|service| service.key);
+        let services = services.chain(used).chain(steered.iter().copied());
+        encode::vip_filter(desired.floating.iter().copied(), services, steered)
     }
 }
 

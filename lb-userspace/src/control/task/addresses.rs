@@ -29,6 +29,8 @@ pub(super) struct Addresses {
     known: Vec<HeldAddress>,
     /// What the thread of VRRP has told.
     told: Vec<Note>,
+    /// What that thread knows of [`Addresses::set_may_preempt`].
+    may_preempt: Option<bool>,
 }
 
 /// Who decides.
@@ -54,6 +56,7 @@ impl Addresses {
         }
         let setup = Setup::new(config, node).context("find this node in the configuration")?;
         let (router, notes) = Router::start(setup, leases).await?;
+        self.may_preempt = None;
         self.state = Some(router.holder());
         self.who = Some(Who::Shared(router, notes));
         Ok(())
@@ -148,6 +151,15 @@ impl Addresses {
     pub(super) async fn set_priority(&self, priority: u8) {
         if let Some(Who::Shared(router, _)) = &self.who {
             router.set_priority(priority).await;
+        }
+    }
+
+    /// Whether this node may take the addresses from one that serves.
+    pub(super) async fn set_may_preempt(&mut self, may: bool) {
+        if let Some(Who::Shared(router, _)) = &self.who
+            && self.may_preempt.replace(may) != Some(may)
+        {
+            router.set_may_preempt(may).await;
         }
     }
 

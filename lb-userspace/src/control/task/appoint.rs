@@ -1,5 +1,9 @@
 //! What the servers of databases are there for.
 
+use std::time::Duration;
+
+use lb_common::service::PARK_SHIFT;
+
 use super::Task;
 use crate::{clock, control::verdict::Appointed};
 
@@ -21,6 +25,22 @@ impl Task {
         for Appointment { service, backend, appointed } in appointments {
             self.state.appoint(&service, &backend, appointed, now);
         }
+        self.write_facts().await
+    }
+
+    /// Lets new connections of a service wait until then, or no longer.
+    pub(super) async fn park(
+        &mut self,
+        service: &str,
+        until: Option<Duration>,
+    ) -> Result<(), String> {
+        // Rounded down: never longer than was asked for.
+        let until = until.map_or(0, |until| (until.as_nanos() >> PARK_SHIFT) as u32);
+        self.state.park(service, until);
+        self.write_facts().await
+    }
+
+    async fn write_facts(&mut self) -> Result<(), String> {
         self.reconcile().await;
         if self.adopted && !self.is_settled(clock::monotonic()) {
             return Err("the tables of the daemon before are still in force".into());

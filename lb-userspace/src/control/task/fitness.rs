@@ -30,6 +30,7 @@ impl Task {
         if !self.config.is_shared() || !*self.settled.borrow() {
             return;
         }
+        self.addresses.set_may_preempt(self.may_preempt()).await;
         let Some(own) = self.config.node(&self.node).map(|node| node.priority) else { return };
         let fitness = self.fitness();
         let all: Vec<u8> = self.config.nodes.iter().map(|node| node.priority).collect();
@@ -62,9 +63,14 @@ impl Task {
         self.timeline.add(Note::new(Kind::Role, message).because(why));
     }
 
-    fn fitness(&self) -> Fitness {
+    /// Whether the program is on this node's interface.
+    pub(super) fn is_attached(&self) -> bool {
         let own = self.interface().ok().and_then(|name| if_nametoindex(name.as_str()).ok());
-        let attached = own.is_some_and(|ifindex| self.attachments.has(ifindex));
+        own.is_some_and(|ifindex| self.attachments.has(ifindex))
+    }
+
+    fn fitness(&self) -> Fitness {
+        let attached = self.is_attached();
         // What passive signals say is not asked: a node without traffic has none.
         let meant = self.state.records().filter(|(_, it)| it.wish.admin == Admin::Enabled);
         let (mut backends, mut unreachable) = (0, 0);

@@ -1,6 +1,6 @@
 //! How others command the reconcile task.
 
-use std::{ops::ControlFlow, sync::Arc};
+use std::{ops::ControlFlow, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{Appointment, Change, Command, Refused, Reloaded, WishError, Wished, wish};
 use crate::{
     control::{
-        kernel::Kernel,
+        kernel::{Gates, Kernel},
         reset::{self, Resets},
         status::{NamedFlow, Status, View},
     },
@@ -95,6 +95,11 @@ impl Handle {
     /// The other nodes: how they stand, and what is asked of them.
     pub fn others(&self) -> &Others {
         &self.others
+    }
+
+    /// The leases of databases' servers.
+    pub fn gates(&self) -> Arc<dyn Gates> {
+        self.kernel.gates()
     }
 
     /// The timeline.
@@ -184,6 +189,17 @@ impl Handle {
         appointments: Vec<Appointment>,
     ) -> anyhow::Result<Result<(), String>> {
         self.ask(|answer| Command::Appoint(appointments, answer)).await
+    }
+
+    /// Lets new connections of a service wait until then on the monotonic clock, or no longer. It is an
+    /// error if the kernel's tables do not say so yet; why.
+    pub async fn park(
+        &self,
+        service: &str,
+        until: Option<Duration>,
+    ) -> anyhow::Result<Result<(), String>> {
+        let service = service.to_owned();
+        self.ask(|answer| Command::Park(service, until, answer)).await
     }
 
     /// Ends the open connections of a backend, in one service or in all that have it: of one client if

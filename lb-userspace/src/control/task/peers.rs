@@ -87,6 +87,7 @@ impl Task {
         let Some(wanted) = wanted? else { return Ok(()) };
         let setup = Setup {
             own: self.node.clone(),
+            about: self.about(),
             listen: wanted.listen,
             interface: wanted.interface.clone(),
             others: wanted.others.clone(),
@@ -101,9 +102,20 @@ impl Task {
         Ok(())
     }
 
+    /// Whether this node may take the addresses from one that serves: not before it has that one's
+    /// connections. Without a key it never has any, and there is nothing to wait for.
+    pub(super) fn may_preempt(&self) -> bool {
+        may_preempt(&self.config, || self.peers.board().in_sync)
+    }
+
     /// Tells the other nodes how this one is.
     pub(super) fn tell_peers(&self) {
-        let Some((_, channel)) = &self.peers.open else { return };
+        if let Some((_, channel)) = &self.peers.open {
+            channel.tell(self.about());
+        }
+    }
+
+    fn about(&self) -> About {
         let (mut services, mut backends) = (Count::default(), Count::default());
         for service in self.state.services() {
             let serving = service.records.iter().filter(|record| record.verdict.serving).count();
@@ -113,7 +125,7 @@ impl Task {
             backends.fit += serving as u32;
         }
         let holds = self.addresses.holds();
-        channel.tell(About { generation: self.peers.generation, services, backends, holds });
+        About { generation: self.peers.generation, services, backends, holds }
     }
 }
 
@@ -121,6 +133,10 @@ impl Task {
 fn share(config: &Config, node: &str) -> Node {
     let number = config.nodes.iter().position(|it| it.name == node).unwrap_or(0);
     Node::share(number as u16, config.nodes.len() as u16)
+}
+
+fn may_preempt(config: &Config, in_sync: impl FnOnce() -> bool) -> bool {
+    config.cluster.secret_file.is_none() || config.nodes.len() < 2 || in_sync()
 }
 
 /// What the channel is to be; none if there is nobody to talk to, or no key.
@@ -170,6 +186,19 @@ mod tests {
             Ok(loaded) => loaded.config,
             Err(rejected) => panic!("{rejected}"),
         }
+    }
+
+    #[test]
+    fn only_who_waits_for_another_nodes_connections_may_not_preempt() {
+        let directory = Directory::new("preempt");
+        let path = directory.path().join("key");
+        std::fs::write(&path, "0123456789abcdef0123456789abcdef\n").unwrap();
+        let mut two = config(2, &path);
+        assert!(!may_preempt(&two, || false));
+        assert!(may_preempt(&two, || true));
+        two.cluster.secret_file = None;
+        assert!(may_preempt(&two, || false), "without a key there is nothing to wait for");
+        assert!(may_preempt(&config(1, &path), || false));
     }
 
     #[tokio::test]

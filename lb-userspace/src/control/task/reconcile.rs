@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Task, addresses, instant};
+use super::{Task, instant};
 use crate::{
     clock,
     config::{self, sizes},
@@ -48,6 +48,7 @@ impl Task {
             self.settle().await;
         }
         self.weigh(now).await;
+        self.follow_anycast().await;
         let deadlines = [
             self.state.next_deadline(now),
             self.planner.next_deadline(),
@@ -65,6 +66,8 @@ impl Task {
     /// Takes the floating addresses, now that their services are ready.
     async fn settle(&mut self) {
         self.follow_peers().await;
+        // The thread of VRRP waits for this, and must not begin with more than it may do.
+        self.addresses.set_may_preempt(self.may_preempt()).await;
         self.follow_addresses().await;
         self.settled.send_replace(true);
     }
@@ -97,8 +100,8 @@ impl Task {
 
     /// Plans, and applies the plan.
     async fn write(&mut self, now: Duration) {
-        let floating = addresses::all(&self.config).into_iter().map(|(address, _)| address);
-        let plan = self.planner.plan(&self.desired(floating.collect()), now);
+        let floating = self.config.service_addresses().collect();
+        let plan = self.planner.plan(&self.desired(floating), now);
         let problems: Vec<_> = plan.problems.iter().map(ToString::to_string).collect();
         self.fault("tables", (!problems.is_empty()).then(|| problems.join("; ")));
         if plan.ops.is_empty() {

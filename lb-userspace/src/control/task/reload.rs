@@ -5,6 +5,7 @@ use tokio::sync::mpsc;
 
 use super::Task;
 use crate::{
+    alert::task::Settings,
     clock,
     config::{
         self, Config,
@@ -84,6 +85,7 @@ impl Task {
         self.config_loaded = clock::wall();
         self.publish_databases();
         self.warnings = warnings(&loaded.warnings);
+        self.alerts.send_replace(Settings::new(&self.config, &self.warnings));
         // Probes whose questions have changed end first, so that what they have found is not taken
         // for what the new ones find.
         self.probes.keep(targets(&self.config).iter()).await;

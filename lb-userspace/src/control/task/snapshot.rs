@@ -18,8 +18,8 @@ use crate::{
         plan::{Proxied, service_key},
         state::{Record, ServiceState},
         status::{
-            Backend, Floating, MANY_BACKENDS, Passive, PassiveState, Retiring, Service, Slots,
-            Status, View, balance_word, forward_words, protocol_word,
+            Anycast, Backend, Floating, MANY_BACKENDS, Passive, PassiveState, Retiring, Service,
+            Slots, Status, View, balance_word, forward_words, protocol_word,
         },
         verdict::{Admin, WEIGHT_SCALE},
     },
@@ -80,6 +80,7 @@ impl Task {
             uptime_seconds: wall.duration_since(self.started).as_secs().max(0) as u64,
             config_loaded: self.config_loaded,
             floating: self.floating(&vrrp),
+            anycast: self.anycast(),
             vrrp,
             peers: self.peers.board().peers,
             dataplane: Info::default(),
@@ -87,6 +88,7 @@ impl Task {
             services: shown.iter().map(|service| self.service(service, listed)).collect(),
             retiring: retiring.take(if listed { usize::MAX } else { MANY_BACKENDS }).collect(),
             postgres: Vec::new(),
+            alerts: None,
             reasons: BTreeMap::new(),
             warnings: problems.into_iter().chain(self.current_warnings()).collect(),
         };
@@ -130,6 +132,11 @@ impl Task {
                 ETHERNET_MTU - most,
             )
         })
+    }
+
+    fn anycast(&self) -> Vec<Anycast> {
+        let all = self.anycast.list();
+        all.map(|(address, held, problem)| Anycast { address, held, problem }).collect()
     }
 
     fn floating(&self, vrrp: &[InstanceStatus]) -> Vec<Floating> {

@@ -116,12 +116,13 @@ impl Running {
             wanted: watch::Sender::default(),
             proxy: crate::proxy::Proxy::default(),
             databases: watch::Sender::default(),
+            alerts: watch::Sender::default(),
         })
         .await
         .unwrap();
         next_hops.send_replace(hops);
         let server = Server::bind(&directory.path().join("sock")).unwrap();
-        let server = tokio::spawn(server.run(handle.clone(), Databases::default()));
+        let server = tokio::spawn(server.run(handle.clone(), Databases::default(), None));
         Self { directory, kernel, handle, server, _next_hops: next_hops }
     }
 

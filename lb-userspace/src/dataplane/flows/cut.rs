@@ -84,8 +84,8 @@ macro_rules! flow {
             fn details(entry: &$entry) -> Details {
                 Details {
                     ack: u32::from_be(entry.ack),
-                    client_mac: entry.client_mac,
-                    local_mac: entry.local_mac,
+                    client_mac: entry.client_mac(),
+                    local_mac: entry.local_mac(),
                     client_ifindex: entry.client_ifindex,
                 }
             }

@@ -133,8 +133,8 @@ macro_rules! key {
                 Waiting {
                     client: socket(flow.new_dst, flow.new_dst_port),
                     listen: socket(flow.new_src, flow.new_src_port),
-                    client_mac: flow.client_mac,
-                    local_mac: flow.local_mac,
+                    client_mac: flow.client_mac(),
+                    local_mac: flow.local_mac(),
                     ifindex: flow.client_ifindex,
                     backend: flow.backend,
                     state: flow.state,

@@ -268,6 +268,33 @@ fn a_wish_to_fence_is_repeated_until_it_is_answered() {
 }
 
 #[test]
+fn words_arrive_whatever_their_length_and_are_not_repeated() {
+    let mut pair = Pair::new();
+    pair.nodes[0].say(b"without a session");
+    pair.run(1000 * MS);
+    let words = |pair: &mut Pair| {
+        let news = pair.take_news(1).into_iter();
+        let words = news.filter_map(|it| match it {
+            Output::Word(word) => Some(word),
+            _ => None,
+        });
+        words.collect::<Vec<_>>()
+    };
+    assert!(words(&mut pair).is_empty());
+    let long = vec![7; 5000];
+    pair.nodes[0].say(b"short");
+    pair.nodes[0].say(&long);
+    pair.run(1000 * MS);
+    assert_eq!(words(&mut pair), [b"short".to_vec(), long]);
+    pair.lose = Box::new(|_| true);
+    pair.nodes[0].say(b"lost");
+    pair.carry();
+    pair.lose = Box::new(|_| false);
+    pair.run(1000 * MS);
+    assert!(words(&mut pair).is_empty());
+}
+
+#[test]
 fn a_fence_that_nobody_answers_is_given_up() {
     let mut pair = Pair::new();
     pair.run(500 * MS);

@@ -4,6 +4,7 @@
 //! version may add one.
 
 use super::{MAX_BODY, Reader};
+use crate::peer::word::Piece;
 
 /// Bytes of a frame's type and length.
 const HEAD: usize = 3;
@@ -24,6 +25,7 @@ mod kind {
     pub(super) const PART: u8 = 3;
     pub(super) const FENCE: u8 = 4;
     pub(super) const FENCED: u8 = 5;
+    pub(super) const WORD: u8 = 6;
 }
 
 /// Sent every so often: that the node lives, and how it is.
@@ -99,6 +101,8 @@ pub enum Frame<'a> {
     Fence(Fence),
     /// It is cut off.
     Fenced(Fence),
+    /// A part of a word.
+    Word(Piece<'a>),
 }
 
 impl Frame<'_> {
@@ -112,6 +116,7 @@ impl Frame<'_> {
             Self::Part(..) => kind::PART,
             Self::Fence(_) => kind::FENCE,
             Self::Fenced(_) => kind::FENCED,
+            Self::Word(_) => kind::WORD,
         });
         body.extend_from_slice(&[0; 2]);
         match self {
@@ -139,6 +144,11 @@ impl Frame<'_> {
             Self::Fence(fence) | Self::Fenced(fence) => {
                 body.extend_from_slice(&fence.generation.to_be_bytes());
                 body.extend_from_slice(fence.name.as_bytes());
+            }
+            Self::Word(piece) => {
+                body.extend_from_slice(&piece.number.to_be_bytes());
+                body.extend_from_slice(&[piece.index, piece.of]);
+                body.extend_from_slice(piece.content);
             }
         }
         if body.len() > MAX_BODY {
@@ -168,6 +178,11 @@ pub fn frames(body: &[u8]) -> impl Iterator<Item = Frame<'_>> {
                 kind::PART => return Some(Frame::Part(content.u64()?, content.rest())),
                 kind::FENCE => return read_fence(&mut content).map(Frame::Fence),
                 kind::FENCED => return read_fence(&mut content).map(Frame::Fenced),
+                kind::WORD => {
+                    let (number, index, of) = (content.u32()?, content.byte()?, content.byte()?);
+                    let content = content.rest();
+                    return Some(Frame::Word(Piece { number, index, of, content }));
+                }
                 _ => {}
             }
         }

@@ -36,6 +36,7 @@ fn standby(received: u64) -> Sample {
         replayed: Lsn(received),
         mark: None,
         receiver: None,
+        patience: Some(Duration::from_secs(2)),
         paused: false,
         delay: Duration::ZERO,
         revoked: true,

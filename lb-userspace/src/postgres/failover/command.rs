@@ -28,6 +28,8 @@ impl Machine {
             }
             Command::Fence(server) => self.fence(&server, out),
             Command::Unfence { server, force } => self.unfence(&server, force, out),
+            Command::Approve(token) => self.answer(&token, true, out),
+            Command::Veto(token) => self.answer(&token, false, out),
         };
         match done {
             Ok(None) => self.commanded = true,
@@ -123,7 +125,9 @@ impl Machine {
         run.target = server;
         let from = record.primary.clone();
         self.commit(
-            record.next(|next| (next.phase, next.run) = (Phase::Fencing, Some(run))),
+            record.next(|next| {
+                (next.phase, next.run, next.doubt) = (Phase::Fencing, Some(run), None)
+            }),
             None,
             out,
         );
@@ -186,7 +190,9 @@ impl Machine {
         out.push(self.note(Kind::Failover, format!("{} hands over to {target}", record.primary)));
         run.target = Some(target);
         self.commit(
-            record.next(|next| (next.phase, next.run) = (Phase::Fencing, Some(run))),
+            record.next(|next| {
+                (next.phase, next.run, next.doubt) = (Phase::Fencing, Some(run), None)
+            }),
             None,
             out,
         );

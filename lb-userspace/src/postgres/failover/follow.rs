@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{AGAIN, Action, Machine, Message, Pending, broadcast};
+use super::{AGAIN, Action, Machine, Message, Pending, broadcast, store::ASK_EVERY};
 use crate::{
     events::Kind,
     postgres::{
         failover::{Known, run::Work},
         lsn::Lsn,
-        record::{Branch, Phase, Record},
+        record::{Branch, Cause, Phase, Record},
         sample::{Failure, Role, Sample},
     },
 };
@@ -27,7 +27,11 @@ impl Machine {
                 .record
                 .as_ref()
                 .is_some_and(|it| it.phase != Phase::Serving && !it.is_run_by(&self.settings.node));
-        let wait = if waits { AGAIN } else { ASK_AGAIN };
+        let wait = match (self.is_unattended(), waits) {
+            (true, _) => ASK_EVERY,
+            (false, true) => AGAIN,
+            (false, false) => ASK_AGAIN,
+        };
         if self.asked.is_none_or(|at| now >= at + wait) {
             self.asked = Some(now);
             broadcast(&self.settings.peers, &Message::Ask(question(now)), out);
@@ -36,9 +40,14 @@ impl Machine {
             && pending.again.is_some_and(|at| now >= at)
         {
             pending.again = None;
-            out.push(Action::Commit(Box::new(pending.record.clone())));
+            out.push(pending.order(self.record.as_ref()));
         }
         self.lead_standbys(now, out);
+        if self.is_unattended() {
+            self.ask_store(now, out);
+            self.extend_by_agreement(now, out);
+            self.take_over(now, out);
+        }
     }
 
     /// Standbys whose way was taken follow the primary again, once there is one.
@@ -63,6 +72,7 @@ impl Machine {
     pub(super) fn see(
         &mut self,
         server: &str,
+        asked: Duration,
         found: Result<Sample, Failure>,
         now: Duration,
         out: &mut Vec<Action>,
@@ -79,10 +89,12 @@ impl Machine {
             // No server becomes a standby without a restart: this was seen before its promotion.
             return;
         }
-        known.see(found, now);
+        known.see(found, asked, now);
         self.begin(out);
         self.verify();
         self.catch_up_with_mark(out);
+        self.extend_by_servers(now, out);
+        self.acknowledge(now, out);
     }
 
     /// Notes that the primary of the record says that it is one.
@@ -163,6 +175,10 @@ impl Machine {
             return;
         }
         let (Some(record), Some(mark)) = (&self.record, self.newer_mark()) else { return };
+        if self.is_unattended() && record.run.is_some() {
+            // Whoever promotes it says so, or this balancer goes on in its place.
+            return;
+        }
         let Some(sample) = self.servers.get(&mark.server).and_then(Known::sample) else { return };
         let same = sample.system_id == record.branch.system_id;
         if !same || sample.role != Role::Primary || sample.mark.as_ref() != Some(mark) {
@@ -193,6 +209,7 @@ impl Machine {
         if !self.settings.peers.contains(node) {
             return;
         }
+        self.heard.insert(node.to_owned(), now);
         match message {
             Message::Ask(question) => {
                 // What is being written is not known to be kept, and what was is over.
@@ -200,15 +217,33 @@ impl Machine {
                     let message = Message::Answer(question, self.record.clone().map(Box::new));
                     out.push(Action::Tell { node: node.to_owned(), message });
                 }
+                if self.is_unattended()
+                    && let (Some(record), Some(ago)) = (&self.record, self.reaches(now))
+                {
+                    let message = Message::Reach(record.place(), ago.as_millis() as u64);
+                    out.push(Action::Tell { node: node.to_owned(), message });
+                }
             }
             Message::Answer(number, theirs) => {
                 let fresh = self.asked.map(question) == Some(number);
                 match theirs {
                     None => self.confirmed |= fresh && self.record.is_some(),
-                    Some(theirs) => self.compare(node, *theirs, fresh, out),
+                    Some(theirs) => {
+                        let same = self.record.as_ref() == Some(&*theirs);
+                        self.compare(node, *theirs, fresh, now, out);
+                        if let Some(asked) = self.asked.filter(|_| fresh && same) {
+                            self.agrees(node, asked, now, out);
+                        }
+                    }
                 }
             }
-            Message::Record(record) => self.compare(node, *record, false, out),
+            Message::Record(record) => self.compare(node, *record, false, now, out),
+            Message::Reach(place, millis) => {
+                if self.record.as_ref().is_some_and(|record| record.place() == place) {
+                    let asked = now.saturating_sub(Duration::from_millis(millis));
+                    self.reach.insert(node.to_owned(), asked);
+                }
+            }
             Message::Ack(place) => {
                 if self.record.as_ref().is_some_and(|record| record.place() == place) {
                     self.work.heard(node);
@@ -225,7 +260,14 @@ impl Machine {
 
     /// Compares another balancer's record with ours: the later one is right.
     /// `fresh`: it was said after this balancer's own start.
-    fn compare(&mut self, node: &str, theirs: Record, fresh: bool, out: &mut Vec<Action>) {
+    fn compare(
+        &mut self,
+        node: &str,
+        theirs: Record,
+        fresh: bool,
+        now: Duration,
+        out: &mut Vec<Action>,
+    ) {
         let tell = |message| Action::Tell { node: node.to_owned(), message };
         if self.pending.is_some() {
             // They say it again.
@@ -238,9 +280,9 @@ impl Machine {
         if theirs == *ours {
             self.confirmed |= fresh;
             self.ack = Some((node.to_owned(), theirs.place()));
-            self.acknowledge(out);
+            self.acknowledge(now, out);
         } else if theirs.place() > ours.place() {
-            if matches!(self.work, Work::Promote { .. }) {
+            if matches!(self.work, Work::Promote { .. }) && !self.is_unattended() {
                 let why = format!("{} is promoting a server itself", self.settings.node);
                 out.push(tell(Message::Refuse(theirs.place(), why)));
                 return;
@@ -258,36 +300,66 @@ impl Machine {
         }
     }
 
-    fn adopt(&mut self, theirs: Record, node: &str, fresh: bool, out: &mut Vec<Action>) {
+    pub(super) fn adopt(&mut self, theirs: Record, node: &str, fresh: bool, out: &mut Vec<Action>) {
         self.commit(theirs, Some(node), out);
         if let Some(pending) = &mut self.pending {
             pending.fresh = fresh;
         }
     }
 
-    pub(super) fn acknowledge(&mut self, out: &mut Vec<Action>) {
-        let current = self.record.as_ref().map(Record::place);
+    pub(super) fn acknowledge(&mut self, now: Duration, out: &mut Vec<Action>) {
+        let Some(record) = &self.record else { return };
         if let Some((node, place)) = &self.ack
             && self.is_gated()
-            && current == Some(*place)
+            && record.place() == *place
         {
-            out.push(Action::Tell { node: node.clone(), message: Message::Ack(*place) });
+            let message = match self.objection(record, now) {
+                Objection::Wait => return,
+                Objection::None => Message::Ack(*place),
+                Objection::Lives(why) => Message::Refuse(*place, why),
+            };
+            out.push(Action::Tell { node: node.clone(), message });
             self.ack = None;
         }
     }
 
+    /// What this balancer has against a change that another begins because the primary has failed.
+    fn objection(&self, record: &Record, now: Duration) -> Objection {
+        let unattended = record.run.as_ref().is_some_and(|run| run.cause == Cause::Failure);
+        if record.phase != Phase::Fencing || !unattended {
+            return Objection::None;
+        }
+        let primary = &record.primary;
+        let Some(known) = self.servers.get(primary) else { return Objection::None };
+        match known.failing() {
+            Some((_, failure)) if failure.kind.is_down() => Objection::None,
+            Some((_, failure)) => Objection::Lives(format!("{primary} lives: {}", failure.reason)),
+            // What it said before proves nothing.
+            None if self.reaches(now).is_none() || known.asked() <= self.since => Objection::Wait,
+            None => Objection::Lives(format!("{primary} answers it")),
+        }
+    }
+
     pub(super) fn committed(&mut self, revision: u64, now: Duration, out: &mut Vec<Action>) {
-        let Some(Pending { record, of, fresh, .. }) =
+        let Some(Pending { record, of, fresh, stores, .. }) =
             self.pending.take_if(|pending| pending.record.revision == revision)
         else {
             return;
         };
+        if stores {
+            self.has_stored(record.place());
+        }
         let before = self.record.replace(record);
+        self.note_change(before.as_ref(), now);
         self.verify();
         let record = self.record.as_ref().expect("it has just been set");
         if let Some(node) = of {
             self.confirmed |= fresh;
             self.ack = Some((node.clone(), record.place()));
+            if !self.settings.peers.contains(&node) {
+                // It is what the store has: nobody waits.
+                self.ack = None;
+            }
             if before.as_ref().is_none_or(|it| it.primary != record.primary) {
                 let message = format!("{} is the primary, {node} says", record.primary);
                 out.push(self.note(Kind::Failover, message));
@@ -309,6 +381,7 @@ impl Machine {
             return;
         }
         broadcast(&self.settings.peers.clone(), &Message::Record(Box::new(record.clone())), out);
+        self.answered(out);
         let unsent = before.is_some_and(|it| it.phase == Phase::Fencing);
         self.start(unsent, now, out);
     }
@@ -338,6 +411,16 @@ impl Machine {
     pub(super) fn others(&self, absent: &BTreeSet<String>) -> BTreeSet<String> {
         self.settings.peers.difference(absent).cloned().collect()
     }
+}
+
+/// What is to be said against a change.
+enum Objection {
+    /// Nothing.
+    None,
+    /// That is not known yet.
+    Wait,
+    /// The primary lives.
+    Lives(String),
 }
 
 /// The number of a question that was asked then: another one in each life of a balancer.

@@ -23,6 +23,12 @@ pub struct Known {
     failing: Option<(Duration, Failure)>,
     /// Bytes of log that it writes in a second, at most, lately.
     rate: f64,
+    /// When it was asked what it said last; zero if that is not known.
+    pub(super) asked: Duration,
+    /// How often it has not answered since it did.
+    pub(super) failures: u32,
+    /// When it was last seen to receive from its source.
+    pub(super) streamed: Option<Duration>,
 }
 
 /// A standby or another witness that heard the primary not longer ago than this has heard it live.
@@ -52,9 +58,13 @@ impl Known {
         self.sample.is_some() && self.failing.is_none()
     }
 
-    pub(crate) fn see(&mut self, found: Result<Sample, Failure>, now: Duration) {
+    pub(crate) fn see(&mut self, found: Result<Sample, Failure>, asked: Duration, now: Duration) {
         match found {
             Ok(sample) => {
+                (self.asked, self.failures) = (asked, 0);
+                if sample.receiver.as_ref().is_some_and(|it| it.streaming) {
+                    self.streamed = Some(now);
+                }
                 if let Some((at, before)) = &self.sample {
                     let seconds = now.saturating_sub(*at).as_secs_f64();
                     if sample.role == Role::Primary && seconds > 0.0 {
@@ -68,6 +78,7 @@ impl Known {
             Err(failure) => {
                 let since = self.failing.take().map_or(now, |(since, _)| since);
                 self.failing = Some((since, failure));
+                self.failures += 1;
             }
         }
     }
@@ -80,6 +91,8 @@ impl Known {
             sample.mark = Some(mark.clone());
             sample.receiver = None;
         }
+        // That it follows nobody else is not what it was asked.
+        self.asked = Duration::ZERO;
     }
 
     /// Where its log ended when it was last seen, and what it may have written since.
@@ -139,6 +152,12 @@ impl Machine {
             {
                 signs.push(format!("{name} still hears {}", record.primary));
             }
+        }
+        if let Some((since, _)) = failing {
+            let others = self.others_that_reach(since, now);
+            signs.extend(
+                others.iter().map(|node| format!("{node} still reaches {}", record.primary)),
+            );
         }
         signs
     }
@@ -208,7 +227,7 @@ impl Machine {
     }
 
     /// The servers that answer, as if their way to the primary had been taken.
-    fn as_if_revoked(&self) -> BTreeMap<String, Sample> {
+    pub(super) fn as_if_revoked(&self) -> BTreeMap<String, Sample> {
         let answering = self.servers.iter().filter(|(_, known)| known.answers());
         answering
             .filter_map(|(name, known)| {

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use super::{AGAIN, Action, Machine, Message, PromoteError, Promotion, broadcast};
+use super::{AGAIN, Action, Machine, Message, PromoteError, Promotion, broadcast, store::CLOSES};
 use crate::{
     events::Kind,
     postgres::{
@@ -52,7 +52,14 @@ pub(super) enum Work {
     },
     /// The others keep the name of the candidate; these have not yet. `fresh`: it has surely not been
     /// promoted yet.
-    Intent { waits: BTreeSet<String>, until: Duration, told: Duration, fresh: bool },
+    /// Nobody is promoted before `not_before`: then gates that nobody has confirmed are closed.
+    Intent {
+        waits: BTreeSet<String>,
+        until: Duration,
+        told: Duration,
+        fresh: bool,
+        not_before: Duration,
+    },
     /// The candidate is promoted.
     Promote { again: Option<Duration>, tries: u32, may_be_sent: bool },
     /// The new primary serves, as soon as the tables say so.
@@ -94,14 +101,26 @@ impl Machine {
             Some(_) => return,
             None => BTreeSet::new(),
         };
+        let absent = record.run.as_ref().is_some_and(|run| !run.absent.is_empty());
         let (until, told) = (now + ACK_LIMIT, now);
+        let (unattended, stored) = (self.is_unattended(), self.is_stored());
         if resumed {
             let message = Message::Record(Box::new(record.clone()));
             broadcast(&waits, &message, out);
         }
         self.work = match record.phase {
+            Phase::Fencing if unattended => {
+                // One that was off may be back, and have asked the store a moment before this.
+                let waits = self.settings.peers.clone();
+                Work::Fence { waits, until: now + CLOSES, told }
+            }
             Phase::Fencing => Work::Fence { waits, until, told },
-            Phase::Promoting => Work::Intent { waits, until, told, fresh },
+            Phase::Promoting => {
+                // What the store has, whoever goes on finds there.
+                let waits = if unattended && stored { BTreeSet::new() } else { waits };
+                let not_before = if unattended && absent { now + CLOSES } else { now };
+                Work::Intent { waits, until, told, fresh, not_before }
+            }
             Phase::Serving if record.follow_up.is_some() => Work::Settle,
             Phase::Serving | Phase::Frozen => Work::Rest,
         };
@@ -119,22 +138,33 @@ impl Machine {
         let asked = self.settings.servers.iter().all(|(name, _)| self.servers.contains_key(name));
         let ready = self.is_gated() && asked;
         let Some(record) = self.record.clone() else { return };
+        if let (Work::Fence { .. }, Some(why)) = (&self.work, self.primary_lives(&record, now)) {
+            self.stop(&why, now, out);
+            return;
+        }
+        let sure = !matches!(self.work, Work::Fence { .. }) || self.is_sure(&record, now);
+        let closes = self.is_unattended() && self.is_stored();
         match &mut self.work {
             Work::Rest | Work::Resume => {}
+            Work::Intent { not_before, .. } if now < *not_before => {}
             Work::Fence { waits, until, told } | Work::Intent { waits, until, told, .. } => {
-                if waits.is_empty() && ready {
+                if waits.is_empty() && ready && sure {
                     self.step(&record, now, out);
                 } else if now >= *until {
-                    let why = if waits.is_empty() {
-                        "this balancer's own tables could not be written".to_owned()
+                    let silent = std::mem::take(waits);
+                    let names = silent.iter().cloned().collect::<Vec<_>>().join(", ");
+                    if names.is_empty() {
+                        let why = "this balancer's own tables could not be written".to_owned();
+                        self.stop(&why, now, out);
+                    } else if closes && matches!(self.work, Work::Fence { .. }) {
+                        self.leave_behind(silent, now, out);
                     } else {
-                        let names = waits.iter().cloned().collect::<Vec<_>>().join(", ");
-                        format!(
+                        let why = format!(
                             "{names} did not confirm that no write passes; if it is off, say so with \
                              --peer-is-down"
-                        )
-                    };
-                    self.stop(&why, now, out);
+                        );
+                        self.stop(&why, now, out);
+                    }
                 } else if !waits.is_empty() && now >= *told + AGAIN {
                     *told = now;
                     let (waits, message) = (waits.clone(), Message::Record(Box::new(record)));
@@ -167,6 +197,17 @@ impl Machine {
                     self.commit(record.next(|next| next.follow_up = None), None, out);
                 }
             }
+        }
+    }
+
+    /// These balancers have not confirmed that no write passes: their leases are over.
+    fn leave_behind(&mut self, silent: BTreeSet<String>, now: Duration, out: &mut Vec<Action>) {
+        let names = silent.iter().cloned().collect::<Vec<_>>().join(", ");
+        let message = format!("{names} is silent: its gate has closed by itself");
+        out.push(self.note(Kind::Failover, message));
+        self.silent = silent;
+        if let Work::Fence { until, .. } = &mut self.work {
+            *until = now + ACK_LIMIT;
         }
     }
 
@@ -256,17 +297,27 @@ impl Machine {
         {
             seen.insert(server.to_owned(), sample.clone());
         }
-        self.servers.entry(server.to_owned()).or_default().see(found, now);
+        self.servers.entry(server.to_owned()).or_default().see(found, Duration::ZERO, now);
     }
 
     /// Chooses the candidate, and keeps its name before it hears of it.
     fn elect(&mut self, record: &Record, out: &mut Vec<Action>) {
         let (Work::Revoke { seen, end, .. }, Some(run)) = (&self.work, &record.run) else { return };
         let mut run = run.clone();
+        run.absent.extend(std::mem::take(&mut self.silent));
         if let Some(end) = *end {
             run.last_known = Some(LastKnown { end, since: 0 });
         }
         match choose::choose(record, &run, seen, &self.order()) {
+            // Who does not hear us may believe that nothing has changed as long as it follows.
+            Ok(Choice { server, .. })
+                if self.is_unattended()
+                    && !run.absent.is_empty()
+                    && !seen.get(&server).is_some_and(|it| it.revoked) =>
+            {
+                let why = format!("{server} could not be kept from following {}", record.primary);
+                self.retreat(record, &why, out);
+            }
             Ok(Choice { server, loss }) => {
                 let lost = loss.map_or_else(|| "what is lost is not known".to_owned(), describe);
                 let message = format!("{server} is chosen: {lost}");

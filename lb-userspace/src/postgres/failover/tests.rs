@@ -1,15 +1,16 @@
 //! Tables of what the machine does, step by step; [`sim`] plays whole lives of a site.
 
-use super::*;
+use super::{store::CLOSES, *};
 use crate::postgres::{
     record::Loss,
-    sample::{FailureKind, Receiver, Replica},
+    sample::{FailureKind, Receiver, Replica, Role},
     sync::SyncRule,
 };
 
 mod balancers;
 mod sim;
 mod steps;
+mod unattended;
 
 /// The servers of all tests.
 pub(super) const SERVERS: [&str; 3] = ["pg-01", "pg-02", "pg-03"];
@@ -25,6 +26,7 @@ pub(super) fn settings(node: &str, peers: &[&str], servers: usize) -> Settings {
         node: node.into(),
         peers: peers.iter().map(|&peer| peer.to_owned()).collect(),
         servers: SERVERS[..servers].iter().map(|&it| (it.to_owned(), address(it))).collect(),
+        unattended: None,
     }
 }
 
@@ -37,6 +39,7 @@ pub(super) fn primary(received: u64) -> Sample {
         replayed: Lsn(received),
         mark: None,
         receiver: None,
+        patience: Some(Duration::from_secs(2)),
         paused: false,
         delay: Duration::ZERO,
         revoked: false,

@@ -62,6 +62,12 @@ impl Link {
         }
     }
 
+    /// The same, where connecting, and each question, may take so long.
+    #[must_use]
+    pub fn patient(self, limit: Duration) -> Self {
+        Self { limit, ..self }
+    }
+
     /// A connection on which nothing is written.
     pub async fn connect(&self) -> Result<Session, Failure> {
         self.connect_with(self.limit, "-c default_transaction_read_only=on").await

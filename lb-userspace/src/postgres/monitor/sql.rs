@@ -38,6 +38,7 @@ select pg_is_in_recovery() as in_recovery, \
     as replayed, \
   case when pg_is_in_recovery() then pg_is_wal_replay_paused() end as paused, \
   (select setting from pg_settings where name = 'recovery_min_apply_delay') as delay_ms, \
+  (select setting from pg_settings where name = 'wal_receiver_timeout') as patience_ms, \
   w.status as receiver, w.sender_host as source, \
   extract(epoch from clock_timestamp() - w.last_msg_receipt_time)::float8 as heard_s, \
   (select setting from pg_settings where name = 'primary_conninfo') as conninfo, \
@@ -97,6 +98,9 @@ pub async fn sample(session: &Session) -> Result<Sample, Failure> {
         replayed: lsn("replayed").unwrap_or(received),
         mark,
         receiver: receiver.filter(|_| role == Role::Standby),
+        patience: number("patience_ms")
+            .filter(|it| *it > 0)
+            .map(|it: i64| Duration::from_millis(it as u64)),
         paused: text("paused") == Some("t"),
         delay: Duration::from_millis(number("delay_ms").unwrap_or(0).max(0) as u64),
         revoked: role == Role::Standby && text("conninfo").is_some_and(conninfo::is_revoked),

@@ -16,6 +16,7 @@ fn sample(role: Role, place: u64) -> Sample {
         replayed: Lsn(place),
         mark: None,
         receiver: None,
+        patience: Some(Duration::from_secs(2)),
         paused: false,
         delay: Duration::ZERO,
         revoked: false,
@@ -55,13 +56,13 @@ impl Site {
         self.now += Duration::from_millis(100);
         self.lags.see(name, &sample, primary, RULES.max_lag, self.now);
         let mut known = Known::default();
-        known.see(Ok(sample), self.now);
+        known.see(Ok(sample), self.now, self.now);
         self.servers.insert(name.into(), known);
     }
 
     fn fail(&mut self, name: &str, kind: FailureKind) {
         let failure = Failure { kind, reason: "connection refused".into() };
-        self.servers.get_mut(name).unwrap().see(Err(failure), self.now);
+        self.servers.get_mut(name).unwrap().see(Err(failure), self.now, self.now);
     }
 
     /// For pg-01 and pg-02: writes and reads, each as the first letter of what it is there for.

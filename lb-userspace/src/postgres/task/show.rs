@@ -8,8 +8,8 @@ use crate::{
     postgres::{
         failover::Known,
         record::{Phase, Run},
-        sample::{Receiver, Role},
-        status::{self, Change, Database, Route},
+        sample::{Receiver, Role, Sample},
+        status::{self, Asks, Change, Database, Route, Sync},
     },
 };
 
@@ -52,12 +52,23 @@ impl Task {
                 lost.map(|slot| format!("{server}: slot {} is {}", slot.name, slot.wal_status)),
             );
         }
+        if let Some(why) = self.machine.store_trouble() {
+            warnings
+                .push(format!("nobody is promoted without a person: etcd does not answer ({why})"));
+        }
+        if self.machine.lease().is_some_and(|until| until <= clock::monotonic()) {
+            warnings.push(
+                "no packet passes: neither etcd, nor all other balancers, nor all servers confirm the \
+                 primary"
+                    .into(),
+            );
+        }
         warnings.extend(self.behind.clone());
         Database {
             name: self.config.name.clone(),
             read_write: self.config.read_write,
             read_only: self.config.read_only,
-            promotion: format!("{:?}", self.config.promotion).to_lowercase(),
+            promotion: self.config.promotion.to_string(),
             primary: record.map(|record| record.primary.clone()),
             writes_to: open.ok().map(str::to_owned),
             problem,
@@ -69,9 +80,17 @@ impl Task {
                 .filter(|record| record.phase != Phase::Serving)
                 .and_then(|record| record.run.as_ref())
                 .map(change),
+            asks: record.and_then(|record| record.doubt.as_ref()).map(|doubt| Asks {
+                candidate: doubt.candidate.clone(),
+                approve: doubt.approve.clone(),
+                veto: doubt.veto.clone(),
+                answer: doubt.answer,
+            }),
             refused: self.machine.refused().map(str::to_owned),
             servers: self.config.servers.iter().map(|server| self.server(server)).collect(),
             warnings,
+            max_lag: self.config.max_lag,
+            max_retained: self.config.max_retained,
         }
     }
 
@@ -117,11 +136,21 @@ impl Task {
             lag_bytes: lag.map(|lag| lag.bytes),
             lag_ms: lag.map(|lag| lag.time.as_millis() as u64),
             streams_from: streams.map(|Receiver { host, .. }| host.clone()),
+            quarantined: self.machine.quarantined(&server.name),
+            sync: sample.and_then(sync),
             read_write: Route::from(write),
             read_only: Route::from(read),
             detail: self.details.get(&server.name).cloned(),
         }
     }
+}
+
+/// What commits on a primary wait for, and what there is of it.
+fn sync(sample: &Sample) -> Option<Sync> {
+    let rule = sample.sync.as_ref().filter(|_| sample.role == Role::Primary)?;
+    let is = |state: &str| matches!(state, "sync" | "quorum");
+    let have = sample.replicas.iter().filter(|it| it.state == "streaming" && is(&it.sync_state));
+    Some(Sync { need: rule.need, have: have.count() })
 }
 
 fn change(run: &Run) -> Change {

@@ -133,6 +133,26 @@ pub(super) fn proxied(talk: &Talk) -> Vec<Case> {
     ]
 }
 
+/// Services whose new connections wait. Those that are open go on, and who may not come in does not.
+pub(super) fn parked(talk: &Talk) -> Vec<Case> {
+    let net = &talk.net;
+    let host = if net.vip.is_ipv4() { 32 } else { 128 };
+    let parked = net.single().parked(u32::MAX);
+    let filtered = parked.clone().filtered(&[(net.client.ip(), host, false)]);
+    vec![
+        Case::new("parked: a SYN is dropped, and the next too", parked)
+            .drops(&talk.syn(), Reason::Parked)
+            .drops(&talk.syn(), Reason::Parked)
+            .resets(
+                &talk.up(ACK),
+                &Talk::reset(&talk.up(ACK), RST, 0x0102_0708, 0),
+                Reason::NoFlow,
+            ),
+        Case::new("parked: who is denied is denied", filtered).drops(&talk.syn(), Reason::Denied),
+        Case::new("parked: not for ever", net.single().parked(1)).then(talk, &[talk.syn()]),
+    ]
+}
+
 /// What ends a connection, or changes its course, must know where the connection is.
 pub(super) fn windows(talk: &Talk) -> Vec<Case> {
     let net = &talk.net;

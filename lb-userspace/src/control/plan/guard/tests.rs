@@ -83,6 +83,7 @@ fn desired(guards: &[Guard]) -> Desired {
         backends: Vec::new(),
         guard: guard.clone(),
         proxied: Proxied::None,
+        parked_until: 0,
     });
     let services = services.map(Arc::new);
     Desired { services: services.collect(), ..Desired::default() }

@@ -5,6 +5,7 @@ use std::{
     net::SocketAddr,
     ops::ControlFlow,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use lb_common::{
@@ -19,7 +20,10 @@ use lb_common::{
 };
 
 use crate::{
-    control::{kernel::Kernel, plan::service_key},
+    control::{
+        kernel::{Gates, Kernel},
+        plan::service_key,
+    },
     dataplane::{
         Adopted, AttachMode, Attachment, Connection, Counters, Cut, Flow, Info, Op, Sizes, Sweep,
         Timeouts, Traced, replay::Replayer, sync::FlowSync,
@@ -224,8 +228,22 @@ impl Kernel for FakeKernel {
     fn leases(&self) -> Arc<dyn Leases> {
         Arc::new(NoLeases)
     }
+
+    fn gates(&self) -> Arc<dyn Gates> {
+        Arc::new(NoGates)
+    }
 }
 
 fn key(port: u16) -> ServiceKey {
     service_key(SocketAddr::from(([192, 0, 2, 100], port)), crate::config::Protocol::Tcp)
+}
+
+/// Nothing has a lease.
+#[derive(Debug)]
+struct NoGates;
+
+impl Gates for NoGates {
+    fn extend(&self, _: &[SocketAddr], _: Duration) -> anyhow::Result<()> {
+        Ok(())
+    }
 }

@@ -36,6 +36,7 @@ impl Talking {
         let (ends, others) = Ends::new();
         let second = 1_000_000_000;
         let setup = Talk {
+            about: crate::peer::About::default(),
             own: format!("lb-{number}"),
             listen: at(number),
             interface: "lo".into(),

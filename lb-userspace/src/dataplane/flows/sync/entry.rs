@@ -83,6 +83,9 @@ macro_rules! synced {
                     return None;
                 };
                 let (ip_delta, l4_delta) = deltas(parts.from, parts.to);
+                let (theirs, ours) = (parts.client_mac, parts.side.mac);
+                let returns = parts.state & state::RETURN != 0;
+                let (src_mac, dst_mac) = if returns { (ours, theirs) } else { (theirs, ours) };
                 Some($entry {
                     new_src: src.ip().octets(),
                     new_dst: dst.ip().octets(),
@@ -96,14 +99,14 @@ macro_rules! synced {
                     bytes: 0,
                     packets: 0,
                     ack: 0,
-                    client_mac: parts.client_mac,
-                    local_mac: parts.side.mac,
+                    dst_mac,
+                    src_mac,
                     client_ifindex: parts.side.ifindex,
                 })
             }
 
             fn client_mac(entry: &$entry) -> [u8; 6] {
-                entry.client_mac
+                entry.client_mac()
             }
 
             fn refreshed(entry: $entry, last_seen_ns: u64, bits: u32) -> $entry {

@@ -46,7 +46,7 @@ macro_rules! family {
                 listen: to,
                 backend: if steered { address(entry.backend)? } else { backend },
                 nat_port: if steered { 0 } else { nat.port() },
-                client_mac: entry.client_mac,
+                client_mac: entry.client_mac(),
                 idle_ms: 0,
             }))
         }

@@ -9,6 +9,7 @@ use super::*;
 use crate::postgres::record::Cause;
 
 mod laws;
+mod store;
 
 /// Lives that are played.
 const LIVES: u64 = 2000;
@@ -59,12 +60,19 @@ struct Balancer {
     orders: Vec<Action>,
     actions: Vec<Action>,
     ended: Option<Result<String, String>>,
+    /// Until when its tables let packets through to the servers. It outlives the daemon.
+    lease: Duration,
+    /// What the store has said, and has not arrived yet.
+    replies: Vec<store::Reply>,
 }
 
 struct Site {
     rng: Rng,
     now: Duration,
     sync: bool,
+    /// The primary may change without a person; then there is a store.
+    unattended: Option<Unattended>,
+    store: store::Store,
     balancers: [Balancer; 2],
     servers: [Server; 3],
     /// Pairs that do not hear each other: balancers are 0 and 1, servers 2 to 4.
@@ -73,9 +81,14 @@ struct Site {
     acknowledged: BTreeSet<u64>,
     next: u64,
     promotions: u32,
+    failovers: u32,
     switchovers: u32,
     lost: u64,
     epochs: BTreeMap<u64, String>,
+}
+
+fn node(at: usize, unattended: Option<Unattended>) -> Settings {
+    Settings { unattended, ..settings(NODES[at], &[NODES[1 - at]], 3) }
 }
 
 fn server_at(name: &str) -> usize {
@@ -83,8 +96,9 @@ fn server_at(name: &str) -> usize {
 }
 
 impl Site {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, unattended: bool) -> Self {
         let mut rng = Rng::with_seed(seed);
+        let unattended = unattended.then(|| store::rules(&mut rng));
         let server = |at: usize| Server {
             up: true,
             role: if at == 0 { Role::Primary } else { Role::Standby },
@@ -96,19 +110,23 @@ impl Site {
         };
         let balancer = |at: usize| Balancer {
             host_up: true,
-            machine: Some(Machine::new(settings(NODES[at], &[NODES[1 - at]], 3), None, false)),
+            machine: Some(Machine::new(node(at, unattended.clone()), None, false)),
             disk: None,
             warm: true,
             open: None,
             orders: Vec::new(),
             actions: Vec::new(),
             ended: None,
+            lease: Duration::ZERO,
+            replies: Vec::new(),
         };
         let sync = rng.bool();
         let mut site = Self {
             rng,
             now: Duration::from_secs(1000),
             sync,
+            unattended: unattended.clone(),
+            store: store::Store::default(),
             balancers: [balancer(0), balancer(1)],
             servers: [server(0), server(1), server(2)],
             cuts: BTreeSet::new(),
@@ -116,13 +134,14 @@ impl Site {
             acknowledged: BTreeSet::new(),
             next: 1,
             promotions: 0,
+            failovers: 0,
             switchovers: 0,
             lost: 0,
             epochs: BTreeMap::new(),
         };
         site.calm(30);
-        for balancer in &site.balancers {
-            assert_eq!(balancer.open.as_deref(), Some("pg-01"), "seed {seed}: it begins well");
+        for at in 0..2 {
+            assert_eq!(site.gate(at), Some("pg-01"), "seed {seed}: it begins well");
         }
         site
     }
@@ -135,11 +154,7 @@ impl Site {
                 for server in 0..3 {
                     self.look(at, server);
                 }
-                while !self.balancers[at].orders.is_empty()
-                    || !self.balancers[at].actions.is_empty()
-                {
-                    self.act(at, false);
-                }
+                self.finish_all(at);
             }
             while !self.messages.is_empty() {
                 self.deliver(0);
@@ -149,6 +164,24 @@ impl Site {
             }
             self.write(self.rng.clone().usize(..2));
         }
+    }
+
+    /// Does all that the machine wants.
+    fn finish_all(&mut self, at: usize) {
+        while !self.balancers[at].orders.is_empty()
+            || !self.balancers[at].actions.is_empty()
+            || !self.balancers[at].replies.is_empty()
+        {
+            self.act(at, false);
+            self.hear_store(at);
+        }
+    }
+
+    /// Where a balancer lets writes through to.
+    fn gate(&self, at: usize) -> Option<&str> {
+        let balancer = &self.balancers[at];
+        let passes = self.unattended.is_none() || self.now < balancer.lease;
+        balancer.open.as_deref().filter(|_| balancer.host_up && passes)
     }
 
     fn linked(&self, one: usize, other: usize) -> bool {
@@ -168,6 +201,7 @@ impl Site {
                     self.messages.push((at, to, message));
                 }
                 Action::Finish(result) => balancer.ended = Some(result),
+                Action::Lease(until) => balancer.lease = balancer.lease.max(until),
                 Action::Note(_) | Action::CutOff(_) | Action::Checkpoint(_) => {}
                 action => balancer.actions.push(action),
             }
@@ -220,7 +254,7 @@ impl Site {
 
     fn look(&mut self, at: usize, server: usize) {
         let found = self.ask(at, server);
-        self.take(at, Event::Seen { server: SERVERS[server].into(), found });
+        self.take(at, Event::Seen { server: SERVERS[server].into(), asked: self.now, found });
     }
 
     /// The server that this one could receive from now.
@@ -255,17 +289,17 @@ impl Site {
         let from = &mut self.servers[source];
         from.waiting.retain(|number| !done.contains(number));
         // A client whose connection was cut hears of no acknowledgement.
-        let reached = |it: &Balancer| it.host_up && it.open.as_deref() == Some(SERVERS[source]);
-        if from.role == Role::Primary && self.balancers.iter().any(reached) {
+        let is_primary = from.role == Role::Primary;
+        if is_primary && (0..2).any(|at| self.gate(at) == Some(SERVERS[source])) {
             self.acknowledged.extend(done);
         }
     }
 
     /// A client writes through a balancer.
     fn write(&mut self, at: usize) {
-        let Some(open) = self.balancers[at].open.clone() else { return };
-        let server = server_at(&open);
-        let reaches = self.balancers[at].host_up && self.linked(at, server + 2);
+        let Some(open) = self.gate(at) else { return };
+        let server = server_at(open);
+        let reaches = self.linked(at, server + 2);
         let it = &mut self.servers[server];
         if !reaches || !it.up || it.role != Role::Primary {
             return;
@@ -356,6 +390,8 @@ impl Site {
                 self.take(at, Event::CaughtUp(result));
             }
             Action::Promote { server, mark, from } => self.promote(at, server, mark, from, fails),
+            Action::Read => self.read_store(at, fails),
+            Action::Propose { record, base } => self.propose(at, *record, base.as_deref(), fails),
             other => unreachable!("{other:?}"),
         }
     }
@@ -375,8 +411,11 @@ impl Site {
                 it.timeline += 1;
                 it.source = Source::Nobody;
                 let run = self.balancers[at].disk.as_ref().and_then(|it| it.run.clone());
-                let planned = run.is_some_and(|run| run.cause == Cause::Switchover);
-                *(if planned { &mut self.switchovers } else { &mut self.promotions }) += 1;
+                *(match run.map(|run| run.cause) {
+                    Some(Cause::Switchover) => &mut self.switchovers,
+                    Some(Cause::Failure) => &mut self.failovers,
+                    _ => &mut self.promotions,
+                }) += 1;
             }
             let it = &mut self.servers[server];
             if it.timeline <= from.timeline {
@@ -404,12 +443,13 @@ impl Site {
         }
         balancer.orders.clear();
         balancer.actions.clear();
+        balancer.replies.clear();
     }
 
     fn start_daemon(&mut self, at: usize) {
         let balancer = &mut self.balancers[at];
         if balancer.host_up && balancer.machine.is_none() {
-            let settings = settings(NODES[at], &[NODES[1 - at]], 3);
+            let settings = node(at, self.unattended.clone());
             balancer.machine = Some(Machine::new(settings, balancer.disk.clone(), balancer.warm));
         }
     }
@@ -418,6 +458,7 @@ impl Site {
         self.stop_daemon(at);
         let balancer = &mut self.balancers[at];
         (balancer.host_up, balancer.open, balancer.warm) = (false, None, false);
+        balancer.lease = Duration::ZERO;
     }
 
     /// Something happens.
@@ -425,7 +466,11 @@ impl Site {
         let at = self.rng.usize(..2);
         let server = self.rng.usize(..3);
         match self.rng.u8(..100) {
-            0..18 => self.act(at, true),
+            0..18 => {
+                self.act(at, true);
+                self.hear_store(at);
+            }
+            18..30 if self.unattended.is_some() && self.rng.bool() => self.turn(at),
             18..30 => self.look(at, server),
             30..42 => self.write(at),
             42..54 => {
@@ -460,11 +505,15 @@ impl Site {
                     self.cuts.insert(pair);
                 }
             }
-            85 => self.cuts.clear(),
+            85 => {
+                self.cuts.clear();
+                self.store.heal();
+            }
             86 => self.stop_daemon(at),
             87..90 => self.start_daemon(at),
             90 => self.stop_host(at),
             91 => self.balancers[at].host_up = true,
+            92 if self.unattended.is_some() => self.store.suffer(&mut self.rng),
             92..98 => self.command(at),
             _ => {
                 for server in 0..3 {
@@ -482,6 +531,7 @@ impl Site {
         let server = SERVERS[self.rng.usize(..3)].to_owned();
         let named = self.rng.bool().then(|| server.clone());
         let command = match self.rng.u8(..10) {
+            roll if self.unattended.is_some() && roll < 6 => return self.answer(at, roll),
             0..5 => {
                 let may_lose = [Some(0), Some(3), None][self.rng.usize(..3)];
                 Command::Promote { server: named, may_lose, absent, force: self.rng.bool() }
@@ -499,16 +549,29 @@ impl Site {
             _ if unsure => true,
             Command::Promote { force, .. } => *force && stuck,
             Command::Unfence { .. } => stuck,
-            Command::Switchover { .. } | Command::Fence(_) => false,
+            Command::Switchover { .. }
+            | Command::Fence(_)
+            | Command::Approve(_)
+            | Command::Veto(_) => false,
         };
         if !rash {
             self.take(at, Event::Command(command));
         }
     }
 
+    /// Both balancers lead to the same primary, and no change is left.
+    fn is_whole(&self) -> bool {
+        let serves = |at: usize| {
+            let record = self.balancers[at].disk.as_ref();
+            record.is_some_and(|it| it.phase == Phase::Serving && it.fenced.is_empty())
+        };
+        (0..2).all(serves) && self.gate(0).is_some() && self.gate(0) == self.gate(1)
+    }
+
     /// Everything is whole again, and the operator goes on with what is stuck.
     fn heal(&mut self, seed: u64) {
         self.cuts.clear();
+        self.store.heal();
         for server in &mut self.servers {
             server.up = true;
         }
@@ -516,9 +579,13 @@ impl Site {
             self.balancers[at].host_up = true;
             self.start_daemon(at);
         }
-        for _ in 0..4 {
+        // Without a person it may take several leases.
+        for _ in 0..if self.unattended.is_some() { 16 } else { 4 } {
             self.calm(35);
             self.check();
+            if self.unattended.is_some() && self.is_whole() {
+                break;
+            }
             for at in 0..2 {
                 let Some(record) = self.balancers[at].disk.clone() else { continue };
                 for server in record.fenced {
@@ -541,7 +608,7 @@ impl Site {
                 }
             }
         }
-        let open: Vec<_> = self.balancers.iter().map(|it| it.open.clone()).collect();
+        let open: Vec<_> = (0..2).map(|at| self.gate(at).map(str::to_owned)).collect();
         let why: Vec<_> =
             self.balancers.iter().map(|it| it.machine.as_ref().unwrap().open()).collect();
         assert!(
@@ -558,43 +625,60 @@ impl Site {
 }
 
 /// Plays one life, and says how many promotions, switchovers and lost writes it had.
-fn live(seed: u64) -> (u32, u32, u64) {
-    let mut site = Site::new(seed);
+fn live(seed: u64, unattended: bool) -> (u32, u32, u64, u32) {
+    let mut site = Site::new(seed, unattended);
     for _ in 0..STEPS {
         site.step();
         site.check();
     }
     site.heal(seed);
-    (site.promotions, site.switchovers, site.lost)
+    (site.promotions, site.switchovers, site.lost, site.failovers)
 }
 
-#[test]
-fn no_life_has_two_primaries_or_hidden_losses() {
+/// Plays all lives, and says how much of everything they had.
+fn lives(unattended: bool) -> (u64, u64, u64, u64) {
     let threads = std::thread::available_parallelism().map_or(2, usize::from) as u64;
-    let (mut promotions, mut switchovers, mut lost) = (0, 0, 0);
+    let mut all = (0, 0, 0, 0);
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
             .map(|worker| {
                 scope.spawn(move || {
                     let seeds = (0..LIVES).filter(|seed| seed % threads == worker);
-                    seeds
-                        .map(|seed| {
-                            let played = std::panic::catch_unwind(|| live(seed));
-                            played.unwrap_or_else(|_| panic!("seed {seed} went wrong"))
-                        })
-                        .fold((0, 0, 0), |sum, it| (sum.0 + it.0, sum.1 + it.1, sum.2 + it.2))
+                    let played = seeds.map(|seed| {
+                        let played = std::panic::catch_unwind(|| live(seed, unattended));
+                        played.unwrap_or_else(|_| panic!("seed {seed} went wrong"))
+                    });
+                    played.collect::<Vec<_>>()
                 })
             })
             .collect();
         for worker in workers {
-            let (some, orderly, gone) = worker.join().expect("all lives went well");
-            promotions += some;
-            switchovers += orderly;
-            lost += gone;
+            for life in worker.join().expect("all lives went well") {
+                all.0 += u64::from(life.0);
+                all.1 += u64::from(life.1);
+                all.2 += life.2;
+                all.3 += u64::from(life.3);
+            }
         }
     });
+    all
+}
+
+#[test]
+fn no_life_has_two_primaries_or_hidden_losses() {
+    let (promotions, switchovers, lost, failovers) = lives(false);
     // A simulation in which nothing happens proves nothing.
-    assert!(u64::from(promotions) > LIVES / 10, "{promotions} promotions");
-    assert!(u64::from(switchovers) > LIVES / 20, "{switchovers} switchovers");
+    assert!(promotions > LIVES / 10, "{promotions} promotions");
+    assert!(switchovers > LIVES / 20, "{switchovers} switchovers");
     assert!(lost > 0, "no promotion was allowed to lose anything");
+    assert_eq!(failovers, 0, "nobody has asked for that");
+}
+
+#[test]
+fn no_unattended_life_has_two_primaries_or_hidden_losses() {
+    let (promotions, switchovers, _, failovers) = lives(true);
+    println!("{promotions} promotions, {failovers} without a person, {switchovers} switchovers");
+    assert!(failovers > LIVES / 20, "{failovers} promotions without a person");
+    assert!(promotions > LIVES / 100, "{promotions} promotions");
+    assert!(switchovers > LIVES / 100, "{switchovers} switchovers");
 }

@@ -8,6 +8,10 @@ pub(super) struct Site {
     pub(super) now: Duration,
     /// What was kept on disk.
     pub(super) disk: Option<Record>,
+    /// What the store has.
+    pub(super) store: Option<Record>,
+    /// The store does not answer.
+    pub(super) store_down: bool,
     /// Actions that are left to the test.
     left: Vec<Action>,
     /// What the tables say.
@@ -18,7 +22,15 @@ impl Site {
     fn new(settings: Settings) -> Self {
         let machine = Machine::new(settings, None, false);
         let now = Duration::from_secs(100);
-        Self { machine, now, disk: None, left: Vec::new(), open: None }
+        Self {
+            machine,
+            now,
+            disk: None,
+            store: None,
+            store_down: false,
+            left: Vec::new(),
+            open: None,
+        }
     }
 
     /// pg-01 is the primary of two or three servers.
@@ -36,7 +48,7 @@ impl Site {
     }
 
     pub(super) fn sees(&mut self, server: &str, found: Result<Sample, Failure>) {
-        self.take(Event::Seen { server: server.into(), found });
+        self.take(Event::Seen { server: server.into(), asked: self.now, found });
     }
 
     pub(super) fn tick(&mut self, millis: u64) {
@@ -57,11 +69,42 @@ impl Site {
                         events.push_back(Event::Gated(gate.number));
                         self.open = gate.open;
                     }
-                    Action::Note(_) => {}
+                    Action::Note(_) | Action::Lease(_) => {}
+                    Action::Propose { record, base } => {
+                        events.push_back(self.propose(*record, base.as_deref()));
+                    }
+                    Action::Read => {
+                        let found = self.store.clone().map(Box::new);
+                        let found = if self.store_down { Err("gone".into()) } else { Ok(found) };
+                        events.push_back(Event::Read { asked: self.now, found });
+                    }
                     action => self.left.push(action),
                 }
             }
         }
+    }
+
+    /// The store answers at once.
+    fn propose(&mut self, record: Record, base: Option<&Record>) -> Event {
+        let revision = record.revision;
+        if self.store_down {
+            return Event::Unstored(revision, "gone".into());
+        }
+        if let Some(theirs) = &self.store
+            && Some(theirs) != base
+            && *theirs != record
+        {
+            return Event::Conflict(revision, Box::new(theirs.clone()));
+        }
+        self.store = Some(record.clone());
+        self.disk = Some(record);
+        Event::Committed(revision)
+    }
+
+    /// Waits until the store has been asked.
+    pub(super) fn stored(&mut self) {
+        self.tick(500);
+        assert_eq!(self.store, self.disk);
     }
 
     pub(super) fn left(&mut self) -> Vec<Action> {

@@ -1,0 +1,134 @@
+//! The store of an unattended site: a record that a majority keeps, and how it fails.
+
+use super::*;
+
+/// The store.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Store {
+    record: Option<Record>,
+    down: bool,
+    /// Balancers that do not reach it.
+    cut: [bool; 2],
+}
+
+/// What the store has said.
+#[derive(Clone, Debug)]
+pub(super) enum Reply {
+    /// To be given to the machine.
+    Event(Event),
+    /// The record is there; it is kept, and then given to the machine.
+    Stored(Record),
+}
+
+impl Store {
+    fn answers(&self, at: usize) -> bool {
+        !self.down && !self.cut[at]
+    }
+
+    pub(super) fn heal(&mut self) {
+        (self.down, self.cut) = (false, [false; 2]);
+    }
+
+    /// Something happens to it.
+    pub(super) fn suffer(&mut self, rng: &mut Rng) {
+        match rng.u8(..4) {
+            0 => self.down = true,
+            1 => self.cut[rng.usize(..2)] = true,
+            _ => self.heal(),
+        }
+    }
+
+    /// As [`crate::postgres::etcd::Etcd::propose`] does.
+    fn propose(&mut self, record: &Record, base: Option<&Record>) -> Result<(), Box<Record>> {
+        let may = match &self.record {
+            None => true,
+            Some(found) => {
+                found == record
+                    || Some(found) == base
+                    || base.is_some_and(|base| found.place() < base.place())
+            }
+        };
+        if !may {
+            return Err(Box::new(self.record.clone().expect("it is there")));
+        }
+        self.record = Some(record.clone());
+        Ok(())
+    }
+}
+
+/// Some rules.
+pub(super) fn rules(rng: &mut Rng) -> Unattended {
+    let veto = rng.bool().then(|| Duration::from_secs(rng.u64(..6)));
+    Unattended { veto, max_loss: [0, 2, 1000][rng.usize(..3)], seed: rng.u64(..) }
+}
+
+impl Site {
+    /// A balancer does what is due, in order.
+    pub(super) fn turn(&mut self, at: usize) {
+        for server in 0..3 {
+            self.look(at, server);
+        }
+        self.finish_all(at);
+    }
+
+    pub(super) fn read_store(&mut self, at: usize, fails: bool) {
+        let found = if self.store.answers(at) && !fails {
+            Ok(self.store.record.clone().map(Box::new))
+        } else {
+            Err("no answer".into())
+        };
+        let reply = Reply::Event(Event::Read { asked: self.now, found });
+        self.balancers[at].replies.push(reply);
+    }
+
+    pub(super) fn propose(
+        &mut self,
+        at: usize,
+        record: Record,
+        base: Option<&Record>,
+        fails: bool,
+    ) {
+        let revision = record.revision;
+        let unstored = || Reply::Event(Event::Unstored(revision, "no answer".into()));
+        let reply = if !self.store.answers(at) || (fails && self.rng.bool()) {
+            unstored()
+        } else {
+            match self.store.propose(&record, base) {
+                // The answer may get lost.
+                Ok(()) if fails => unstored(),
+                Ok(()) => Reply::Stored(record),
+                Err(theirs) => Reply::Event(Event::Conflict(revision, theirs)),
+            }
+        };
+        self.balancers[at].replies.push(reply);
+    }
+
+    /// One answer of the store arrives.
+    pub(super) fn hear_store(&mut self, at: usize) {
+        if self.balancers[at].replies.is_empty() {
+            return;
+        }
+        let place = self.rng.usize(..self.balancers[at].replies.len());
+        match self.balancers[at].replies.swap_remove(place) {
+            Reply::Event(event) => self.take(at, event),
+            Reply::Stored(record) => {
+                let revision = record.revision;
+                self.check_record(at, &record);
+                self.balancers[at].disk = Some(record);
+                self.take(at, Event::Committed(revision));
+            }
+        }
+    }
+
+    /// A person answers, if anything is asked.
+    pub(super) fn answer(&mut self, at: usize, roll: u8) {
+        let doubt = self.balancers[at].disk.as_ref().and_then(|it| it.doubt.clone());
+        let Some(doubt) = doubt else { return };
+        let command = match roll {
+            0 => Command::Veto(doubt.veto),
+            1..3 => Command::Approve(doubt.approve),
+            _ => return,
+        };
+        self.take(at, Event::Command(command));
+    }
+}

@@ -1,0 +1,232 @@
+//! The primary changes without a person, where etcd says who may do that; and does not, where it must not.
+
+use super::{
+    pair::{BOTH, both_see, database_of, routes_alike},
+    *,
+};
+use crate::peers::{self, Key};
+
+const ETCD: [HostName; 3] = [HostName::Lb01, HostName::Lb02, HostName::Witness];
+
+/// How long nothing must happen where nothing may.
+const WATCH: Duration = Duration::from_secs(6);
+
+/// A lab with two balancers, etcd and synchronous replication.
+fn unattended(name: &str, key: &Key, promotion: &str) -> Result<Site> {
+    let words = format!(
+        "user = \"ballast\"\npromotion = \"{promotion}\"\ninterval = \"100ms\"\ntimeout = \"400ms\""
+    );
+    let postgres = postgres_config().replace("user = \"ballast\"", &words);
+    let config = peers::config(key) + &postgres + &etcd_config();
+    let site = Site::with(
+        name,
+        Options {
+            config: Some(config),
+            postgres: true,
+            etcd: true,
+            apps: 0,
+            balancers: Balancers::Both,
+            ..Options::default()
+        },
+    )?;
+    both_see(&site, "pg-01 to be the primary", |it| {
+        it["writes_to"] == "pg-01" && server(it, "pg-02")["read_only"]["state"] == "serves"
+    })?;
+    peers::until_in_sync(&site)?;
+    for host in ["pg-01", "pg-02"] {
+        // A standby that hears nothing asks its primary for a word after half of this.
+        site.lab().query(host, "alter system set wal_receiver_timeout = '2s'")?;
+        site.lab().query(host, "select pg_reload_conf()")?;
+    }
+    make_synchronous(&site)?;
+    both_see(&site, "synchronous replication to be seen", |it| {
+        it["servers"][0]["detail"]["standbys"][0]["sync_state"] == "sync"
+    })?;
+    both_see(&site, "no packet to be held up", |it| {
+        !it["warnings"].to_string().contains("no packet passes")
+            && !it["warnings"].to_string().contains("etcd")
+    })?;
+    Ok(site)
+}
+
+/// Nobody is promoted for a while, and it is said why.
+fn nobody_is_promoted(site: &Site, why: &str) -> Result<()> {
+    both_see(site, why, |it| it["refused"].to_string().contains(why))?;
+    let begin = Instant::now();
+    while begin.elapsed() < WATCH {
+        for host in BOTH {
+            let database = database_of(site, host)?;
+            ensure!(database["epoch"] == 1, "{database}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_killed_primary_is_replaced_without_a_person() -> Result<()> {
+    let key = Key::new("one key for both balancers\n")?;
+    let site = unattended("pg-auto", &key, "automatic")?;
+    let writer = Writer::start(&site)?;
+    writer.more(50)?;
+    site.lab().kill("pg-01")?;
+    routes_alike(&site, "pg-02", 2)?;
+    writer.more(50)?;
+    let acknowledged = writer.end()?;
+    println!("killed: nothing was written for {:?}", gap(&acknowledged));
+    let lost = missing(&site, &acknowledged)?;
+    ensure!(lost.is_empty(), "{lost:?}");
+    // It is told why.
+    let told = BOTH.map(|host| peers::obeys(&site, host, "events"));
+    let told = told.into_iter().collect::<Result<Vec<_>>>()?.concat();
+    for words in ["pg-01 has failed", "pg-02 receives nothing from pg-01", "pg-02 is chosen"] {
+        ensure!(told.contains(words), "nobody has said {words:?}: {told}");
+    }
+    // The old one comes back, and is not reachable.
+    site.lab().start("pg-01")?;
+    both_see(&site, "pg-01 to be barred", |it| {
+        server(it, "pg-01")["answers"] == true
+            && server(it, "pg-01")["read_write"]["state"] == "barred"
+            && server(it, "pg-01")["read_only"]["state"] == "barred"
+    })?;
+    ensure!(leads_to(&site, 5432)? == "192.0.2.32");
+    site.finish()
+}
+
+#[test]
+fn a_primary_that_is_cut_off_is_replaced_without_a_person() -> Result<()> {
+    let key = Key::new("one key for both balancers\n")?;
+    let site = unattended("pg-auto-cut", &key, "automatic")?;
+    let writer = Writer::start(&site)?;
+    writer.more(50)?;
+    site.lab().cut("pg-01")?;
+    routes_alike(&site, "pg-02", 2)?;
+    writer.more(50)?;
+    let acknowledged = writer.end()?;
+    println!("cut off: nothing was written for {:?}", gap(&acknowledged));
+    let lost = missing(&site, &acknowledged)?;
+    ensure!(lost.is_empty(), "{lost:?}");
+    site.lab().heal("pg-01")?;
+    both_see(&site, "pg-01 to be barred", |it| {
+        server(it, "pg-01")["answers"] == true
+            && server(it, "pg-01")["read_write"]["state"] == "barred"
+    })?;
+    ensure!(leads_to(&site, 5432)? == "192.0.2.32");
+    site.finish()
+}
+
+#[test]
+fn a_balancer_that_dies_with_the_primary_delays_it_and_no_more() -> Result<()> {
+    let key = Key::new("one key for both balancers\n")?;
+    let site = unattended("pg-auto-both", &key, "automatic")?.on_lb02();
+    let writer = Writer::start(&site)?;
+    writer.more(50)?;
+    // Its tables stay, and its gate closes by itself.
+    site.lab().daemon("lb-01").kill()?;
+    site.lab().kill("pg-01")?;
+    until(&site, "pg-02 to be the primary", |it| it["writes_to"] == "pg-02" && it["epoch"] == 2)?;
+    writer.more(50)?;
+    let acknowledged = writer.end()?;
+    println!("killed with a balancer: nothing was written for {:?}", gap(&acknowledged));
+    let lost = missing(&site, &acknowledged)?;
+    ensure!(lost.is_empty(), "{lost:?}");
+    let told = site.obeys("events")?;
+    ensure!(told.contains("lb-01 is silent: its gate has closed by itself"), "{told}");
+    // The other one learns of it.
+    site.lab().daemon("lb-01").start()?;
+    routes_alike(&site, "pg-02", 2)?;
+    site.finish()
+}
+
+#[test]
+fn what_is_no_failure_of_the_primary_promotes_nobody() -> Result<()> {
+    let key = Key::new("one key for both balancers\n")?;
+    let site = unattended("pg-auto-not", &key, "automatic")?;
+
+    // The balancers do not reach the primary, which lives: the standby hears it.
+    let ruleset = "add table ip cut; add chain ip cut in { type filter hook input priority 0; }; \
+                   add rule ip cut in ip saddr { 192.0.2.11, 192.0.2.12, 192.0.2.100 } drop";
+    site.run(HostName::Pg01, &["nft", ruleset])?;
+    nobody_is_promoted(&site, "pg-02 still hears pg-01")?;
+    site.run(HostName::Pg01, &["nft", "delete table ip cut"])?;
+    both_see(&site, "pg-01 to answer", |it| server(it, "pg-01")["answers"] == true)?;
+    eventually("writes to go on", || Ok(leads_to(&site, 5432).ok()))?;
+
+    // Its commits wait for a standby that is gone.
+    site.lab().kill("pg-02")?;
+    nobody_is_promoted(&site, "its commits wait")?;
+    site.lab().start("pg-02")?;
+    both_see(&site, "pg-02 to be back", |it| {
+        server(it, "pg-02")["read_only"]["state"] == "serves" && it["refused"].is_null()
+    })?;
+
+    // Nobody needs etcd to serve, and nobody is promoted without it.
+    let writer = Writer::start(&site)?;
+    for host in ETCD {
+        site.lab().program(host.as_str(), "etcd").kill()?;
+    }
+    both_see(&site, "etcd to be missed", |it| {
+        it["warnings"].to_string().contains("etcd does not answer")
+    })?;
+    let begin = Instant::now();
+    while begin.elapsed() < WATCH {
+        writer.more(10)?;
+    }
+    let pause = gap(&writer.end()?);
+    ensure!(pause < Duration::from_secs(2), "writes waited for {pause:?}");
+    // Even with one balancer alone.
+    site.lab().daemon("lb-02").kill()?;
+    let begin = Instant::now();
+    while begin.elapsed() < WATCH {
+        ensure!(leads_to(&site, 5432)? == "192.0.2.31");
+    }
+    site.lab().daemon("lb-02").start()?;
+    peers::until_in_sync(&site)?;
+    both_see(&site, "pg-01 to serve", |it| it["writes_to"] == "pg-01")?;
+    site.lab().kill("pg-01")?;
+    nobody_is_promoted(&site, "etcd does not answer")?;
+    site.lab().start("lb-01")?;
+    site.lab().start("lb-02")?;
+    site.lab().start("witness")?;
+    routes_alike(&site, "pg-02", 2)?;
+    ensure!(leads_to(&site, 5432)? == "192.0.2.32");
+    site.finish()
+}
+
+#[test]
+fn a_person_may_forbid_it_or_agree() -> Result<()> {
+    let key = Key::new("one key for both balancers\n")?;
+    let site = unattended("pg-veto", &key, "veto 10m")?;
+    site.lab().kill("pg-01")?;
+    let asks = || -> Result<Value> {
+        let database =
+            until(&site, "a person to be asked", |it| it["asks"]["candidate"] == "pg-02")?;
+        Ok(database["asks"].clone())
+    };
+    let word = |asks: &Value, key: &str| asks[key].as_str().unwrap_or_default().to_owned();
+    let first = asks()?;
+    let refused = site.refuses("pg veto 000000000000")?;
+    ensure!(refused.contains("not the token"), "{refused}");
+    // Either balancer takes the answer.
+    peers::obeys(&site, HostName::Lb02, &format!("pg veto {}", word(&first, "veto")))?;
+    nobody_is_promoted(&site, "a person has forbidden it")?;
+    let refused = site.refuses(&format!("pg approve {}", word(&first, "approve")))?;
+    ensure!(refused.contains("forbidden already"), "{refused}");
+    // With the primary's return the question is over, and so are its tokens.
+    site.lab().start("pg-01")?;
+    both_see(&site, "nothing to be asked", |it| {
+        it["asks"].is_null() && it["writes_to"] == "pg-01" && server(it, "pg-01")["answers"] == true
+    })?;
+    eventually("pg-02 to be synchronous", || {
+        let state = site.lab().query("pg-01", "select sync_state from pg_stat_replication")?;
+        Ok((state == "sync").then_some(()))
+    })?;
+    both_see(&site, "pg-02 to follow", |it| server(it, "pg-02")["read_only"]["state"] == "serves")?;
+    site.lab().kill("pg-01")?;
+    let second = asks()?;
+    ensure!(second["veto"] != first["veto"] && second["approve"] != first["approve"]);
+    let begin = Instant::now();
+    site.obeys(&format!("pg approve {}", word(&second, "approve")))?;
+    routes_alike(&site, "pg-02", 2)?;
+    println!("approved: both balancers route to pg-02 after {:?}", begin.elapsed());
+    site.finish()
+}
