@@ -24,6 +24,7 @@ use xtask::lab::{
 use crate::site::{Site, eventually};
 
 mod pair;
+mod sessions;
 mod unattended;
 
 /// What one try of a client may take.
