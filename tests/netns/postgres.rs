@@ -101,7 +101,10 @@ struct Writer {
 
 impl Writer {
     fn start(site: &Site) -> Result<Self> {
-        on(site.client(), async || ask(5432, "create table written (number bigint)").await)?;
+        let statement = "create table if not exists written (number bigint)";
+        eventually("a table to write into", || {
+            Ok(on(site.client(), async || ask(5432, statement).await).ok())
+        })?;
         let stop = Arc::new(AtomicBool::new(false));
         let acknowledged = Arc::new(Mutex::new(Vec::new()));
         let (host, ended, list) =

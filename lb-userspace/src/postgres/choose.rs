@@ -154,7 +154,7 @@ fn loss(
     // Those that can hear no more of the old primary. The candidate cannot either, once promoted.
     let silent = seen.iter().filter(|(name, it)| same(it) && (it.revoked || *name == server));
     let silent: BTreeSet<&str> = silent.map(|(name, _)| name.as_str()).collect();
-    let proven = sample.received >= ahead
+    let proven = sample.received >= ahead.max(run.sync_from)
         && run.sync.as_ref().is_some_and(|rule| rule.proves(&run.sync_servers, &silent));
     if proven {
         return Some(Loss { known: 0, at_most: 0, proven: true });

@@ -335,6 +335,8 @@ pub struct Machine {
     promoted: Option<Duration>,
     /// The last one that came to nothing.
     given_up: Option<Duration>,
+    /// Nothing begins without a person before this: the last beginning could not be kept.
+    not_before: Duration,
     /// Since when a person is asked by this balancer.
     doubted: Option<Duration>,
     /// Balancers whose gates have closed by themselves in this change.
@@ -378,6 +380,7 @@ impl Machine {
             since: Duration::ZERO,
             promoted: None,
             given_up: None,
+            not_before: Duration::ZERO,
             doubted: None,
             silent: BTreeSet::new(),
             said: None,

@@ -93,6 +93,10 @@ pub struct Run {
     /// The server behind each name of `sync`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub sync_servers: BTreeMap<String, String>,
+    /// Where the log ended when commits were first seen to wait for that. What was acknowledged before may not
+    /// have waited.
+    #[serde(default)]
+    pub sync_from: Lsn,
     /// The one that was chosen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub candidate: Option<String>,

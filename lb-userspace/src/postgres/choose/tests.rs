@@ -21,6 +21,7 @@ fn run() -> Run {
         last_known: Some(LastKnown { end: Lsn(1000), since: 0 }),
         sync: None,
         sync_servers: BTreeMap::new(),
+        sync_from: Lsn(0),
         candidate: None,
         loss: None,
         stuck: None,
@@ -145,6 +146,9 @@ fn synchronous_replication_proves_that_nothing_is_lost() {
     // Nothing need be known of the primary.
     let one = sync("FIRST 1 (b)");
     assert!(chosen(&one, &[("b", standby(10))]).unwrap().loss.unwrap().proven);
+    // What it lacks was acknowledged before commits waited for it.
+    let late = Run { sync_from: Lsn(11), ..one };
+    assert!(matches!(chosen(&late, &[("b", standby(10))]), Err(Refusal::Unknown(_))));
     let two = sync("ANY 1 (b, c)");
     assert!(matches!(chosen(&two, &[("b", standby(10))]), Err(Refusal::Unknown(_))));
     assert_eq!(server(&two, &[("b", standby(10)), ("c", standby(20))]), "c");

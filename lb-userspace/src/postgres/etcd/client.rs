@@ -207,8 +207,8 @@ where
         }
         let text = answer["error"].as_str().or_else(|| answer["message"].as_str());
         let text = format!("HTTP {}: {}", status.as_u16(), text.unwrap_or_default());
-        // Older members say 500 of a token that they do not know.
-        let unknown = status == StatusCode::UNAUTHORIZED || text.contains("invalid auth token");
+        // A token is also refused when users were changed after it was given.
+        let unknown = status == StatusCode::UNAUTHORIZED || text.contains("auth store is old");
         Err(if unknown { Failure::Unknown(text) } else { Failure::Failed(text) })
     };
     let answer = answer.await;

@@ -2,10 +2,12 @@
 
 use std::sync::{Arc, Mutex};
 
+use rustls::pki_types::PrivateKeyDer;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::TcpListener,
 };
+use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::{
@@ -38,7 +40,7 @@ async fn member(kept: Shared) -> String {
     format!("http://{address}")
 }
 
-async fn serve(mut stream: TcpStream, kept: Shared) {
+async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, kept: Shared) {
     let mut text = Vec::new();
     let (head, body) = loop {
         let mut buffer = [0; 4096];
@@ -65,6 +67,7 @@ async fn serve(mut stream: TcpStream, kept: Shared) {
         answer.len()
     );
     let _ = stream.write_all(answer.as_bytes()).await;
+    let _ = stream.shutdown().await;
 }
 
 impl Kept {
@@ -184,4 +187,49 @@ async fn a_password_is_shown_and_a_token_renewed() {
     std::fs::write(&file, "another\n").unwrap();
     let Err(Error::Failed(why)) = etcd.read().await else { panic!("it is the wrong one") };
     assert!(why.contains("authentication failed") && !why.contains("another"), "{why}");
+}
+
+/// A member that has a certificate for 127.0.0.1, and that certificate.
+async fn member_with_tls(kept: Shared) -> (String, String) {
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.der().clone()], key)
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (acceptor, kept) = (acceptor.clone(), Arc::clone(&kept));
+            tokio::spawn(async move {
+                if let Ok(stream) = acceptor.accept(stream).await {
+                    serve(stream, kept).await;
+                }
+            });
+        }
+    });
+    (url, cert.pem())
+}
+
+#[tokio::test]
+async fn a_certificate_of_the_file_is_believed_and_no_other() {
+    let directory = scratch::Directory::new("etcd-tls");
+    let kept = Shared::default();
+    let (url, certificate) = member_with_tls(Arc::clone(&kept)).await;
+    let (_, another) = member_with_tls(kept).await;
+    let file = directory.path().join("ca.pem");
+    let mut consensus = consensus(vec![url]);
+    consensus.ca_file = Some(file.clone());
+    let etcd = Etcd::new(&consensus, "appdb");
+    std::fs::write(&file, another).unwrap();
+    assert!(matches!(etcd.read().await, Err(Error::Failed(why)) if why.contains("TLS")));
+    std::fs::write(&file, certificate).unwrap();
+    etcd.propose(&first(), None).await.unwrap();
+    assert_eq!(etcd.read().await, Ok(Some(first())));
 }

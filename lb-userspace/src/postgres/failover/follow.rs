@@ -401,6 +401,7 @@ impl Machine {
             && self.record.as_ref().is_some_and(|it| it.phase == Phase::Serving);
         if begins && pending.of.is_none() {
             self.pending = None;
+            self.not_before = now + AGAIN;
             self.finish(Err(format!("the record cannot be kept: {why}")), out);
         } else {
             pending.again = Some(now + AGAIN);

@@ -10,8 +10,10 @@ use serde::{Deserialize, Serialize};
 use super::{Machine, Settings};
 use crate::postgres::{
     choose::{self, Choice},
+    lsn::Lsn,
     record::{Cause, LastKnown, Loss, Mark, Record, Run},
     sample::{Failure, Role, Sample},
+    sync::SyncRule,
 };
 
 /// What is known of a server.
@@ -23,6 +25,8 @@ pub struct Known {
     failing: Option<(Duration, Failure)>,
     /// Bytes of log that it writes in a second, at most, lately.
     rate: f64,
+    /// What commits on it wait for, and where its log ended when that was first seen.
+    sync: Option<(SyncRule, Lsn)>,
     /// When it was asked what it said last; zero if that is not known.
     pub(super) asked: Duration,
     /// How often it has not answered since it did.
@@ -62,6 +66,9 @@ impl Known {
         match found {
             Ok(sample) => {
                 (self.asked, self.failures) = (asked, 0);
+                if self.sync.as_ref().map(|(rule, _)| rule) != sample.sync.as_ref() {
+                    self.sync = sample.sync.clone().map(|rule| (rule, sample.received));
+                }
                 if sample.receiver.as_ref().is_some_and(|it| it.streaming) {
                     self.streamed = Some(now);
                 }
@@ -181,6 +188,7 @@ impl Machine {
             last_known: sample.and(primary).and_then(|known| known.last_known(now)),
             sync,
             sync_servers: servers,
+            sync_from: primary.and_then(|it| it.sync.as_ref()).map_or(Lsn::default(), |it| it.1),
             candidate: None,
             loss: None,
             stuck: None,
@@ -216,6 +224,7 @@ impl Machine {
             run.last_known = known.last_known;
             run.sync.clone_from(&known.sync);
             run.sync_servers.clone_from(&known.sync_servers);
+            run.sync_from = known.sync_from;
         }
         run.may_lose = None;
         run.target = target.map(str::to_owned);

@@ -191,6 +191,7 @@ impl Machine {
         if needed && serves {
             // Nothing has begun. If the store has it all the same, that is found out.
             self.pending = None;
+            self.not_before = now + ASK_EVERY;
             let why = format!(
                 "etcd does not keep the record ({why}), and without it every balancer must agree by word"
             );

@@ -55,7 +55,10 @@ enum Finding {
 impl Machine {
     /// Does what is to be done about the primary without a person.
     pub(super) fn consider(&mut self, now: Duration, out: &mut Vec<Action>) {
-        let Some(rules) = self.settings.unattended.clone() else { return };
+        let Some(rules) = self.settings.unattended.clone().filter(|_| now >= self.not_before)
+        else {
+            return;
+        };
         if self.pending.is_some() || self.work != Work::Rest {
             return;
         }

@@ -78,6 +78,7 @@ mod tests {
                 last_known: None,
                 sync: None,
                 sync_servers: std::collections::BTreeMap::new(),
+                sync_from: crate::postgres::lsn::Lsn(0),
                 candidate: None,
                 loss: None,
                 stuck: None,

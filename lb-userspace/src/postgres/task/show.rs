@@ -1,5 +1,7 @@
 //! How the database stands, for people.
 
+use std::time::Duration;
+
 use super::Task;
 use crate::{
     clock,
@@ -12,6 +14,9 @@ use crate::{
         status::{self, Asks, Change, Database, Route, Sync},
     },
 };
+
+/// Half of this is how long a promotion without a person waits at least, if the primary is cut off.
+const PATIENCE: Duration = Duration::from_secs(6);
 
 impl Task {
     /// Makes the status true.
@@ -105,6 +110,14 @@ impl Task {
             ));
         }
         let streams = sample.receiver.as_ref().is_some_and(|receiver| receiver.streaming);
+        if self.store.is_some()
+            && sample.role == Role::Standby
+            && sample.patience.is_none_or(|patience| patience > PATIENCE)
+        {
+            return Some(format!(
+                "{server} is slow to find out that a primary is silent: set wal_receiver_timeout to 2s"
+            ));
+        }
         (sample.role == Role::Standby && !streams)
             .then(|| format!("{server} is a standby and receives nothing"))
     }

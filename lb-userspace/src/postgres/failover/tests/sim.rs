@@ -470,6 +470,7 @@ impl Site {
                 self.act(at, true);
                 self.hear_store(at);
             }
+            18..30 if self.unattended.is_some() && self.rng.u8(..20) == 0 => self.incident(),
             18..30 if self.unattended.is_some() && self.rng.bool() => self.turn(at),
             18..30 => self.look(at, server),
             30..42 => self.write(at),
@@ -530,8 +531,10 @@ impl Site {
         let absent: BTreeSet<String> = off.then(|| NODES[other].to_owned()).into_iter().collect();
         let server = SERVERS[self.rng.usize(..3)].to_owned();
         let named = self.rng.bool().then(|| server.clone());
+        if self.unattended.is_some() && self.answer(at) {
+            return;
+        }
         let command = match self.rng.u8(..10) {
-            roll if self.unattended.is_some() && roll < 6 => return self.answer(at, roll),
             0..5 => {
                 let may_lose = [Some(0), Some(3), None][self.rng.usize(..3)];
                 Command::Promote { server: named, may_lose, absent, force: self.rng.bool() }

@@ -232,6 +232,20 @@ fn the_loss_of_the_store_closes_no_gate_and_promotes_nobody() {
 }
 
 #[test]
+fn a_beginning_that_cannot_be_kept_is_tried_again_later() {
+    let mut site = serving(rules(None, 0));
+    site.store_down = true;
+    // The store has not been asked since.
+    fails(&mut site);
+    assert_eq!(phase(&site), Phase::Serving);
+    site.store_down = false;
+    for _ in 0..4 {
+        fails(&mut site);
+    }
+    assert_eq!(phase(&site), Phase::Fencing);
+}
+
+#[test]
 fn of_two_who_begin_one_does() {
     let mut site = serving(rules(None, 0));
     let ours = site.disk.clone().unwrap();

@@ -71,6 +71,61 @@ impl Site {
         self.finish_all(at);
     }
 
+    /// The primary of a site that was whole goes down, perhaps with something else, and the balancers
+    /// have some seconds for it, in which messages and answers come late or not at all.
+    pub(super) fn incident(&mut self) {
+        for server in &mut self.servers {
+            server.up = true;
+        }
+        for at in 0..2 {
+            self.balancers[at].host_up = true;
+            self.start_daemon(at);
+        }
+        self.cuts.clear();
+        self.store.heal();
+        self.calm(10);
+        let Some(primary) = self.gate(0).map(server_at) else { return };
+        if self.rng.u8(..4) == 0 {
+            // Only some do not reach it.
+            for other in 0..5 {
+                if other != primary + 2 && self.rng.bool() {
+                    self.cuts.insert((other.min(primary + 2), other.max(primary + 2)));
+                }
+            }
+        } else {
+            self.servers[primary].up = false;
+        }
+        let at = self.rng.usize(..2);
+        match self.rng.u8(..8) {
+            0 => self.stop_daemon(at),
+            1 => self.stop_host(at),
+            2 => drop(self.cuts.insert((0, 1))),
+            3 => self.store.suffer(&mut self.rng),
+            _ => {}
+        }
+        for _ in 0..self.rng.usize(20..90) {
+            let millis = [50, 100, 200][self.rng.usize(..3)];
+            self.pass(millis);
+            for at in 0..2 {
+                let server = self.rng.usize(..3);
+                self.look(at, server);
+                self.look(at, primary);
+                for _ in 0..4 {
+                    self.act(at, true);
+                    self.hear_store(at);
+                }
+                self.write(at);
+            }
+            for _ in 0..6.min(self.messages.len()) {
+                let place = self.rng.usize(..self.messages.len());
+                self.deliver(place);
+            }
+            let server = self.rng.usize(..3);
+            self.replicate(server, 3);
+            self.check();
+        }
+    }
+
     pub(super) fn read_store(&mut self, at: usize, fails: bool) {
         let found = if self.store.answers(at) && !fails {
             Ok(self.store.record.clone().map(Box::new))
@@ -120,15 +175,15 @@ impl Site {
         }
     }
 
-    /// A person answers, if anything is asked.
-    pub(super) fn answer(&mut self, at: usize, roll: u8) {
+    /// A person answers, if anything is asked. Says whether that was so.
+    pub(super) fn answer(&mut self, at: usize) -> bool {
         let doubt = self.balancers[at].disk.as_ref().and_then(|it| it.doubt.clone());
-        let Some(doubt) = doubt else { return };
-        let command = match roll {
-            0 => Command::Veto(doubt.veto),
-            1..3 => Command::Approve(doubt.approve),
-            _ => return,
-        };
-        self.take(at, Event::Command(command));
+        let Some(doubt) = doubt else { return false };
+        match self.rng.u8(..4) {
+            0 => self.take(at, Event::Command(Command::Veto(doubt.veto))),
+            1 => self.take(at, Event::Command(Command::Approve(doubt.approve))),
+            _ => {}
+        }
+        true
     }
 }
