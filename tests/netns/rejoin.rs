@@ -14,9 +14,8 @@ use crate::{
 };
 
 /// The configuration, with what gets to the hosts of both servers: here that needs no ssh.
-fn config(site: &Site) -> String {
-    let mut text = default_config() + &postgres_config();
-    text = text.replace(
+pub(crate) fn with_hosts(site: &Site, config: &str) -> String {
+    let mut text = config.replace(
         "user = \"ballast\"",
         "user = \"ballast\"\nreplication_user = \"replication\"\nrewind_user = \"rewinder\"",
     );
@@ -42,6 +41,20 @@ fn config(site: &Site) -> String {
     text
 }
 
+/// Their user may replace the data, as on a host of its own, and has the passwords.
+pub(crate) fn prepare(site: &Site) -> Result<()> {
+    let lab = site.lab();
+    let owner = fs::metadata(lab.data_dir().join("pg-01"))?;
+    let passwords = lab.state_dir().join("pgpass");
+    fs::write(&passwords, "*:*:*:replication:replication\n*:*:*:rewinder:rewinder\n")?;
+    fs::set_permissions(&passwords, fs::Permissions::from_mode(0o600))?;
+    for path in [lab.data_dir(), passwords] {
+        chown(path, Some(owner.uid()), Some(owner.gid()))?;
+    }
+    lab.query("pg-01", "create role rewinder superuser login password 'rewinder'")?;
+    Ok(())
+}
+
 fn serves_reads(site: &Site, name: &str) -> Result<()> {
     until(site, "the server to serve reads", |it| {
         server(it, name)["read_only"]["state"] == "serves"
@@ -53,16 +66,8 @@ fn serves_reads(site: &Site, name: &str) -> Result<()> {
 fn an_old_primary_is_rewound_and_another_is_cloned() -> Result<()> {
     let site = postgres::site("rejoin", "")?;
     let lab = site.lab();
-    // Their user may replace the data, as on a host of its own, and has the passwords.
-    let owner = fs::metadata(lab.data_dir().join("pg-01"))?;
-    let passwords = lab.state_dir().join("pgpass");
-    fs::write(&passwords, "*:*:*:replication:replication\n*:*:*:rewinder:rewinder\n")?;
-    fs::set_permissions(&passwords, fs::Permissions::from_mode(0o600))?;
-    for path in [lab.data_dir(), passwords] {
-        chown(path, Some(owner.uid()), Some(owner.gid()))?;
-    }
-    lab.query("pg-01", "create role rewinder superuser login password 'rewinder'")?;
-    site.write_config(&config(&site))?;
+    prepare(&site)?;
+    site.write_config(&with_hosts(&site, &(default_config() + &postgres_config())))?;
     site.obeys("reload")?;
     let write = |number: u32| {
         on(site.client(), async || {
