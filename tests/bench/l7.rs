@@ -29,6 +29,7 @@ mod cpu;
 mod fronts;
 mod memory;
 mod report;
+mod websockets;
 
 /// Open connections of the clients.
 const CONNECTIONS: u32 = 64;
@@ -124,6 +125,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Load { rounds: 7, seconds: 5, idle: 2000 }
     };
     take_descriptors()?;
+    if let Some(count) = args.l7.websockets {
+        return websockets::run(count, args.l7.minutes, args.check);
+    }
     let report = measure(load)?;
     let json = || serde_json::to_string_pretty(&report).context("write JSON");
     match &args.json {

@@ -25,6 +25,7 @@ use crate::site::{Site, eventually};
 
 mod nemesis;
 mod pair;
+mod sessions;
 mod unattended;
 
 /// What one try of a client may take.

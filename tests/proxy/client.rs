@@ -62,6 +62,14 @@ impl Connection {
         let _ = self.reader.get_mut().write_all(bytes);
     }
 
+    /// Sends bytes from another thread, so that what comes back may be read meanwhile.
+    pub(crate) fn send_beside(&mut self, bytes: &[u8]) -> Result<()> {
+        let mut stream = self.reader.get_ref().try_clone().context("share the connection")?;
+        let bytes = bytes.to_vec();
+        std::thread::spawn(move || stream.write_all(&bytes));
+        Ok(())
+    }
+
     /// Says that nothing more comes.
     pub(crate) fn finish(&mut self) -> Result<()> {
         self.reader.get_mut().shutdown(std::net::Shutdown::Write).context("shut down")

@@ -1,10 +1,11 @@
 //! What is more than a request and an answer: interim answers, tunnels, pipelines, large bodies.
 
 use anyhow::{Result, ensure};
+use xtask::wait;
 
 use crate::{
     backends::Manner,
-    client::Connection,
+    client::{Connection, PATIENCE},
     fronts::{self, Service},
 };
 
@@ -60,6 +61,40 @@ fn a_tunnel_carries_what_is_sent() -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[test]
+fn many_tunnels_are_open_beside_requests() -> Result<()> {
+    const TUNNELS: u64 = 500;
+    let services = [Service::start(Manner::Echo)?, Service::start(Manner::Good)?];
+    let (proxy, ours) = fronts::ballast(&services)?;
+    let mut tunnels = Vec::new();
+    for _ in 0..TUNNELS {
+        let mut tunnel = Connection::open(ours[0])?;
+        tunnel.send(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n");
+        ensure!(tunnel.answer("GET")?.status == 101);
+        tunnels.push(tunnel);
+    }
+    let counts = proxy.status("s0").unwrap_or_default();
+    ensure!((counts.tunnels, counts.open) == (TUNNELS, TUNNELS), "{counts:?}");
+    let mut requests = Connection::open(ours[1])?;
+    for (number, tunnel) in tunnels.iter_mut().enumerate() {
+        requests.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+        ensure!(requests.answer("GET")?.status == 200);
+        // Some say more than goes through at once, and some nothing.
+        let bytes = vec![number as u8; if number % 50 == 0 { 300_000 } else { number % 7 }];
+        tunnel.send_beside(&bytes)?;
+        ensure!(tunnel.read(bytes.len())? == bytes, "tunnel {number} gives other bytes back");
+    }
+    // One that is over is over on both sides.
+    for mut tunnel in tunnels {
+        tunnel.finish()?;
+        ensure!(tunnel.is_at_end(), "a tunnel goes on after its end");
+    }
+    wait::until(PATIENCE, "the tunnels to end", || {
+        let counts = proxy.status("s0").unwrap_or_default();
+        Ok((counts.open == 0).then_some(()))
+    })
 }
 
 #[test]

@@ -63,6 +63,13 @@ pub struct L7 {
     /// Measures, in place of packets, what requests cost the proxy, nginx and `HAProxy`
     #[arg(long = "l7", conflicts_with = "wanted")]
     pub requests: bool,
+    /// With `--l7`: in place of that, so many silent `WebSocket`s beside 2,000 requests a second, and
+    /// what becomes of the daemon's memory
+    #[arg(long, requires = "requests", value_name = "NUMBER")]
+    pub websockets: Option<usize>,
+    /// For so many minutes, with `--websockets`
+    #[arg(long, requires = "websockets", default_value_t = 10)]
+    pub minutes: u32,
 }
 
 impl Args {
@@ -97,6 +104,10 @@ impl Args {
         }
         if self.l7.requests {
             list.push("--l7".into());
+            if let Some(number) = self.l7.websockets {
+                list.extend(["--websockets".into(), number.to_string().into()]);
+                list.extend(["--minutes".into(), self.l7.minutes.to_string().into()]);
+            }
         }
         if let Some(file) = &self.json {
             list.extend(["--json".into(), file.into()]);

@@ -6,7 +6,6 @@ use std::{future::poll_fn, io, pin::Pin, sync::Arc};
 
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::copy_bidirectional;
 
 use super::{
     answer::Lease,
@@ -14,6 +13,8 @@ use super::{
     serve::Route,
     service::{Open, Phase},
 };
+
+mod pipe;
 
 /// Hands bytes through until one side ends, or the service does.
 pub(super) fn spawn(
@@ -42,6 +43,5 @@ async fn through(client: OnUpgrade, mut backend: OnUpgrade, link: &mut Link) -> 
         Pin::new(&mut backend).poll(cx)
     });
     let backend = backend.await.map_err(io::Error::other)?;
-    copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(backend)).await?;
-    Ok(())
+    pipe::through(TokioIo::new(client), TokioIo::new(backend)).await
 }
