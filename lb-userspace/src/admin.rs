@@ -12,7 +12,7 @@
 //! | `POST /backends/NAME/reset?service=&flows=&rate=` | [`Resets`](crate::control::reset::Resets), when all are ended |
 //! | `GET /postgres` | an array of [`Database`](crate::postgres::status::Database) |
 //! | `GET /postgres/plan?db=&server=` | [`Plan`](crate::postgres::failover::Plan): what a promotion would do |
-//! | `GET /postgres/rejoin/SERVER?db=` | [`Done`](crate::admin::Done): the commands for its host |
+//! | `GET /postgres/rejoin/SERVER?db=&clone=` | [`Rejoin`](crate::admin::postgres::Rejoin): the commands for its host |
 //! | `POST /postgres/promote?db=&server=&may_lose=&absent=&force=` | [`Done`](crate::admin::Done), when it is done; 409 if it is refused |
 //! | `POST /postgres/switchover?db=&server=&absent=&wait_ms=&cut=&dry_run=` | the same |
 //! | `POST /postgres/{fence,unfence}/SERVER?db=&force=` | the same |
@@ -57,7 +57,7 @@ use crate::{
 
 mod alert;
 pub mod client;
-mod postgres;
+pub mod postgres;
 mod target;
 mod trace;
 

@@ -20,6 +20,7 @@ mod postgres;
 mod postgres_tls;
 mod protection;
 mod proxy;
+mod rejoin;
 mod reload;
 mod replay;
 mod reset;

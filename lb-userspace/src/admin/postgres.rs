@@ -3,12 +3,14 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use hyper::{Method, Response, StatusCode};
+use serde::{Deserialize, Serialize};
 
 use super::{Body, Done, Target, json, problem, unknown};
 use crate::postgres::{
     databases::{Databases, Error},
     failover::Command,
     handover::{Handover, WAIT},
+    rejoin::Remote,
 };
 
 pub(super) async fn answer(
@@ -25,7 +27,13 @@ pub(super) async fn answer(
             Ok(plan) => json(StatusCode::OK, &plan),
             Err(error) => refuse(&error),
         },
-        (&Method::GET, ["rejoin", server]) => done(databases.rejoin(db, server)),
+        (&Method::GET, ["rejoin", server]) => {
+            let clone = !matches!(target.get("clone"), None | Some("" | "false"));
+            match databases.rejoin(db, server, clone) {
+                Ok((message, remote)) => json(StatusCode::OK, &Rejoin { message, remote }),
+                Err(error) => refuse(&error),
+            }
+        }
         (&Method::POST, ["switchover"]) => match handover(target, server) {
             Ok(handover) => done(databases.switchover(db, handover).await),
             Err(wrong) => problem(StatusCode::BAD_REQUEST, &wrong),
@@ -37,6 +45,16 @@ pub(super) async fn answer(
         },
         _ => unknown(target),
     }
+}
+
+/// The body of an answer that says how a server becomes a standby.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejoin {
+    /// The commands, for a person.
+    pub message: String,
+    /// What does it, if that is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<Remote>,
 }
 
 /// How the operator wants to hand over.

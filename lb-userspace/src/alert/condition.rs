@@ -80,6 +80,14 @@ pub fn of_database(database: &Database, out: &mut Vec<Condition>) {
             add("sync_lost", it, Critical, LASTING, text);
         }
     }
+    if let Some(asks) = database.asks.as_ref().filter(|asks| asks.answer.is_none()) {
+        let text = format!(
+            "the primary of {name} has failed, and {} will be promoted. `ballast pg approve {}` does it now, \
+             `ballast pg veto {}` forbids it",
+            asks.candidate, asks.approve, asks.veto
+        );
+        add("promotion_announced", "", Critical, Duration::ZERO, text);
+    }
     let down = database.servers.iter().any(|it| Some(&*it.name) == primary && !it.answers);
     match (&database.problem, database.phase) {
         (Some(why), Some(Phase::Frozen)) => {

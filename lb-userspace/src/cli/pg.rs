@@ -29,6 +29,8 @@ use crate::{
     },
 };
 
+mod rejoin;
+
 #[derive(Debug, Subcommand)]
 pub(super) enum PgCommand {
     /// Show the databases: who is the primary, who follows, who gets what
@@ -77,8 +79,13 @@ pub(super) enum PgCommand {
         #[arg(long)]
         force: bool,
     },
-    /// Print the commands that make a server, such as the old primary, a standby of the primary
-    Rejoin(ServerArgs),
+    /// Make a server, such as the old primary, a standby of the primary
+    ///
+    /// Without `command` in the configuration it prints what is to be done on the server's host. With it,
+    /// a shell is started there, as the user who calls this, and does it: stops the server, rewinds it to
+    /// where the primary went on, or else clones it anew, gives it its own settings and a slot, and starts it.
+    #[command(after_help = rejoin::HELP)]
+    Rejoin(rejoin::RejoinArgs),
 }
 
 const PROMOTE_HELP: &str = "\
@@ -174,7 +181,7 @@ pub(super) fn run(socket: &Path, command: PgCommand) -> anyhow::Result<ExitCode>
             obey(socket, call.with("force", force.then_some("true")), &args.db)?;
         }
         PgCommand::Rejoin(args) => {
-            obey(socket, Call::get(&["postgres", "rejoin", &args.server]), &args.db)?;
+            return rejoin::rejoin(socket, &args);
         }
     }
     Ok(ExitCode::SUCCESS)

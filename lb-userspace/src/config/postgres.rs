@@ -61,6 +61,25 @@ pub struct Server {
     pub name: String,
     /// Where it listens.
     pub address: SocketAddr,
+    /// How commands get to its host; none if they do not.
+    pub host: Option<ServerHost>,
+}
+
+/// How commands get to the host of a server, and what they need.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerHost {
+    /// What stands before a command: it begins a shell there, as the server's user.
+    pub command: Vec<String>,
+    /// Its data.
+    pub data_directory: PathBuf,
+    /// A line of shell that stops the server; `pg_ctl` if absent.
+    pub stop_command: Option<String>,
+    /// A line of shell that starts the server; `pg_ctl` if absent.
+    pub start_command: Option<String>,
+    /// The role that standbys stream as.
+    pub replication_user: String,
+    /// The role that `pg_rewind` connects as; it is cloned if absent.
+    pub rewind_user: Option<String>,
 }
 
 /// Who changes the primary of a database.

@@ -209,6 +209,8 @@ section! {
         max_loss: Bytes;
         max_lag: Bytes;
         max_retained: Bytes;
+        replication_user: Text;
+        rewind_user: Text;
         server: List<Server>, required "[[postgres.server]]` with `name` and `address";
     }
 }
@@ -218,6 +220,10 @@ section! {
     Server "[[postgres.server]]" {
         name: Name, required r#"name = "pg-01""#;
         address: Endpoint, required r#"address = "192.0.2.31:5432""#;
+        command: List<Argument>;
+        data_directory: AbsolutePath;
+        stop_command: Text;
+        start_command: Text;
     }
 }
 

@@ -13,7 +13,7 @@ use super::{
     handover::{self, Handover},
     monitor::Link,
     peers::{Peers, Word},
-    rejoin,
+    rejoin::{self, Remote},
     status::Database,
     task::{self, Task},
 };
@@ -196,8 +196,13 @@ impl Databases {
         task.command(command).await.map_err(Error::Refused)
     }
 
-    /// The commands that make a server a standby of the primary.
-    pub fn rejoin(&self, name: Option<&str>, server: &str) -> Result<String, Error> {
+    /// The commands that make a server a standby of the primary, and what does it if that is configured.
+    pub fn rejoin(
+        &self,
+        name: Option<&str>,
+        server: &str,
+        clone: bool,
+    ) -> Result<(String, Option<Remote>), Error> {
         let (config, task) = self.find(name)?;
         let primary = task.status().primary.ok_or_else(|| {
             Error::Refused("no primary is known yet, so there is nobody to follow".into())
@@ -214,7 +219,8 @@ impl Databases {
         let leader = find(&primary).ok_or_else(|| {
             Error::Refused(format!("the primary {primary} is configured no longer"))
         })?;
-        Ok(rejoin::commands(&config, server, leader))
+        let remote = rejoin::remote(&config, server, leader, clone);
+        Ok((rejoin::commands(&config, server, leader), remote))
     }
 }
 

@@ -1,11 +1,18 @@
 //! How a server that was the primary becomes a standby of the new one: the commands for its host.
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::{Postgres, Server};
+
+/// Name of a server's slot on its primary.
+fn slot(server: &str) -> String {
+    server.to_lowercase().replace(|it: char| !it.is_ascii_alphanumeric(), "_")
+}
 
 /// The commands. `database` has both servers.
 #[must_use]
 pub fn commands(database: &Postgres, server: &Server, primary: &Server) -> String {
-    let slot = server.name.to_lowercase().replace(|it: char| !it.is_ascii_alphanumeric(), "_");
+    let slot = slot(&server.name);
     let (host, port) = (primary.address.ip(), primary.address.port());
     let (name, leader, dbname) = (&server.name, &primary.name, &database.database);
     let conninfo = format!("host={host} port={port} user=REPLICATION_ROLE application_name={name}");
@@ -35,4 +42,108 @@ pub fn commands(database: &Postgres, server: &Server, primary: &Server) -> Strin
          END\n\
          pg_ctl -D \"$PGDATA\" start\n"
     )
+}
+
+/// What is run on the host of a server, so that it becomes a standby of the primary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remote {
+    /// What gets to the host, such as `ssh db-01 sudo -u postgres`; a shell is started by it.
+    pub command: Vec<String>,
+    /// What that shell reads.
+    pub script: String,
+}
+
+/// A word of a shell, whatever it holds (POSIX.1-2024, shell command language, 2.2.2).
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
+/// The script for a server that has a `command`; none if it has none. With `clone` it is not tried to rewind
+/// it.
+///
+/// Each step may be repeated. The old data are removed only when the clone is whole.
+#[must_use]
+pub fn remote(
+    database: &Postgres,
+    server: &Server,
+    primary: &Server,
+    clone: bool,
+) -> Option<Remote> {
+    let host = server.host.as_ref()?;
+    let (at, port) = (primary.address.ip(), primary.address.port());
+    let (name, dbname) = (&server.name, &database.database);
+    let slot = slot(name);
+    let user = &host.replication_user;
+    let conninfo = format!("host={at} port={port} user={user} application_name={name}");
+    let rewind = host.rewind_user.as_ref().filter(|_| !clone).map_or_else(
+        || "false".to_owned(),
+        |user| {
+            let source = format!("host={at} port={port} user={user} dbname={dbname}");
+            format!("pg_rewind -D \"$PGDATA\" --source-server={}", quoted(&source))
+        },
+    );
+    let settings = format!("primary_conninfo = '{conninfo}'\nprimary_slot_name = '{slot}'");
+    let make_slot = format!(
+        "select pg_create_physical_replication_slot('{slot}') where not exists \
+         (select from pg_replication_slots where slot_name = '{slot}')"
+    );
+    let default_stop = "pg_ctl -D \"$PGDATA\" -m fast -w stop".to_owned();
+    let default_start = "pg_ctl -D \"$PGDATA\" -w -l /dev/null start".to_owned();
+    let script = format!(
+        "set -eu\n\
+         PGDATA={data}\n\
+         export PGDATA\n\
+         say() {{ echo \"ballast: $*\"; }}\n\
+         if pg_ctl -D \"$PGDATA\" status > /dev/null; then\n\
+         say 'stop {name}'\n\
+         {stop}\n\
+         fi\n\
+         keep=\"$PGDATA.ballast-settings\"\n\
+         mkdir -p \"$keep\"\n\
+         for file in postgresql.conf pg_hba.conf pg_ident.conf; do\n\
+         if [ -e \"$PGDATA/$file\" ]; then cp -p \"$PGDATA/$file\" \"$keep/\"; fi\n\
+         done\n\
+         say 'rewind it to where {leader} went on'\n\
+         if {rewind}; then\n\
+         say 'it is rewound'\n\
+         else\n\
+         say 'it is cloned anew'\n\
+         rm -rf \"$PGDATA.ballast-clone\"\n\
+         pg_basebackup -D \"$PGDATA.ballast-clone\" -d {clone_from} -X stream -c fast\n\
+         rm -rf \"$PGDATA.ballast-old\"\n\
+         mv \"$PGDATA\" \"$PGDATA.ballast-old\"\n\
+         mv \"$PGDATA.ballast-clone\" \"$PGDATA\"\n\
+         rm -rf \"$PGDATA.ballast-old\"\n\
+         fi\n\
+         for file in \"$keep\"/*; do\n\
+         if [ -e \"$file\" ]; then cp -p \"$file\" \"$PGDATA/\"; fi\n\
+         done\n\
+         rm -rf \"$keep\"\n\
+         psql -X -q -d {clone_from_db} -c {make_slot} > /dev/null\n\
+         touch \"$PGDATA/standby.signal\"\n\
+         cat >> \"$PGDATA/postgresql.auto.conf\" <<'END'\n\
+         {settings}\n\
+         END\n\
+         say 'start it'\n\
+         {start}\n",
+        data = quoted(&host.data_directory.display().to_string()),
+        stop = host.stop_command.as_ref().unwrap_or(&default_stop),
+        start = host.start_command.as_ref().unwrap_or(&default_start),
+        leader = primary.name,
+        clone_from = quoted(&conninfo),
+        clone_from_db = quoted(&format!("{conninfo} dbname={dbname}")),
+        make_slot = quoted(&make_slot),
+    );
+    Some(Remote { command: host.command.clone(), script })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_of_a_shell_hold_anything() {
+        assert_eq!(quoted("a b$c"), "'a b$c'");
+        assert_eq!(quoted("it's"), "'it'\\''s'");
+    }
 }

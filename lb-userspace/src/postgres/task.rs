@@ -441,6 +441,8 @@ impl Task {
             }
             Action::Note(note) => self.setup.timeline.add(note),
             Action::Finish(result) => {
+                // Who hears of the end, and looks, shall see it.
+                self.show();
                 if let Some(answer) = self.answer.take() {
                     // Who asked may have gone away meanwhile.
                     let _ = answer.send(result);

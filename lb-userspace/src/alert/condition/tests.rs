@@ -3,7 +3,7 @@ use crate::postgres::{
     monitor::Detail,
     monitor::SlotState,
     sample::FailureKind,
-    status::{Route, Sync},
+    status::{Asks, Route, Sync},
 };
 
 fn server(name: &str, role: Role) -> Server {
@@ -131,6 +131,14 @@ fn each_thing_that_is_wrong_with_a_database_has_its_alert() {
             "appdb/pg-01/pg2",
             Box::new(move |it| {
                 it.servers[0].detail = Some(slot("lost", 0));
+            }),
+        ),
+        (
+            "promotion_announced",
+            "appdb",
+            Box::new(|it| {
+                let (approve, veto) = ("yes-1".into(), "no-1".into());
+                it.asks = Some(Asks { candidate: "pg-02".into(), approve, veto, answer: None });
             }),
         ),
         ("no_writes", "appdb", Box::new(|it| it.problem = Some("pg-01 is a standby now".into()))),

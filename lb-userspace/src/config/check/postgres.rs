@@ -7,7 +7,7 @@ use toml::Spanned;
 use super::{Listeners, Seen, network::Held, not_zero, service::note_listener};
 use crate::config::{
     Access, Backend, Consensus, Forwarding, Guard, Health, OnDown, Postgres, Probe, Promotion,
-    Protocol, Replay, Server, Service,
+    Protocol, Replay, Server, ServerHost, Service,
     raw::{self, File},
     read::Field,
     report::Findings,
@@ -236,10 +236,43 @@ fn servers(postgres: &raw::Postgres, held: &Held, findings: &mut Findings) -> Ve
         }
         check_server(&server.address, postgres, held, &mut addresses, findings);
         if let (Some(name), Some(address)) = (server.name.value(), server.address.value()) {
-            servers.push(Server { name: name.0.clone(), address: address.0 });
+            let host = host(server, postgres, findings);
+            servers.push(Server { name: name.0.clone(), address: address.0, host });
         }
     }
     servers
+}
+
+/// How commands get to the host of a server.
+fn host(
+    server: &raw::Server,
+    postgres: &raw::Postgres,
+    findings: &mut Findings,
+) -> Option<ServerHost> {
+    let command = server.command.get()?;
+    let mut missing = |what: &str, help: &str| {
+        findings
+            .error(command.span(), format!("a server with `command` needs `{what}`"))
+            .help(help.to_owned());
+    };
+    if command.get_ref().is_empty() {
+        missing("command", "write what gets to the host, such as [\"ssh\", \"db-01\"]");
+    }
+    if server.data_directory.is_absent() {
+        missing("data_directory", "add the server's data_directory");
+    }
+    if postgres.replication_user.is_absent() {
+        missing("replication_user", "add `replication_user = \"replication\"` to the database");
+    }
+    let words = server.command.items().map(|word| word.get_ref().0.clone());
+    Some(ServerHost {
+        command: words.collect(),
+        data_directory: server.data_directory.value()?.0.clone(),
+        stop_command: server.stop_command.value().map(|it| it.0.clone()),
+        start_command: server.start_command.value().map(|it| it.0.clone()),
+        replication_user: postgres.replication_user.value()?.0.clone(),
+        rewind_user: postgres.rewind_user.value().map(|it| it.0.clone()),
+    })
 }
 
 fn check_server(

@@ -1,0 +1,123 @@
+//! An old primary becomes a standby again, by commands that are run on its host.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
+};
+
+use anyhow::{Result, ensure};
+use xtask::lab::{default_config, postgres_config};
+
+use crate::{
+    postgres::{self, ask, leads_to, on, server, until},
+    site::{Site, eventually},
+};
+
+/// The configuration, with what gets to the hosts of both servers: here that needs no ssh.
+pub(crate) fn with_hosts(site: &Site, config: &str) -> String {
+    let mut text = config.replace(
+        "user = \"ballast\"",
+        "user = \"ballast\"\nreplication_user = \"replication\"\nrewind_user = \"rewinder\"",
+    );
+    for name in ["pg-01", "pg-02"] {
+        let namespace = site.lab().host(name).namespace();
+        let data = site.lab().data_dir().join(name);
+        let data = data.display();
+        let settings = format!("@LAB@/{name}");
+        text = text.replace(
+            &format!("  name = \"{name}\"\n"),
+            &format!(
+                "  name = \"{name}\"\n\
+                 command = [\"nsenter\", \"--net=/run/netns/{namespace}\", \"setpriv\", \
+                 \"--reuid=postgres\", \"--regid=postgres\", \"--init-groups\", \"--\", \"env\", \
+                 \"PGPASSFILE=@LAB@/pgpass\", \
+                 \"PATH=/usr/lib/postgresql/15/bin:/usr/pgsql-15/bin:/usr/bin:/bin\"]\n\
+                 data_directory = \"{data}\"\n\
+                 start_command = 'pg_ctl -D \"$PGDATA\" -w -l {settings}/rejoin.log -o \"-c \
+                 config_file={settings}/postgresql.conf -c hba_file={settings}/pg_hba.conf\" start'\n"
+            ),
+        );
+    }
+    text
+}
+
+/// Their user may replace the data, as on a host of its own, and has the passwords.
+pub(crate) fn prepare(site: &Site) -> Result<()> {
+    let lab = site.lab();
+    let owner = fs::metadata(lab.data_dir().join("pg-01"))?;
+    let passwords = lab.state_dir().join("pgpass");
+    fs::write(&passwords, "*:*:*:replication:replication\n*:*:*:rewinder:rewinder\n")?;
+    fs::set_permissions(&passwords, fs::Permissions::from_mode(0o600))?;
+    for path in [lab.data_dir(), passwords] {
+        chown(path, Some(owner.uid()), Some(owner.gid()))?;
+    }
+    lab.query("pg-01", "create role rewinder superuser login password 'rewinder'")?;
+    Ok(())
+}
+
+fn serves_reads(site: &Site, name: &str) -> Result<()> {
+    until(site, "the server to serve reads", |it| {
+        server(it, name)["read_only"]["state"] == "serves"
+    })
+    .map(drop)
+}
+
+#[test]
+fn an_old_primary_is_rewound_and_another_is_cloned() -> Result<()> {
+    let site = postgres::site("rejoin", "")?;
+    let lab = site.lab();
+    prepare(&site)?;
+    site.write_config(&with_hosts(&site, &(default_config() + &postgres_config())))?;
+    site.obeys("reload")?;
+    let write = |number: u32| {
+        on(site.client(), async || {
+            ask(5432, &format!("create table table_{number} (number bigint)")).await
+        })
+    };
+    write(1)?;
+    eventually("pg-02 to have it", || {
+        let has = lab.query("pg-02", "select to_regclass('public.table_1') is not null")?;
+        let has_role =
+            lab.query("pg-02", "select count(*) from pg_roles where rolname = 'rewinder'")?;
+        Ok((has_role == "1" || has == "t").then_some(()))
+    })?;
+
+    // It comes back, and writes what nobody else has.
+    lab.kill("pg-01")?;
+    until(&site, "pg-01 to be found dead", |it| server(it, "pg-01")["failure_kind"] == "dead")?;
+    site.obeys("pg promote --yes --accept-data-loss --peer-is-down lb-02")?;
+    write(2)?;
+    lab.start("pg-01")?;
+    lab.query("pg-01", "create table diverged (number bigint)")?;
+    let printed = site.obeys("pg rejoin pg-01 --print")?;
+    ensure!(printed.contains("nsenter") && printed.contains("pg_rewind"), "{printed}");
+    ensure!(site.refuses("pg rejoin pg-02 --yes")?.contains("pg-02 is the primary"));
+    let said = site.obeys("pg rejoin pg-01 --yes")?;
+    ensure!(said.contains("ballast: it is rewound"), "{said}");
+    ensure!(said.contains("a standby, and streams"), "{said}");
+    serves_reads(&site, "pg-01")?;
+    ensure!(lab.query("pg-01", "select to_regclass('diverged') is null")? == "t");
+    ensure!(leads_to(&site, 5433)? == "192.0.2.31");
+    eventually("the log to be kept for it", || {
+        let slots =
+            lab.query("pg-02", "select slot_name from pg_replication_slots where active")?;
+        Ok((slots == "pg_01").then_some(()))
+    })?;
+
+    // The other way round, and the data of the old primary are of no use.
+    write(3)?;
+    lab.kill("pg-02")?;
+    until(&site, "pg-02 to be found dead", |it| server(it, "pg-02")["failure_kind"] == "dead")?;
+    site.obeys("pg promote --yes --accept-data-loss --peer-is-down lb-02")?;
+    write(4)?;
+    fs::remove_file(lab.data_dir().join("pg-02/global/pg_control"))?;
+    let said = site.obeys("pg rejoin pg-02 --yes")?;
+    ensure!(said.contains("ballast: it is cloned anew"), "{said}");
+    serves_reads(&site, "pg-02")?;
+    ensure!(leads_to(&site, 5433)? == "192.0.2.32");
+    let tables = on(site.client(), async || {
+        ask(5433, "select count(*) from pg_tables where tablename like 'table_%'").await
+    })?;
+    ensure!(tables == "4", "{tables}");
+    site.finish()
+}
