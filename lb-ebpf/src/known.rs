@@ -33,6 +33,8 @@ use crate::{
 pub trait Exit {
     /// What the program returns.
     type Out;
+    /// The interface that the packet came in by. It is asked late: in a register it would be in the way.
+    fn ingress(&self, packet: &Packet) -> u32;
     /// It is rewritten, and leaves by the interface that it came in by.
     fn transmit(&self) -> Self::Out;
     /// It is rewritten, and leaves by another.
@@ -50,6 +52,10 @@ struct Outcome;
 
 impl Exit for Outcome {
     type Out = Result<Action, Reason>;
+
+    fn ingress(&self, packet: &Packet) -> u32 {
+        packet.ingress_ifindex
+    }
 
     fn transmit(&self) -> Self::Out {
         Ok(Action::Transmit)
@@ -172,8 +178,6 @@ fn in_flow<F: Family, T: Tables + Flows<F>, E: Exit>(
     carried: u8,
 ) -> Option<E::Out> {
     let Headers { ethernet, ip, ports, ack, check } = headers;
-    // Here, since after a look-up a call would cost the registers that hold what it has found.
-    tables.set_clock();
     let (src, dst) = F::addresses(ip);
     let key = F::key(Tuple { src, dst, ports: Ports(load32(ports)) }, carried);
     let entry = tables.flow(&key)?;
@@ -204,44 +208,50 @@ fn relay<F: Family, T: Tables + Flows<F>, E: Exit, const FORTH: bool>(
     let needed = if FORTH { FORWARD | RESOLVED } else { FORWARD };
     // Whether a lease is over, the general way asks.
     let asked = if FORTH { needed | LEASED } else { needed };
-    if backend.flags & asked != needed || FORTH && !is_by_link_of::<F>(packet, ethernet, entry) {
+    if backend.flags & asked != needed {
+        return None;
+    }
+    let ingress = exit.ingress(packet);
+    if FORTH && !is_by_link_of::<F>(ingress, ethernet, entry) {
         return None;
     }
     tables.stage(Stage::Known);
     let bytes = packet.len() as u64;
-    entry.seen(tables.noted_ns(), bytes);
+    // A call, so here, where nothing is held in registers that it would cost.
+    entry.seen(tables.now_ns(), bytes);
     if let Some(ack) = ack {
         entry.set_ack(load32(ack));
     }
     F::rewrite(ip, entry);
     rewrite::l4(ports, check, carried, entry.ports(), entry.l4_delta());
-    let egress = if FORTH {
+    let (ingress, egress) = if FORTH {
         tables.count_forward_at(tables.afresh(entry).backend_at(), bytes);
-        Egress::to_backend(backend)
+        // The same, by the comparison above.
+        (entry.client_ifindex(), Egress::to_backend(backend))
     } else {
         tables.count_return_at(tables.afresh(entry).backend_at(), bytes);
-        Egress::to_client::<F>(entry)
+        (ingress, Egress::to_client::<F>(entry))
     };
-    Some(leave(packet, ethernet, egress, exit))
+    Some(leave(ingress, ethernet, egress, exit))
 }
 
 /// Whether a client's packet has come by the link that its flow's entry has.
 // Of our own MAC address the last two bytes do, which are one word with the client's: it changes as a whole,
 // and only with the interface.
 #[inline(always)]
-fn is_by_link_of<F: Family>(packet: &Packet, ethernet: &EthernetHdr, entry: &F::Entry) -> bool {
-    packet.ingress_ifindex == entry.client_ifindex() && ethernet.upper_macs() == entry.upper_macs()
+fn is_by_link_of<F: Family>(ingress: u32, ethernet: &EthernetHdr, entry: &F::Entry) -> bool {
+    ingress == entry.client_ifindex() && ethernet.upper_macs() == entry.upper_macs()
 }
 
-/// Sends the packet on.
+/// Sends the packet on, which has come in by `ingress`.
 #[inline(always)]
 pub fn leave<E: Exit>(
-    packet: &Packet,
+    ingress: u32,
     ethernet: &mut EthernetHdr,
     egress: Egress,
     exit: &E,
 ) -> E::Out {
-    match egress.leave(packet, ethernet) {
+    match egress.leave_from(ingress, ethernet) {
         Action::Redirect { ifindex } => exit.redirect(ifindex),
         _ => exit.transmit(),
     }

@@ -107,6 +107,12 @@ impl<const TRACEABLE: bool> known::Exit for HotExit<TRACEABLE> {
     type Out = u32;
 
     #[inline(always)]
+    fn ingress(&self, _: &Packet) -> u32 {
+        // SAFETY: the kernel's context. Volatile, so that it is read here and not where the packet is.
+        unsafe { read_volatile(&raw const (*self.0).ingress_ifindex) }
+    }
+
+    #[inline(always)]
     fn transmit(&self) -> u32 {
         xdp_action::XDP_TX
     }

@@ -46,8 +46,14 @@ impl Egress {
     /// Writes the MAC addresses and says how the packet leaves.
     #[inline(always)]
     pub fn leave(self, packet: &Packet, ethernet: &mut EthernetHdr) -> Action {
+        self.leave_from(packet.ingress_ifindex, ethernet)
+    }
+
+    /// The same for a packet that has come in by the interface `ingress`.
+    #[inline(always)]
+    pub fn leave_from(self, ingress: u32, ethernet: &mut EthernetHdr) -> Action {
         self.macs.store(ethernet.macs_mut());
-        if self.ifindex == packet.ingress_ifindex {
+        if self.ifindex == ingress {
             Action::Transmit
         } else {
             Action::Redirect { ifindex: self.ifindex }

@@ -81,7 +81,8 @@ pub fn forward<F: Family, T: Tables, E: Exit>(
         LINK => {
             let id = &tables.afresh(slot).backend;
             sample::count(tables, packet, ETHERNET_LEN, id, packet.len() as u64);
-            Some(leave(packet, ethernet, Egress::to_backend(backend), exit))
+            let ingress = exit.ingress(packet);
+            Some(leave(ingress, ethernet, Egress::to_backend(backend), exit))
         }
         flags if flags & LINK == LINK => {
             let id = slot.backend;

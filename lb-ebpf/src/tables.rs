@@ -29,10 +29,6 @@ impl<T: Tables + Flows<V4> + Flows<V6>> State for T {}
 pub trait Tables {
     /// The clock that flows are stamped with, in nanoseconds.
     fn now_ns(&self) -> u64;
-    /// The first half of [`Tables::now_ns`]: makes sure that it is known.
-    fn set_clock(&self);
-    /// The second half: no more than a load.
-    fn noted_ns(&self) -> u64;
     /// `CLOCK_MONOTONIC` to the nanosecond: dearer, and only for the first packets of a connection.
     fn clock_ns(&self) -> u64;
     /// Any number.

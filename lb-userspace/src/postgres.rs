@@ -15,6 +15,7 @@ pub mod databases;
 pub mod etcd;
 pub mod failover;
 pub mod handover;
+pub mod losses;
 pub mod lsn;
 pub mod monitor;
 pub mod peers;

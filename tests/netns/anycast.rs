@@ -194,6 +194,9 @@ fn a_router_shares_the_packets_out_and_a_node_may_go() -> Result<()> {
     shell::output(site.host(Lb02).command("nft").args(["delete", "table", "inet", "block"]))?;
     until_routed(&site, &[Lb01, Lb02])?;
 
+    eventually("lb-02 to find all backends fit", || {
+        Ok((status(&site, Lb02)?.0["services"][0]["serving_count"] == APPS.len()).then_some(()))
+    })?;
     // An orderly stop does the same.
     site.lab().daemon("lb-01").stop()?;
     ensure!(!site.ip(Lb01, "-o address show dev lo")?.contains(&FLOATING_V4.to_string()));

@@ -17,6 +17,7 @@ mod peers;
 mod ping;
 mod ports;
 mod postgres;
+mod postgres_tls;
 mod protection;
 mod proxy;
 mod reload;

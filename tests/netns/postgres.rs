@@ -24,6 +24,7 @@ use xtask::lab::{
 use crate::site::{Site, eventually};
 
 mod pair;
+mod sessions;
 mod unattended;
 
 /// What one try of a client may take.
@@ -299,6 +300,87 @@ fn a_killed_primary_is_replaced_by_one_command() -> Result<()> {
     site.daemon().start()?;
     until(&site, "pg-02 to be the primary", |it| it["writes_to"] == "pg-02")?;
     ensure!(leads_to(&site, 5432)? == "192.0.2.32");
+    site.finish()
+}
+
+/// A client that has asked once, and then is silent; its port.
+fn silent(site: &Site) -> Result<(u16, std::sync::mpsc::Sender<()>)> {
+    let host = site.client().clone();
+    let (end, ended) = std::sync::mpsc::channel();
+    let (connected, wait) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        on(&host, async move || {
+            let stream = tokio::net::TcpStream::connect(("192.0.2.100", 5432)).await?;
+            let port = stream.local_addr()?.port();
+            let mut config = tokio_postgres::Config::new();
+            config.user("app").password("app").dbname("app");
+            let (client, connection) = config.connect_raw(stream, tokio_postgres::NoTls).await?;
+            tokio::spawn(connection);
+            client.simple_query("select 1").await?;
+            connected.send(port)?;
+            // Until the test is over; the connection needs no turn.
+            Ok(ended.recv()?)
+        })
+    });
+    Ok((wait.recv().context("connect a silent client")?, end))
+}
+
+#[test]
+fn who_may_have_lost_writes_is_named() -> Result<()> {
+    let site = site("pg-losses", "")?;
+    let (silent, _open) = silent(&site)?;
+    let writer = Writer::start(&site)?;
+    let began = Instant::now();
+    eventually("the silent client to be silent for a while", || {
+        writer.more(20)?;
+        Ok((began.elapsed() > Duration::from_secs(2)).then_some(()))
+    })?;
+    // What is written from here on is lost.
+    site.lab().cut("pg-02")?;
+    until(&site, "pg-02 to be missed", |it| server(it, "pg-02")["answers"] == false)?;
+    writer.more(50)?;
+    let flows: Value =
+        serde_json::from_str(&site.obeys("flows --service appdb.read_write --json")?)?;
+    let clients: BTreeSet<String> = flows
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|flow| flow["phase"] == "established")
+        .filter_map(|flow| Some(flow["client"].as_str()?.to_owned()))
+        .collect();
+    let silent = format!("192.0.2.9:{silent}");
+    ensure!(clients.contains(&silent) && clients.len() == 2, "{clients:?}");
+    site.lab().kill("pg-01")?;
+    until(&site, "pg-01 to be found dead", |it| server(it, "pg-01")["failure_kind"] == "dead")?;
+    site.lab().heal("pg-02")?;
+    until(&site, "pg-02 to answer", |it| server(it, "pg-02")["answers"] == true)?;
+    site.obeys("pg promote --yes --accept-data-loss --peer-is-down lb-02")?;
+    let database = until(&site, "the report", |it| !it["losses"].is_null())?;
+    let report = &database["losses"];
+    let named: BTreeSet<String> = report["clients"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|client| Some(client["address"].as_str()?.to_owned()))
+        .collect();
+    ensure!(!named.contains(&silent), "it has written nothing since: {report}");
+    let writers: BTreeSet<_> = clients.into_iter().filter(|client| *client != silent).collect();
+    ensure!(writers.is_subset(&named), "{writers:?} are not in {report}");
+    ensure!(report["loss"]["known"].as_u64() > Some(0), "{report}");
+    let kept = fs::read_to_string(report["file"].as_str().context("find the file")?)?;
+    ensure!(writers.iter().all(|client| kept.contains(client.as_str())), "{kept}");
+    let told = site.events()?.into_iter().any(|event| {
+        event["message"].as_str().is_some_and(|it| it.contains("may have lost writes to pg-01"))
+    });
+    ensure!(told, "it is on the timeline");
+    let shown = site.obeys("pg status")?;
+    ensure!(shown.contains("may have lost writes to pg-01"), "{shown}");
+    let acknowledged = writer.end()?;
+    ensure!(!missing(&site, &acknowledged)?.is_empty(), "nothing was lost");
+    // A new daemon knows it too.
+    site.daemon().kill()?;
+    site.daemon().start()?;
+    until(&site, "the report again", |it| it["losses"]["epoch"] == 2)?;
     site.finish()
 }
 

@@ -63,7 +63,7 @@ pub struct L7 {
     /// Measures, in place of packets, what requests cost the proxy, nginx and `HAProxy`
     #[arg(long = "l7", conflicts_with = "wanted")]
     pub requests: bool,
-    /// With `--l7`: in place of that, so many silent `WebSockets` beside 2,000 requests a second, and
+    /// With `--l7`: in place of that, so many silent `WebSocket`s beside 2,000 requests a second, and
     /// what becomes of the daemon's memory
     #[arg(long, requires = "requests", value_name = "NUMBER")]
     pub websockets: Option<usize>,

@@ -326,12 +326,6 @@ impl Tables for FakeTables {
         self.now_ns.get()
     }
 
-    fn set_clock(&self) {}
-
-    fn noted_ns(&self) -> u64 {
-        self.now_ns()
-    }
-
     fn clock_ns(&self) -> u64 {
         self.now_ns.get()
     }

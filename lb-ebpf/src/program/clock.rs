@@ -27,29 +27,20 @@ static LAST: Last = Last(UnsafeCell::new(Reading { tick: 0, now_ns: 0 }));
 /// the counter of ticks first.
 #[inline(always)]
 pub(crate) fn now_ns() -> u64 {
-    set();
-    noted_ns()
-}
-
-/// Asks the clock, if nobody has in this tick.
-#[inline(always)]
-pub(crate) fn set() {
     let last = LAST.0.get();
     // SAFETY: the helpers take no argument; the static is always there, and shared as said above.
     unsafe {
         let tick = bpf_jiffies64();
-        if (&raw const (*last).tick).read_volatile() != tick {
-            (&raw mut (*last).now_ns).write_volatile(bpf_ktime_get_coarse_ns());
-            (&raw mut (*last).tick).write_volatile(tick);
+        if (&raw const (*last).tick).read_volatile() == tick {
+            return (&raw const (*last).now_ns).read_volatile();
         }
+        // Nobody has asked in this tick. The tick is written last, so that nobody takes an older time for its
+        // own, and read again, since to keep it would cost all packets a register.
+        let now_ns = bpf_ktime_get_coarse_ns();
+        (&raw mut (*last).now_ns).write_volatile(now_ns);
+        (&raw mut (*last).tick).write_volatile(bpf_jiffies64());
+        now_ns
     }
-}
-
-/// What the clock said when it was last asked.
-#[inline(always)]
-pub(crate) fn noted_ns() -> u64 {
-    // SAFETY: as above.
-    unsafe { (&raw const (*LAST.0.get()).now_ns).read_volatile() }
 }
 
 /// `CLOCK_MONOTONIC`, nanoseconds.

@@ -261,6 +261,11 @@ pub(super) fn render(database: &Database) -> String {
     if let Some(refused) = &database.refused {
         let _ = writeln!(out, "  the last change came to nothing: {refused}");
     }
+    if let Some(report) = &database.losses {
+        let file = report.file.display();
+        let _ =
+            writeln!(out, "  epoch {}: {}; all of them in {file}", report.epoch, report.describe());
+    }
     let head = ["SERVER", "ADDRESS", "ROLE", "TIMELINE", "LOG", "BEHIND", "WRITES", "READS", "WHY"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     rows.extend(database.servers.iter().map(row));

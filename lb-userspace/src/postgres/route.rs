@@ -97,6 +97,11 @@ impl Lags {
         Lag { bytes, time }
     }
 
+    /// The last time at which the primary's log is known to have ended there, or before.
+    pub fn reached(&self, place: Lsn) -> Option<Duration> {
+        self.places.iter().rev().find(|(_, end)| *end <= place).map(|(at, _)| *at)
+    }
+
     fn is_late(&self, server: &str) -> bool {
         self.standbys.get(server).is_some_and(|standing| standing.late)
     }

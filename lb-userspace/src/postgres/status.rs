@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    losses::Report,
     monitor::Detail,
     record::{Cause, Loss, Phase},
     sample::{FailureKind, Role},
@@ -55,6 +56,9 @@ pub struct Database {
     pub servers: Vec<Server>,
     /// What a human should look at.
     pub warnings: Vec<String>,
+    /// Who may have lost writes by the last promotion of this balancer; only the first clients are named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub losses: Option<Report>,
     /// Bytes that a standby may be behind and still serve reads.
     #[serde(default)]
     pub max_lag: u64,

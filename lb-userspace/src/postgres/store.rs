@@ -48,15 +48,16 @@ fn boot_id() -> Option<String> {
 }
 
 fn path(directory: &Path, database: &str) -> PathBuf {
-    // A name may hold any character.
-    let name: String = database
-        .bytes()
-        .map(|byte| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => char::from(byte).to_string(),
-            _ => format!("%{byte:02x}"),
-        })
-        .collect();
-    directory.join(format!("postgres-{name}.json"))
+    directory.join(format!("postgres-{}.json", escaped(database)))
+}
+
+/// A database's name as part of a file's, since it may hold any character.
+pub(super) fn escaped(database: &str) -> String {
+    let bytes = database.bytes().map(|byte| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => char::from(byte).to_string(),
+        _ => format!("%{byte:02x}"),
+    });
+    bytes.collect()
 }
 
 /// Reads the record of a database. One that makes no sense is an error: to go on without it might
@@ -80,16 +81,20 @@ pub fn load(directory: &Path, database: &str) -> Result<Option<Kept>, String> {
 pub fn save(directory: &Path, database: &str, kept: &Kept) -> io::Result<()> {
     let mut text = serde_json::to_vec_pretty(kept)?;
     text.push(b'\n');
-    let path = path(directory, database);
+    replace(&path(directory, database), &text)
+}
+
+/// Replaces a file in one step, and syncs it. After an error the old one stands.
+pub(super) fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     let new = path.with_extension("json.new");
     let write = || {
         let mut options = OpenOptions::new();
         let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(&text)?;
+        file.write_all(text)?;
         file.sync_all()?;
-        fs::rename(&new, &path)?;
+        fs::rename(&new, path)?;
         // The new name is safe only when the directory is.
-        File::open(directory)?.sync_all()
+        File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
     };
     write().inspect_err(|_| drop(fs::remove_file(&new)))
 }

@@ -22,6 +22,7 @@ use super::{
     databases::Setup,
     etcd::{self, Etcd},
     failover::{self, Action, Command, Event, Machine, Message, Plan, Unattended},
+    losses as reports,
     monitor::{self, Detail, Found, Link},
     peers::Word,
     record::Record,
@@ -43,8 +44,11 @@ use crate::{
     events::{Kind, Note},
 };
 
+mod losses;
 mod park;
 mod show;
+
+use self::losses::Gathered;
 
 /// Time between two ticks of the machine.
 const TICK: Duration = Duration::from_millis(100);
@@ -138,6 +142,8 @@ pub struct Task {
     applied: BTreeMap<String, (Appointed, Appointed)>,
     /// The gate that the tables do not say yet.
     gate: Option<u64>,
+    /// Who may have lost writes.
+    gathered: Gathered,
     /// New connections of writers wait.
     parked: bool,
     /// When the task began, on the monotonic clock.
@@ -153,9 +159,14 @@ impl Task {
     /// Begins with the record on the disk. It is an error if that makes no sense; why.
     pub async fn start(setup: &Setup, config: Postgres) -> Result<Handle, String> {
         let (directory, name) = (setup.state_dir.clone(), config.name.clone());
-        let kept = tokio::task::spawn_blocking(move || store::load(&directory, &name))
-            .await
-            .map_err(|error| error.to_string())??;
+        let read = move || {
+            let kept = store::load(&directory, &name)?;
+            let epoch = kept.as_ref().map(|kept| kept.record.epoch);
+            let report = epoch.and_then(|epoch| reports::load(&directory, &name, epoch));
+            Ok::<_, String>((kept, report))
+        };
+        let (kept, report) =
+            tokio::task::spawn_blocking(read).await.map_err(|error| error.to_string())??;
         let servers = config.servers.iter();
         let settings = failover::Settings {
             name: config.name.clone(),
@@ -197,6 +208,7 @@ impl Task {
             troubles: BTreeMap::new(),
             applied: BTreeMap::new(),
             gate: None,
+            gathered: Gathered::new(report),
             parked: false,
             began: clock::monotonic(),
             behind: None,
@@ -256,7 +268,10 @@ impl Task {
                     None => return,
                 },
                 Some(found) = found.recv() => self.see(found).await,
-                _ = ticks.tick() => self.take(Event::Tick).await,
+                _ = ticks.tick() => {
+                    self.watch_connections();
+                    self.take(Event::Tick).await;
+                }
             }
             self.show();
         }
@@ -317,6 +332,8 @@ impl Task {
         let known = self.machine.servers().get(&server);
         let before = known.map(|known| known.failing().map(|(_, it)| it.reason.clone()));
         let after = sample.as_ref().err().map(|failure| failure.reason.clone());
+        let failed = matches!(before, Some(Some(_)));
+        self.watch_for_losses(&server, after.is_some(), failed);
         if before.as_ref() != Some(&after) {
             let note = match &after {
                 Some(why) if before != Some(None) || !why.is_empty() => Some(
@@ -395,13 +412,18 @@ impl Task {
                 Some(Event::CaughtUp(work::catch_up(&link, end).await))
             }),
             Action::Promote { server, mark, from } => {
+                self.draft_losses(&server);
                 self.begin(&server.clone(), move |link| async move {
                     let result = work::promote(&link, &mark, from).await;
                     Some(Event::Promoted { server, result })
                 });
             }
             Action::CutOff(server) => {
-                tokio::spawn(self.cut(server));
+                let (report, cut) = (self.report_losses(), self.cut(server));
+                tokio::spawn(async move {
+                    report.await;
+                    cut.await;
+                });
             }
             Action::Checkpoint(server) => {
                 let (timeline, name) = (Arc::clone(&self.setup.timeline), self.config.name.clone());

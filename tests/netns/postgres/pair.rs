@@ -6,7 +6,7 @@ use crate::peers::{self, Key};
 pub(super) const BOTH: [HostName; 2] = [HostName::Lb01, HostName::Lb02];
 
 /// A lab whose two balancers have the same key and have found the primary.
-fn pair(name: &str, key: &Key) -> Result<Site> {
+pub(super) fn pair(name: &str, key: &Key) -> Result<Site> {
     let config = peers::config(key) + &postgres_config();
     let site = Site::with(
         name,

@@ -123,7 +123,7 @@ fn max_packet(hop: &NextHop, address: IpAddr, flags: u16) -> u16 {
     u16::try_from(hop.mtu.saturating_sub(bytes).max(1)).unwrap_or(u16::MAX)
 }
 
-/// `VIPS` for these addresses and services, of which those of `steered` are steered.
+/// `VIPS` for these services, of which those of `steered` are steered, and for addresses that may have none.
 pub(super) fn vip_filter(
     addresses: impl Iterator<Item = IpAddr>,
     services: impl Iterator<Item = ServiceKey>,

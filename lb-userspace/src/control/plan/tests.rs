@@ -1,7 +1,6 @@
 //! The planner against a model of the maps.
 
 use lb_common::{
-    hash,
     service::{LOOK_UP, NOBODY, Slot},
     source::Source,
 };

@@ -198,10 +198,10 @@ impl Planner {
     pub(super) fn vip_filter(&self, desired: &Desired, steered: &BTreeSet<ServiceKey>) -> Vec<u8> {
         let used =
             self.services.iter().filter(|(_, placed)| self.users.contains_key(&placed.index));
-        let used = used.map(|(key, _)| *key);
+        let addresses = used.map(|(key, _)| encode::address(key.address));
+        let addresses = desired.floating.iter().copied().chain(addresses);
         let services = desired.services.iter().map(|service| service.key);
-        let services = services.chain(used).chain(steered.iter().copied());
-        encode::vip_filter(desired.floating.iter().copied(), services, steered)
+        encode::vip_filter(addresses, services.chain(steered.iter().copied()), steered)
     }
 }
 

@@ -3,12 +3,13 @@
 //! A routing daemon beside this one tells the routers what is there (`docs/anycast.md`). So an address that
 //! is taken off is one that the routers stop sending here.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use tokio::sync::watch;
 
 use super::Task;
 use crate::{
+    clock,
     control::state::ServiceState,
     events::{Kind, Note},
     vrrp::{Holder, HolderState},
@@ -23,9 +24,29 @@ pub(super) struct Anycast {
     holder: Option<(Holder, watch::Receiver<HolderState>)>,
     /// What was wanted last, and why not where it was not.
     wanted: BTreeMap<IpAddr, Option<String>>,
+    /// When an address could not be served last.
+    unfit_at: BTreeMap<IpAddr, Duration>,
 }
 
+/// How long an address that was withdrawn must be fit before it is offered again: the probes of all backends
+/// have their say, so that this node chooses backends as the others do.
+const RETURN_AFTER: Duration = Duration::from_secs(3);
+
 impl Anycast {
+    /// Why an address is not offered, given why it cannot be served.
+    fn damp(&mut self, address: IpAddr, why_not: Option<String>, now: Duration) -> Option<String> {
+        if why_not.is_some() {
+            self.unfit_at.insert(address, now);
+            return why_not;
+        }
+        // One that was never withdrawn is offered at once.
+        let withdrawn = self.wanted.get(&address).is_some_and(Option::is_some);
+        let unfit_at = self.unfit_at.get(&address).filter(|_| withdrawn);
+        unfit_at
+            .is_some_and(|unfit_at| now < *unfit_at + RETURN_AFTER)
+            .then(|| "it has been fit again only for a moment".to_owned())
+    }
+
     /// Puts addresses on and takes them off. Tells what has changed.
     async fn follow(
         &mut self,
@@ -79,12 +100,14 @@ impl Task {
             return;
         }
         let attached = self.is_attached();
-        let wanted = self.config.anycast.iter().map(|&address| {
+        let now = clock::monotonic();
+        let mut wanted = BTreeMap::new();
+        for &address in &self.config.anycast {
             let services = self.state.services();
             let services = services.iter().filter(|it| it.config.listen.ip() == address);
-            (address, why_not(attached, services))
-        });
-        let wanted = wanted.collect();
+            let why_not = self.anycast.damp(address, why_not(attached, services), now);
+            wanted.insert(address, why_not);
+        }
         match self.anycast.follow(wanted).await {
             Ok(notes) => {
                 self.tell(notes);
@@ -144,6 +167,25 @@ fn host_prefix(address: IpAddr) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_that_was_withdrawn_comes_back_after_a_while() {
+        let address: IpAddr = "198.51.100.80".parse().unwrap();
+        let mut anycast = Anycast::default();
+        let s = Duration::from_secs;
+        let mut at = |seconds: u64, unfit: bool| {
+            let why = anycast.damp(address, unfit.then(|| "why".to_owned()), s(seconds));
+            anycast.wanted.insert(address, why.clone());
+            why.is_none()
+        };
+        assert!(at(10, false), "at the start it is offered at once");
+        assert!(!at(11, true));
+        assert!(!at(12, false));
+        assert!(!at(13, true));
+        assert!(!at(15, false));
+        assert!(at(16, false));
+        assert!(at(17, false));
+    }
 
     #[test]
     fn what_changes_is_told_once() {

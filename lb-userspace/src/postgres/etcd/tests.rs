@@ -91,7 +91,7 @@ impl Kept {
         let compare = &body["compare"][0];
         let holds = match compare["target"].as_str().unwrap() {
             "CREATE" => self.value.is_none(),
-            _ => compare["mod_revision"] == self.version.to_string(),
+            _ => compare["mod_revision"].as_str() == Some(self.version.to_string().as_str()),
         };
         if holds {
             let value = body["success"][0]["request_put"]["value"].as_str().unwrap();

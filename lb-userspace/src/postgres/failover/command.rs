@@ -126,7 +126,7 @@ impl Machine {
         let from = record.primary.clone();
         self.commit(
             record.next(|next| {
-                (next.phase, next.run, next.doubt) = (Phase::Fencing, Some(run), None)
+                (next.phase, next.run, next.doubt) = (Phase::Fencing, Some(run), None);
             }),
             None,
             out,
@@ -191,7 +191,7 @@ impl Machine {
         run.target = Some(target);
         self.commit(
             record.next(|next| {
-                (next.phase, next.run, next.doubt) = (Phase::Fencing, Some(run), None)
+                (next.phase, next.run, next.doubt) = (Phase::Fencing, Some(run), None);
             }),
             None,
             out,

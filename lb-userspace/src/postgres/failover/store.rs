@@ -135,7 +135,6 @@ impl Machine {
             return;
         }
         match (theirs, &self.record) {
-            (None, None) => {}
             (Some(theirs), Some(ours)) if *theirs == *ours => {
                 if ours.phase == Phase::Serving {
                     self.extend(asked, now, out);
@@ -148,7 +147,7 @@ impl Machine {
             }
             // It was left behind while it did not answer.
             (_, Some(ours)) => out.push(self.propose(&ours.clone())),
-            (Some(_), None) => {}
+            (_, None) => {}
         }
     }
 

@@ -220,6 +220,10 @@ fn understand(error: &tokio_postgres::Error) -> Failure {
     let mut source = std::error::Error::source(error);
     while let Some(inner) = source {
         if let Some(error) = inner.downcast_ref::<io::Error>() {
+            let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+            if let Some(error) = tls {
+                return refuses(distrust(error));
+            }
             let kind = match error.kind() {
                 io::ErrorKind::ConnectionRefused
                 | io::ErrorKind::ConnectionReset
@@ -237,5 +241,50 @@ fn understand(error: &tokio_postgres::Error) -> Failure {
         let reason = "it has closed the connection".to_owned();
         return Failure { kind: FailureKind::Dead, reason };
     }
-    refuses(error.to_string())
+    let mut reason = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        reason = format!("{reason}: {inner}");
+        source = inner.source();
+    }
+    if reason.ends_with("server does not support TLS") {
+        reason = "it speaks no TLS (ssl = off), and ca_file asks for it".into();
+    }
+    refuses(reason)
+}
+
+/// Why TLS with a server comes to nothing.
+fn distrust(error: &rustls::Error) -> String {
+    use rustls::CertificateError as Wrong;
+    let rustls::Error::InvalidCertificate(wrong) = error else { return format!("TLS: {error}") };
+    match wrong {
+        Wrong::UnknownIssuer | Wrong::BadSignature => {
+            "its certificate is from no authority that stands in ca_file".into()
+        }
+        Wrong::NotValidForName | Wrong::NotValidForNameContext { .. } => {
+            "its certificate is not for the address that it is asked at: let it name that address as \
+             subjectAltName"
+                .into()
+        }
+        Wrong::Expired | Wrong::ExpiredContext { .. } => "its certificate has expired".into(),
+        Wrong::NotValidYet | Wrong::NotValidYetContext { .. } => {
+            "its certificate is not valid yet; are the clocks right?".into()
+        }
+        other => format!("its certificate is refused: {other}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_certificate_is_said_with_its_cure() {
+        let said = |wrong| distrust(&rustls::Error::InvalidCertificate(wrong));
+        assert!(said(rustls::CertificateError::UnknownIssuer).contains("ca_file"));
+        assert!(said(rustls::CertificateError::NotValidForName).contains("subjectAltName"));
+        assert!(said(rustls::CertificateError::Expired).contains("expired"));
+        assert!(said(rustls::CertificateError::Revoked).contains("refused"));
+        assert!(distrust(&rustls::Error::DecryptError).starts_with("TLS: "));
+    }
 }

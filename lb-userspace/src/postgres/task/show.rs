@@ -89,6 +89,7 @@ impl Task {
             refused: self.machine.refused().map(str::to_owned),
             servers: self.config.servers.iter().map(|server| self.server(server)).collect(),
             warnings,
+            losses: self.gathered.shown(),
             max_lag: self.config.max_lag,
             max_retained: self.config.max_retained,
         }

@@ -11,13 +11,12 @@ use crate::postgres::{
 impl Site {
     /// Nobody is promoted while a write may still pass a balancer.
     pub(super) fn check_nobody_writes(&self, at: usize) {
-        for place in 0..2 {
+        for (place, node) in NODES.iter().enumerate() {
             let open = self.gate(place);
             assert!(
                 open.is_none(),
-                "{} promotes while {} lets writes through to {open:?}",
+                "{} promotes while {node} lets writes through to {open:?}",
                 NODES[at],
-                NODES[place],
             );
         }
     }

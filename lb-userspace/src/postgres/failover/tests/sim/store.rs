@@ -15,9 +15,9 @@ pub(super) struct Store {
 #[derive(Clone, Debug)]
 pub(super) enum Reply {
     /// To be given to the machine.
-    Event(Event),
+    Event(Box<Event>),
     /// The record is there; it is kept, and then given to the machine.
-    Stored(Record),
+    Stored(Box<Record>),
 }
 
 impl Store {
@@ -77,7 +77,7 @@ impl Site {
         } else {
             Err("no answer".into())
         };
-        let reply = Reply::Event(Event::Read { asked: self.now, found });
+        let reply = Reply::Event(Box::new(Event::Read { asked: self.now, found }));
         self.balancers[at].replies.push(reply);
     }
 
@@ -89,15 +89,15 @@ impl Site {
         fails: bool,
     ) {
         let revision = record.revision;
-        let unstored = || Reply::Event(Event::Unstored(revision, "no answer".into()));
+        let unstored = || Reply::Event(Box::new(Event::Unstored(revision, "no answer".into())));
         let reply = if !self.store.answers(at) || (fails && self.rng.bool()) {
             unstored()
         } else {
             match self.store.propose(&record, base) {
                 // The answer may get lost.
                 Ok(()) if fails => unstored(),
-                Ok(()) => Reply::Stored(record),
-                Err(theirs) => Reply::Event(Event::Conflict(revision, theirs)),
+                Ok(()) => Reply::Stored(Box::new(record)),
+                Err(theirs) => Reply::Event(Box::new(Event::Conflict(revision, theirs))),
             }
         };
         self.balancers[at].replies.push(reply);
@@ -110,11 +110,11 @@ impl Site {
         }
         let place = self.rng.usize(..self.balancers[at].replies.len());
         match self.balancers[at].replies.swap_remove(place) {
-            Reply::Event(event) => self.take(at, event),
+            Reply::Event(event) => self.take(at, *event),
             Reply::Stored(record) => {
                 let revision = record.revision;
                 self.check_record(at, &record);
-                self.balancers[at].disk = Some(record);
+                self.balancers[at].disk = Some(*record);
                 self.take(at, Event::Committed(revision));
             }
         }
