@@ -333,6 +333,14 @@ pub struct Proxy {
     pub client_timeout: Duration,
     /// Most unused connections to each backend that each worker keeps.
     pub keepalive: u32,
+    /// Most requests that each backend has at once; 0: any number.
+    pub max_requests: u32,
+    /// Most requests that wait while every backend has as many as it may.
+    pub queue: u32,
+    /// Most time that one waits so.
+    pub queue_timeout: Duration,
+    /// Requests go where they are answered soonest, whatever `balance` says.
+    pub least_time: bool,
     /// `next_upstream`, `next_upstream_tries`, `next_upstream_timeout`.
     pub next_upstream: decide::Rules,
     /// Share of the requests under way that may be repeated ones, in thousandths, 1 to 1000.

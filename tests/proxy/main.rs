@@ -9,6 +9,7 @@ mod client;
 mod differences;
 mod fronts;
 mod hostile;
+mod limits;
 mod retries;
 mod streams;
 mod tls;

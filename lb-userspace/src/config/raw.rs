@@ -151,6 +151,10 @@ section! {
         read_timeout: Duration;
         client_timeout: Duration;
         keepalive: Whole<0, 65_535>;
+        max_requests: Whole<0, 65_535>;
+        queue: Whole<0, 65_535>;
+        queue_timeout: Duration;
+        least_time: bool;
         next_upstream: List<NextUpstream>;
         next_upstream_tries: Whole<0, 65_535>;
         next_upstream_timeout: Duration;

@@ -11,8 +11,12 @@ use std::{
 
 use lb_common::stats::{BackendSignals, HANDSHAKE_CLASSES, handshake_class};
 
+use tokio::time::Instant;
+
 use super::{
     decide::Failure,
+    queue::Queue,
+    speed::Speed,
     stats::{BackendStatus, Counter},
 };
 
@@ -32,6 +36,9 @@ pub struct Backend {
     requests: Counter,
     failures: Counter,
     signals: Signals,
+    /// What waits for it and its siblings.
+    queue: Arc<Queue>,
+    speed: Speed,
 }
 
 /// [`BackendSignals`], counted here. A request is an attempt once it is known what came of it: one that
@@ -50,7 +57,7 @@ struct Signals {
 const UNKNOWN_PATIENCE: Duration = Duration::from_millis(250);
 
 impl Backend {
-    pub(super) fn new(name: &str, address: SocketAddr) -> Self {
+    pub(super) fn new(name: &str, address: SocketAddr, queue: &Arc<Queue>) -> Self {
         Self {
             name: name.to_owned(),
             address,
@@ -60,7 +67,19 @@ impl Backend {
             requests: Counter::default(),
             failures: Counter::default(),
             signals: Signals::default(),
+            queue: Arc::clone(queue),
+            speed: Speed::default(),
         }
+    }
+
+    /// A request was answered after this time.
+    pub(super) fn took(&self, time: Duration, now: Instant) {
+        self.speed.add(time, now);
+    }
+
+    /// Microseconds that it takes to answer a request, as far as is known.
+    pub(super) fn micros(&self, now: Instant) -> u32 {
+        self.speed.micros(now)
     }
 
     /// Requests that it has now.
@@ -156,9 +175,12 @@ impl Backend {
 pub(super) struct Active(Arc<Backend>);
 
 impl Active {
-    pub(super) fn new(backend: Arc<Backend>) -> Self {
-        backend.active.fetch_add(1, Ordering::Relaxed);
-        Self(backend)
+    /// Nothing if it has `most` already; 0 is any number.
+    pub(super) fn new(backend: Arc<Backend>, most: u32) -> Option<Self> {
+        let taken = backend.active.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |active| {
+            (most == 0 || active < most).then_some(active + 1)
+        });
+        taken.ok().map(|_| Self(backend))
     }
 
     /// The backend.
@@ -175,5 +197,6 @@ impl Active {
 impl Drop for Active {
     fn drop(&mut self) {
         self.0.active.fetch_sub(1, Ordering::Relaxed);
+        self.0.queue.free();
     }
 }

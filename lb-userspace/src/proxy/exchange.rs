@@ -28,7 +28,7 @@ use super::{
     service::View,
     tunnel,
 };
-use crate::clock;
+use crate::{clock, config};
 
 /// Answers a request.
 pub(super) async fn exchange(client: &Arc<Client>, request: Request<Incoming>) -> Response<Answer> {
@@ -213,9 +213,14 @@ impl Exchange<'_> {
                     )
                 },
             };
+            let asked = self.view.proxy.least_time.then(clock::timer);
             let result = attempt::attempt(&mut link, &backend, request, &self.body, patience).await;
             let (failure, sent) = match result {
                 Ok(mut answer) => {
+                    if let Some(asked) = asked {
+                        let now = clock::timer();
+                        backend.took(now - asked, now);
+                    }
                     let switches = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
                     let is_asked = !switches || self.head.upgrade;
                     if !is_asked || headers::has_two_lengths(answer.headers_mut()) {
@@ -291,7 +296,7 @@ impl Exchange<'_> {
         let first = if let Some(again) = self.again.take() {
             again
         } else {
-            let active = self.pick().ok_or(StatusCode::BAD_GATEWAY)?;
+            let active = self.pick_or_wait().await?;
             if let Some(link) = self.route.pool.take(active.backend()) {
                 return Ok(Found { link, active, reused: true });
             }
@@ -363,29 +368,70 @@ impl Exchange<'_> {
         }
     }
 
-    /// The next backend, if there is one that this request has not been tried at.
-    fn pick(&mut self) -> Option<Active> {
-        self.view = self.route.view();
-        let serving = self.candidates(true);
-        let candidates = if serving.is_empty() { self.candidates(false) } else { serving };
-        let client = self.client.address.ip();
-        let turn = self.route.turn();
-        let place = select::choose(self.view.balance, &candidates, turn, client)?;
-        let backend = Arc::clone(&self.view.seats[place].backend);
-        self.tried.push(Arc::clone(&backend));
-        Some(Active::new(backend))
+    /// The next backend, once one is there that may have another request.
+    async fn pick_or_wait(&mut self) -> Result<Active, StatusCode> {
+        if let Some(active) = self.pick() {
+            return Ok(active);
+        }
+        let full = self.view.proxy.max_requests > 0
+            && (!self.candidates(true, 0).is_empty() || !self.candidates(false, 0).is_empty());
+        if !full {
+            return Err(StatusCode::BAD_GATEWAY);
+        }
+        let stats = &self.route.service.stats;
+        stats.queued.add();
+        let service = Arc::clone(&self.route.service);
+        let config::Proxy { queue, queue_timeout, .. } = *self.view.proxy;
+        let left = self.deadline.map(|deadline| deadline - clock::timer());
+        let patience = left.map_or(queue_timeout, |left| left.min(queue_timeout));
+        let found = service.queue.wait(queue, patience, || self.pick()).await;
+        found.ok_or_else(|| {
+            stats.overloaded.add();
+            StatusCode::SERVICE_UNAVAILABLE
+        })
     }
 
-    /// The backends that have not been tried: those that serve, or the spare ones.
-    fn candidates(&self, serving: bool) -> Vec<Candidate> {
+    /// The next backend, if there is one that this request has not been tried at, and that may have
+    /// another request.
+    fn pick(&mut self) -> Option<Active> {
+        self.view = self.route.view();
+        let most = self.view.proxy.max_requests;
+        loop {
+            let serving = self.candidates(true, most);
+            let candidates =
+                if serving.is_empty() { self.candidates(false, most) } else { serving };
+            let turn = self.route.turn();
+            let place = if self.view.proxy.least_time {
+                select::soonest(&candidates, turn)?
+            } else {
+                let client = self.client.address.ip();
+                select::choose(self.view.balance, &candidates, turn, client)?
+            };
+            let backend = Arc::clone(&self.view.seats[place].backend);
+            // Another worker may have been faster; then it is no candidate any more.
+            if let Some(active) = Active::new(Arc::clone(&backend), most) {
+                self.tried.push(backend);
+                return Some(active);
+            }
+        }
+    }
+
+    /// The backends that have not been tried and have fewer than `most` requests (0: any number): those
+    /// that serve, or the spare ones.
+    fn candidates(&self, serving: bool, most: u32) -> Vec<Candidate> {
+        let now = self.view.proxy.least_time.then(clock::timer);
+        let has_room = |backend: &Backend| most == 0 || backend.active() < most;
         let seats = self.view.seats.iter().enumerate();
         let left = seats.filter(|(_, seat)| {
-            (if serving { seat.serving } else { seat.spare }) && !self.has_tried(&seat.backend)
+            (if serving { seat.serving } else { seat.spare })
+                && !self.has_tried(&seat.backend)
+                && has_room(&seat.backend)
         });
         left.map(|(place, seat)| Candidate {
             place,
             weight: seat.weight,
             active: seat.backend.active(),
+            micros: now.map_or(0, |now| seat.backend.micros(now)),
         })
         .collect()
     }

@@ -13,6 +13,23 @@ pub(super) struct Candidate {
     pub(super) weight: u32,
     /// Requests that it has now.
     pub(super) active: u32,
+    /// Microseconds that it takes to answer; 0 if that is not known.
+    pub(super) micros: u32,
+}
+
+/// Chooses where the request is answered soonest: each that is there already takes its time, and more of
+/// it where the weight is smaller. One that is not known is found out about.
+pub(super) fn soonest(candidates: &[Candidate], turn: u32) -> Option<usize> {
+    let cost = |it: &Candidate| (u128::from(it.active) + 1) * u128::from(it.micros);
+    let compare = |one: &Candidate, other: &Candidate| {
+        let share = |it: &Candidate, other: &Candidate| cost(it) * u128::from(other.weight);
+        share(one, other).cmp(&share(other, one))
+    };
+    let best = candidates.iter().min_by(|one, other| compare(one, other))?;
+    let equals = candidates.iter().filter(|it| compare(it, best) == Ordering::Equal);
+    // Of several that nothing is known of, the least loaded.
+    let least = equals.clone().min_by(|one, other| load(one, other))?;
+    in_turn(equals.filter(|it| load(it, least) == Ordering::Equal), turn)
 }
 
 /// Chooses. `turn` goes up by one with each choice; `client` is who asks.
@@ -107,7 +124,8 @@ mod tests {
 
     fn candidates(weights_and_active: &[(u32, u32)]) -> Vec<Candidate> {
         let all = weights_and_active.iter().enumerate();
-        all.map(|(place, &(weight, active))| Candidate { place, weight, active }).collect()
+        all.map(|(place, &(weight, active))| Candidate { place, weight, active, micros: 0 })
+            .collect()
     }
 
     fn shares(balance: Balance, candidates: &[Candidate], rounds: u32) -> Vec<u32> {
@@ -138,6 +156,32 @@ mod tests {
                 assert_eq!(choice, Some(chosen), "{given:?}");
             }
         }
+    }
+
+    #[test]
+    fn the_soonest_is_chosen() {
+        // Weight, requests, microseconds.
+        for (given, chosen) in [
+            (&[(16, 0, 100), (16, 0, 90), (16, 0, 200)][..], 1),
+            (&[(16, 3, 100), (16, 0, 350), (16, 4, 90)], 1),
+            (&[(16, 0, 100), (64, 2, 100)], 1),
+            (&[(16, 0, 100), (16, 9, 0)], 1),
+            (&[(16, 2, 0), (16, 1, 0)], 1),
+        ] {
+            let all = given.iter().enumerate();
+            let all: Vec<_> = all
+                .map(|(place, &(weight, active, micros))| Candidate {
+                    place,
+                    weight,
+                    active,
+                    micros,
+                })
+                .collect();
+            for turn in 0..9 {
+                assert_eq!(soonest(&all, turn), Some(chosen), "{given:?}");
+            }
+        }
+        assert_eq!(soonest(&[], 3), None);
     }
 
     #[test]

@@ -130,23 +130,32 @@ pub(super) async fn connection(route: Arc<Route>, tcp: TcpStream, address: Socke
         edge: Arc::clone(&edge),
         named: Named::new(address.ip(), scheme),
     });
-    if let Some(tls) = &view.tls {
-        let handshake = TlsAcceptor::from(Arc::clone(tls)).accept(stream);
-        let Ok(Ok(stream)) = tokio::time::timeout(timeout, handshake).await else {
-            route.service.stats.handshakes.add();
-            return;
-        };
-        if stream.get_ref().1.alpn_protocol() == Some(tls::HTTP_2) {
-            http2(client, stream, timeout).await;
-            return;
-        }
-        http1(client, stream, false, timeout).await;
+    // Each in a box of its own, so that the state of a connection has room for what it is and not for
+    // what it might be; and nothing of the configuration is held while it lasts.
+    let tls = view.tls.clone();
+    drop(view);
+    if let Some(tls) = tls {
+        Box::pin(secured(client, TlsAcceptor::from(tls), stream, timeout)).await;
     } else {
-        http1(client, stream, true, timeout).await;
+        Box::pin(http1(client, stream, true, timeout)).await;
     }
     if edge.has_refused() {
         // It ends only with the last copy of the descriptor.
-        let _ = tokio::time::timeout(LINGER, linger(&tcp)).await;
+        let _ = tokio::time::timeout(LINGER, Box::pin(linger(&tcp))).await;
+    }
+}
+
+/// Serves a connection once it is secure.
+async fn secured(client: Arc<Client>, tls: TlsAcceptor, stream: Stream, timeout: Duration) {
+    let handshake = Box::pin(tls.accept(stream));
+    let Ok(Ok(stream)) = tokio::time::timeout(timeout, handshake).await else {
+        client.route.service.stats.handshakes.add();
+        return;
+    };
+    if stream.get_ref().1.alpn_protocol() == Some(tls::HTTP_2) {
+        Box::pin(http2(client, stream, timeout)).await;
+    } else {
+        Box::pin(http1(client, stream, false, timeout)).await;
     }
 }
 

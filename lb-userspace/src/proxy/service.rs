@@ -18,6 +18,7 @@ use super::{
     access::Log,
     backend::Backend,
     budget::Budget,
+    queue::Queue,
     stats::{Stats, Status},
     tls,
 };
@@ -61,6 +62,7 @@ pub(super) struct Service {
     ends: AtomicBool,
     pub(super) stats: Stats,
     pub(super) budget: Arc<Budget>,
+    pub(super) queue: Arc<Queue>,
     pub(super) memory: Memory,
 }
 
@@ -117,11 +119,12 @@ impl Memory {
 impl Service {
     pub(super) fn new(state: &ServiceState, proxy: &Arc<config::Proxy>) -> io::Result<Arc<Self>> {
         let log = proxy.access_log.as_deref().map(Log::open).transpose()?;
+        let queue = Arc::<Queue>::default();
         let view = View {
             proxy: Arc::clone(proxy),
             balance: state.config.balance,
             drain_timeout: state.config.drain_timeout,
-            seats: seats(state, &[]),
+            seats: seats(state, &[], &queue),
             log,
             tls: server(proxy).map_err(io::Error::other)?,
         };
@@ -135,6 +138,7 @@ impl Service {
             ends: AtomicBool::new(false),
             stats: Stats::default(),
             budget: Arc::default(),
+            queue,
             memory: Memory::default(),
         }))
     }
@@ -149,7 +153,7 @@ impl Service {
         *judged = Arc::clone(state.desired());
         drop(judged);
         self.view.send_if_modified(|view| {
-            let seats = seats(state, &view.seats);
+            let seats = seats(state, &view.seats, &self.queue);
             let new = seats != view.seats;
             if new {
                 *view = Arc::new(View { seats, ..View::clone(view) });
@@ -186,7 +190,7 @@ impl Service {
                 proxy: Arc::clone(proxy),
                 balance: state.config.balance,
                 drain_timeout: state.config.drain_timeout,
-                seats: seats(state, &view.seats),
+                seats: seats(state, &view.seats, &self.queue),
                 log,
                 tls,
             });
@@ -264,14 +268,14 @@ impl Drop for Open {
 }
 
 /// The backends as they are judged; those that stay are the same as before.
-fn seats(state: &ServiceState, before: &[Seat]) -> Vec<Seat> {
+fn seats(state: &ServiceState, before: &[Seat], queue: &Arc<Queue>) -> Vec<Seat> {
     let known: HashMap<_, _> =
         before.iter().map(|seat| (seat.backend.address, &seat.backend)).collect();
     let seats = state.records.iter().map(|record| {
         let config::Backend { name, address, .. } = &record.config;
         let known = known.get(address).filter(|backend| backend.name == *name);
-        let backend =
-            known.map_or_else(|| Arc::new(Backend::new(name, *address)), |it| Arc::clone(it));
+        let backend = known
+            .map_or_else(|| Arc::new(Backend::new(name, *address, queue)), |it| Arc::clone(it));
         backend.judge(is_condemned(record), record.track.patience_ms());
         let verdict = &record.verdict;
         Seat {

@@ -37,6 +37,8 @@ pub(super) struct Stats {
     pub(super) gone: Counter,
     pub(super) slow_heads: Counter,
     pub(super) handshakes: Counter,
+    pub(super) queued: Counter,
+    pub(super) overloaded: Counter,
     /// By the first digit of the status.
     answers: [Counter; 6],
     bad_gateway: Counter,
@@ -54,7 +56,9 @@ impl Stats {
 
     /// The proxy answered that no backend did.
     pub(super) fn gave_up(&self, status: StatusCode) {
-        if status == StatusCode::GATEWAY_TIMEOUT {
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            // It is counted as what it is.
+        } else if status == StatusCode::GATEWAY_TIMEOUT {
             self.gateway_timeout.add();
         } else {
             self.bad_gateway.add();
@@ -88,6 +92,8 @@ impl Stats {
             gone: self.gone.get(),
             slow_heads: self.slow_heads.get(),
             handshakes: self.handshakes.get(),
+            queued: self.queued.get(),
+            overloaded: self.overloaded.get(),
             answers: answers.filter_map(nonzero).collect(),
             refused: refused.filter_map(nonzero).collect(),
         }
@@ -126,6 +132,12 @@ pub struct Status {
     /// Connections that were not made secure.
     #[serde(default)]
     pub handshakes: u64,
+    /// Requests that had to wait, as every backend had as many as it may.
+    #[serde(default)]
+    pub queued: u64,
+    /// Those that waited for too long, or found too many waiting.
+    #[serde(default)]
+    pub overloaded: u64,
     /// Answers, by the class of their status.
     pub answers: BTreeMap<String, u64>,
     /// Requests that were refused, by reason.

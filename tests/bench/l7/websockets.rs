@@ -1,4 +1,4 @@
-//! Many silent WebSockets beside requests, for a long time: does anything fail, does memory grow?
+//! Many silent `WebSockets` beside requests, for a long time: does anything fail, does memory grow?
 
 use std::{
     io::{Read as _, Write as _},
@@ -219,7 +219,7 @@ impl Connection {
     }
 }
 
-/// The app server: answers requests, and sends back what WebSockets send.
+/// The app server: answers requests, and sends back what `WebSockets` send.
 fn serve(host: &Host) -> anyhow::Result<()> {
     let listener = host.within(|| TcpListener::bind(APP))?.context("listen")?;
     listener.set_nonblocking(true)?;

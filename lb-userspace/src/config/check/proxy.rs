@@ -20,6 +20,8 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 const CLIENT_TIMEOUT: Duration = Duration::from_mins(1);
 const KEEPALIVE: u32 = 32;
+const QUEUE: u32 = 1000;
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_PER_MILLE: u32 = 200;
 const BODY_BUFFER: u64 = 1 << 20;
 
@@ -59,12 +61,20 @@ fn check(raw: &raw::Proxy, findings: &mut Findings) -> Proxy {
         (&raw.send_timeout, "send_timeout"),
         (&raw.read_timeout, "read_timeout"),
         (&raw.client_timeout, "client_timeout"),
+        (&raw.queue_timeout, "queue_timeout"),
     ] {
         if let Some(timeout) = field.get()
             && timeout.get_ref().is_zero()
         {
             not_zero(timeout.span(), key, findings);
         }
+    }
+    if let Some(queue) = raw.queue.get()
+        && raw.max_requests.value().is_none_or(|most| most.0 == 0)
+    {
+        findings
+            .warning(queue.span(), "`queue` has no effect without `max_requests`")
+            .help("say how many requests a backend may have at once, or remove it");
     }
     let words: Vec<_> = raw.next_upstream.items().collect();
     if words.len() > 1
@@ -88,6 +98,10 @@ fn check(raw: &raw::Proxy, findings: &mut Findings) -> Proxy {
         read_timeout: raw.read_timeout.or(READ_TIMEOUT),
         client_timeout: raw.client_timeout.or(CLIENT_TIMEOUT),
         keepalive: whole(&raw.keepalive, KEEPALIVE),
+        max_requests: whole(&raw.max_requests, 0),
+        queue: whole(&raw.queue, QUEUE),
+        queue_timeout: raw.queue_timeout.or(QUEUE_TIMEOUT),
+        least_time: raw.least_time.or(false),
         next_upstream: Rules {
             classes: classes(raw, &words),
             tries: whole(&raw.next_upstream_tries, 0),

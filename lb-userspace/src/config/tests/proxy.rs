@@ -32,6 +32,10 @@ fn what_holds_without_a_word() {
         read_timeout: Duration::from_secs(30),
         client_timeout: Duration::from_mins(1),
         keepalive: 32,
+        max_requests: 0,
+        queue: 1000,
+        queue_timeout: Duration::from_secs(5),
+        least_time: false,
         next_upstream: Rules {
             classes: Classes::of(&[Class::Error, Class::Timeout]),
             tries: 0,
@@ -65,6 +69,9 @@ fn nginx_words() {
     assert_eq!(listed.next_upstream, rules);
     assert_eq!((listed.retry_per_mille, listed.body_buffer, listed.keepalive), (50, 65_536, 0));
     assert_eq!(listed.access_log.as_deref(), Some("/var/log/web.log".as_ref()));
+    let limited = proxy("max_requests = 8\nqueue = 20\nqueue_timeout = \"2s\"\nleast_time = true");
+    assert_eq!((limited.max_requests, limited.queue, limited.least_time), (8, 20, true));
+    assert_eq!(limited.queue_timeout, Duration::from_secs(2));
     let off = proxy("next_upstream = [\"off\"]");
     assert_eq!(off.next_upstream.classes, Classes::default());
 }
@@ -84,6 +91,11 @@ fn mistakes() {
         &format!("{GOOD}▶[service.proxy]\nkeepalive = 8\n"),
         "`[service.proxy]` has no effect with `path = \"kernel\"`",
         "`path = \"proxy\"`",
+    );
+    warning(
+        &with("path = \"proxy\"", "queue = ▶8"),
+        "`queue` has no effect without `max_requests`",
+        "say how many",
     );
     mistake(
         &with("path = \"auto\"", "▶[[service.proxy.certificate]]\nchain = \"/a\"\nkey = \"/b\""),
