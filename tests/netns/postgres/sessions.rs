@@ -12,7 +12,7 @@ const SESSIONS: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Opens sessions, says so, waits for a word, and asks again in each: the same server process must answer.
-fn go_on(host: &Host, ready: mpsc::Sender<()>, go: Mutex<mpsc::Receiver<()>>) -> Result<()> {
+fn go_on(host: &Host, ready: &mpsc::Sender<()>, go: &Mutex<mpsc::Receiver<()>>) -> Result<()> {
     on(host, async || {
         let mut config = tokio_postgres::Config::new();
         config.host("192.0.2.100").port(5432).user("app").password("app").dbname("app");
@@ -58,7 +58,7 @@ fn transactions_go_on_at_the_other_balancer() -> Result<()> {
     let (ready, opened) = mpsc::channel();
     let (went, go) = mpsc::channel();
     let host = site.client().clone();
-    let sessions = std::thread::spawn(move || go_on(&host, ready, Mutex::new(go)));
+    let sessions = std::thread::spawn(move || go_on(&host, &ready, &Mutex::new(go)));
     // If it fails before that, its own error says more.
     if opened.recv().is_ok() {
         eventually("the sessions to be in the other balancer's tables", || {
