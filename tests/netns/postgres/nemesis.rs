@@ -128,17 +128,15 @@ async fn append(stop: &AtomicBool, history: &Mutex<History>, next: &AtomicU64) -
             }),
             _ => None,
         };
-        let mut history = history.lock().expect("no writer panicked");
-        match timeline.filter(|_| !cancelled.swap(false, Ordering::SeqCst)) {
-            Some(timeline) => {
-                history.acknowledged.push(Acknowledged { value, timeline, invoked, completed });
-            }
-            None => {
+        let known = timeline.filter(|_| !cancelled.swap(false, Ordering::SeqCst));
+        {
+            let mut history = history.lock().expect("no writer panicked");
+            let Some(timeline) = known else {
                 history.unknown += 1;
                 break;
-            }
+            };
+            history.acknowledged.push(Acknowledged { value, timeline, invoked, completed });
         }
-        drop(history);
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     connection.abort();
