@@ -280,7 +280,8 @@ fn play(site: &Site, fault: Fault, random: &mut fastrand::Rng) -> Result<()> {
         Fault::KillStandby => {
             signal_all(site, standby, Signal::SIGKILL)?;
             std::thread::sleep(while_it_lasts);
-            lab.start(standby)
+            // It was started with the passwords that only this way has.
+            site.obeys(&format!("pg rejoin {standby} --yes")).map(drop)
         }
         Fault::CutStandby => {
             lab.cut(standby)?;
