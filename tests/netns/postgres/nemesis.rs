@@ -198,6 +198,10 @@ fn signal_all(site: &Site, server: &str, signal: Signal) -> Result<()> {
         // It may have ended meanwhile.
         let _ = kill(pid, signal);
     }
+    if signal == Signal::SIGKILL {
+        // Where nobody reaps it, `pg_ctl` would take its zombie for a server that runs.
+        fs::remove_file(site.lab().data_dir().join(server).join("postmaster.pid"))?;
+    }
     Ok(())
 }
 
