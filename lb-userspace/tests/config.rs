@@ -150,7 +150,7 @@ fn the_contract_gives_warnings_only() {
         .filter_map(|found| found.message.split_once(" is not in this version yet"))
         .map(|(what, _)| what)
         .collect();
-    assert_eq!(ignored, ["`[consensus]`", "`[[alert]]`", "`[api]`"]);
+    assert_eq!(ignored, ["`[api]`"]);
     assert_eq!(loaded.warnings.len(), ignored.len());
 
     let config = loaded.config;
