@@ -358,7 +358,10 @@ fn who_may_have_lost_writes_is_named() -> Result<()> {
     until(&site, "pg-01 to be found dead", |it| server(it, "pg-01")["failure_kind"] == "dead")?;
     site.lab().heal("pg-02")?;
     until(&site, "pg-02 to answer", |it| server(it, "pg-02")["answers"] == true)?;
-    site.obeys("pg promote --yes --accept-data-loss --peer-is-down lb-02")?;
+    eventually("a promotion, once pg-02 has noticed too that pg-01 is gone", || {
+        let output = site.ballast("pg promote --yes --accept-data-loss --peer-is-down lb-02")?;
+        Ok(output.status.success().then_some(()))
+    })?;
     let database = until(&site, "the report", |it| !it["losses"].is_null())?;
     let report = &database["losses"];
     let named: BTreeSet<String> = report["clients"]

@@ -222,6 +222,16 @@ fn deafen(site: &Site, server: &str, deaf: bool) -> Result<()> {
     Ok(())
 }
 
+/// Makes a server a standby of the primary: rewound, or, where that does not do, cloned anew, as a person would.
+fn come_back(site: &Site, server: &str) -> Result<()> {
+    if site.ballast(&format!("pg rejoin {server} --yes"))?.status.success() {
+        return Ok(());
+    }
+    let log = site.lab().state_dir().join(server).join("rejoin.log");
+    println!("{server} is cloned anew; {}", fs::read_to_string(log).unwrap_or_default());
+    site.obeys(&format!("pg rejoin {server} --clone --yes")).map(drop)
+}
+
 /// Promotes the standby of a primary that is gone, as a person would, and makes the old one a standby.
 fn replace(site: &Site, old: &str, new: &str, heal: impl FnOnce() -> Result<()>) -> Result<()> {
     eventually("the standby to be promoted", || {
@@ -230,7 +240,7 @@ fn replace(site: &Site, old: &str, new: &str, heal: impl FnOnce() -> Result<()>)
         Ok(output.status.success().then_some(()))
     })?;
     heal()?;
-    site.obeys(&format!("pg rejoin {old} --yes"))?;
+    come_back(site, old)?;
     synchronous(site, new, old)
 }
 
@@ -285,7 +295,7 @@ fn play(site: &Site, fault: Fault, random: &mut fastrand::Rng) -> Result<()> {
             signal_all(site, standby, Signal::SIGKILL)?;
             std::thread::sleep(while_it_lasts);
             // It was started with the passwords that only this way has.
-            site.obeys(&format!("pg rejoin {standby} --yes")).map(drop)
+            come_back(site, standby)
         }
         Fault::CutStandby => {
             lab.cut(standby)?;
@@ -304,7 +314,7 @@ fn play(site: &Site, fault: Fault, random: &mut fastrand::Rng) -> Result<()> {
         }
         Fault::Switchover => {
             site.obeys("pg switchover --yes --wait 30s --cut")?;
-            site.obeys(&format!("pg rejoin {primary} --yes"))?;
+            come_back(site, primary)?;
             synchronous(site, standby, primary)
         }
     }

@@ -54,17 +54,16 @@ pub(super) fn routes_alike(site: &Site, primary: &str, epoch: u64) -> Result<()>
     both_see(site, &format!("{primary} to be the primary of epoch {epoch}"), |it| {
         it["writes_to"] == primary && it["epoch"] == epoch && it["phase"] == "serving"
     })?;
-    let [one, two] = BOTH.map(|host| database_of(site, host));
-    let (one, two) = (one?, two?);
-    for name in ["pg-01", "pg-02"] {
-        for service in ["read_write", "read_only"] {
-            ensure!(
-                server(&one, name)[service]["state"] == server(&two, name)[service]["state"],
-                "they route otherwise: {one} {two}"
-            );
-        }
-    }
-    Ok(())
+    eventually("both to route alike", || {
+        let [one, two] = BOTH.map(|host| database_of(site, host));
+        let (one, two) = (one?, two?);
+        let alike = ["pg-01", "pg-02"].into_iter().all(|name| {
+            ["read_write", "read_only"].into_iter().all(|service| {
+                server(&one, name)[service]["state"] == server(&two, name)[service]["state"]
+            })
+        });
+        Ok(alike.then_some(()))
+    })
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use super::{
     HostName, Lab, netns,
@@ -26,15 +27,24 @@ const KEY: &str = "no secret: every lab has this key\n";
 /// What `host` runs to balance.
 pub(super) fn program(lab: &Lab, host: HostName) -> Program {
     let socket = lab.socket(host);
+    let pid_file = lab.pid_file(host, "ballast");
     Program {
         name: "ballast",
         namespace: lab.namespace(host),
         command: command(lab, host),
-        pid_file: lab.pid_file(host, "ballast"),
+        pid_file: pid_file.clone(),
         log: lab.log(host, "ballast"),
-        // A socket left by a killed daemon refuses.
-        ready: Box::new(move || UnixStream::connect(&socket).is_ok()),
+        ready: Box::new(move || answers(&socket, &pid_file)),
     }
+}
+
+/// Whether the process that was started last is the one that listens. A socket left by a killed daemon refuses,
+/// but perhaps not from the first moment on.
+fn answers(socket: &Path, pid_file: &Path) -> bool {
+    let listener = UnixStream::connect(socket).ok();
+    let listener = listener.and_then(|it| getsockopt(&it, PeerCredentials).ok());
+    let started = fs::read_to_string(pid_file).ok().and_then(|pid| pid.trim().parse().ok());
+    listener.is_some_and(|listener| Some(listener.pid()) == started)
 }
 
 /// `ballast run …` of this node.
