@@ -8,7 +8,7 @@
 //!
 //! `BALLAST_NEMESIS_SECONDS` says how long it goes on, `BALLAST_NEMESIS_SEED` repeats the order of an earlier run.
 
-use std::{collections::BTreeMap, env, future::poll_fn, sync::atomic::AtomicU64};
+use std::{collections::BTreeMap, env, future::poll_fn, path::Path, sync::atomic::AtomicU64};
 
 use tokio_postgres::{AsyncMessage, NoTls};
 
@@ -222,14 +222,29 @@ fn deafen(site: &Site, server: &str, deaf: bool) -> Result<()> {
     Ok(())
 }
 
-/// Makes a server a standby of the primary: rewound, or, where that does not do, cloned anew, as a person would.
+/// Makes a server a standby of the primary.
 fn come_back(site: &Site, server: &str) -> Result<()> {
-    if site.ballast(&format!("pg rejoin {server} --yes"))?.status.success() {
-        return Ok(());
+    eventually(&format!("{server} to come back"), || {
+        for folder in [site.lab().state_dir(), site.lab().data_dir()] {
+            for name in [".s.PGSQL.5432.lock", "postmaster.pid"] {
+                forget_the_dead(&folder.join(server).join(name));
+            }
+        }
+        let output = site.ballast(&format!("pg rejoin {server} --yes"))?;
+        Ok(output.status.success().then_some(()))
+    })
+}
+
+/// Removes a lock of a process that was killed and that nobody has collected yet: the server takes it for one
+/// that runs.
+fn forget_the_dead(lock: &Path) {
+    let Ok(text) = fs::read_to_string(lock) else { return };
+    let pid = text.lines().next().unwrap_or_default();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    if stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')) {
+        // If it stays, the server says so.
+        let _ = fs::remove_file(lock);
     }
-    let log = site.lab().state_dir().join(server).join("rejoin.log");
-    println!("{server} is cloned anew; {}", fs::read_to_string(log).unwrap_or_default());
-    site.obeys(&format!("pg rejoin {server} --clone --yes")).map(drop)
 }
 
 /// Promotes the standby of a primary that is gone, as a person would, and makes the old one a standby.
