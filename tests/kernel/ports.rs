@@ -53,10 +53,14 @@ fn with_few_ports_left_the_kernel_finds_them() -> anyhow::Result<()> {
     kernel.reset(&net.single())?;
     // 60,000 connections.
     kernel.insert(names::FLOWS, holders(&net, (FIRST_NAT_PORT..=u16::MAX).take(60_000)))?;
+    let mut found = 0;
     for number in 0..200 {
         let syn = Frame::syn(net.other_client(number, 2000), net.vip).build();
-        assert_eq!(kernel.run(&syn)?.xdp, Xdp::Transmit, "client {number}");
+        found += usize::from(kernel.run(&syn)?.xdp == Xdp::Transmit);
     }
-    assert_eq!(kernel.entries::<FlowKey4, HalfOpen4>(names::HALF_OPEN)?.len(), 400);
+    // One port in 14 is free, and the ports that are tried follow the clock: each client has a chance of
+    // about 1 in 10,000 to find none (and to find one when it asks again). Four of 200 would be no accident.
+    assert!(found > 196, "only {found} of 200 clients found a port");
+    assert_eq!(kernel.entries::<FlowKey4, HalfOpen4>(names::HALF_OPEN)?.len(), 2 * found);
     Ok(())
 }
