@@ -19,12 +19,13 @@ use nix::sys::signal::Signal;
 
 use crate::{
     build, interrupt,
-    lab::{Balancers, Lab, Options, topology::FLOATING_V4},
+    lab::{self, Balancers, Lab, Options, topology::FLOATING_V4},
     run::status::Status,
     setup, shell, wait,
 };
 
 mod clients;
+mod download;
 mod report;
 
 use self::{
@@ -42,6 +43,8 @@ pub struct Settings {
     pub stacks: Vec<Stack>,
     /// What happens; everything if empty.
     pub faults: Vec<Fault>,
+    /// Between two advertisements of ballast, in milliseconds, from 10 on.
+    pub interval_ms: u16,
 }
 
 /// How long the clients ask before something happens.
@@ -52,6 +55,9 @@ const AFTER: Duration = Duration::from_secs(6);
 
 /// How long all CPUs are busy.
 const BUSY: Duration = Duration::from_mins(1);
+
+/// How long the programs of a balancer stand still.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// How long everything may take to be well again.
 const WELL_LIMIT: Duration = Duration::from_mins(1);
@@ -87,16 +93,22 @@ pub enum Fault {
     BalancerStopped,
     /// The active balancer's program is killed and started again.
     DaemonKilled,
+    /// The active balancer's programs stand still for a second, and then go on.
+    Paused,
+    /// The other balancer's programs do.
+    BackupPaused,
     /// Every CPU has more to do than it can.
     Busy,
 }
 
-const FAULTS: [Fault; 6] = [
+const FAULTS: [Fault; 8] = [
     Fault::AppKilled,
     Fault::AppSilent,
     Fault::BalancerOff,
     Fault::BalancerStopped,
     Fault::DaemonKilled,
+    Fault::Paused,
+    Fault::BackupPaused,
     Fault::Busy,
 ];
 
@@ -108,6 +120,8 @@ impl Fault {
             Self::BalancerOff => "the active balancer, power off (link cut)",
             Self::BalancerStopped => "the active balancer, orderly stop",
             Self::DaemonKilled => "the balancer's program, kill -9 and restart",
+            Self::Paused => "the active balancer's programs, still for 1 s",
+            Self::BackupPaused => "the other balancer's programs, still for 1 s",
             Self::Busy => "nothing, but all CPUs are busy for 60 s",
         }
     }
@@ -115,7 +129,12 @@ impl Fault {
     /// What the undoing of it is called, where that is worth measuring.
     const fn return_title(self) -> Option<&'static str> {
         match self {
-            Self::AppKilled | Self::AppSilent | Self::DaemonKilled | Self::Busy => None,
+            Self::AppKilled
+            | Self::AppSilent
+            | Self::DaemonKilled
+            | Self::Paused
+            | Self::BackupPaused
+            | Self::Busy => None,
             Self::BalancerOff => Some("  its link is back"),
             Self::BalancerStopped => Some("  it is started again"),
         }
@@ -164,6 +183,7 @@ impl Site {
             name: settings.name.clone(),
             balancers,
             ballast: Some(ballast),
+            config: Some(config(settings.interval_ms)),
             ..Options::default()
         })?;
         if !lab.is_owned() {
@@ -206,7 +226,7 @@ impl Site {
 
     /// What the clients see of something.
     fn measure(&self, title: &str, happens: impl FnOnce() -> Result<()>) -> Result<Seen> {
-        let clients = Clients::start(self.lab.host("client"))?;
+        let clients = Clients::start(self.lab.host("client"), Some(self.lab.big_file()?))?;
         thread::sleep(BEFORE);
         let outcome = happens();
         thread::sleep(AFTER);
@@ -235,7 +255,7 @@ impl Site {
             })?;
         }
         let clients = || -> Result<Seen> {
-            let clients = Clients::start(self.lab.host("client"))?;
+            let clients = Clients::start(self.lab.host("client"), None)?;
             thread::sleep(BEFORE);
             clients.stop()
         };
@@ -277,19 +297,41 @@ impl Site {
                 })?;
                 self.lab.start(active)
             }
+            (Fault::Paused, _) => self.pause(active),
+            (Fault::BackupPaused, _) => {
+                let other = BALANCERS.into_iter().find(|host| *host != active);
+                self.pause(other.context("find the other balancer")?)?;
+                self.still(active)
+            }
             (Fault::Busy, _) => {
                 busy(BUSY)?;
-                let holders = self.holders()?;
-                if holders != [active] {
-                    bail!("the address has moved from {active}, which was only busy: {holders:?}");
-                }
-                Ok(())
+                self.still(active)
             }
             (Fault::DaemonKilled, Stack::Classic) => {
                 self.lab.kill_classic_nginx(active)?;
                 self.lab.start_classic(active)
             }
         }
+    }
+
+    /// Lets the programs of a balancer stand still for a moment.
+    fn pause(&self, host: &str) -> Result<()> {
+        let signal = |signal| match self.stack {
+            Stack::Ballast => self.lab.daemon(host).signal(signal),
+            Stack::Classic => self.lab.signal_classic(host, signal),
+        };
+        signal(Signal::SIGSTOP)?;
+        thread::sleep(PAUSE);
+        signal(Signal::SIGCONT)
+    }
+
+    /// The address has not moved from a balancer that was only slow.
+    fn still(&self, active: &str) -> Result<()> {
+        let holders = self.holders()?;
+        if holders != [active] {
+            bail!("the address has moved from {active}, which was only slow: {holders:?}");
+        }
+        Ok(())
     }
 
     fn undo(&self, fault: Fault, active: &'static str) -> Result<()> {
@@ -299,9 +341,15 @@ impl Site {
             (Fault::BalancerOff, _) => self.lab.heal(active),
             (Fault::BalancerStopped, Stack::Ballast) => self.lab.start(active),
             (Fault::BalancerStopped, Stack::Classic) => self.lab.start_classic(active),
-            (Fault::DaemonKilled | Fault::Busy, _) => Ok(()),
+            (Fault::DaemonKilled | Fault::Paused | Fault::BackupPaused | Fault::Busy, _) => Ok(()),
         }
     }
+}
+
+/// The lab's configuration, with this time between two advertisements.
+fn config(interval_ms: u16) -> String {
+    let wanted = format!("interval = \"{interval_ms}ms\"");
+    lab::with_key(&lab::default_config()).replace("interval = \"100ms\"", &wanted)
 }
 
 /// Keeps every CPU busy with two threads that do nothing else.
@@ -330,3 +378,14 @@ fn busy(how_long: Duration) -> Result<()> {
 const APP: &str = "app-02";
 
 const BALANCERS: [&str; 2] = ["lb-01", "lb-02"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interval_is_that_of_the_configuration() {
+        assert!(config(10).contains("\ninterval = \"10ms\"\n"));
+        assert!(!config(10).contains("interval = \"100ms\""));
+    }
+}

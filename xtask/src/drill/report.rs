@@ -21,12 +21,13 @@ fn spread<T: Ord + Copy>(seen: &[Seen], figure: impl Fn(&Seen) -> T) -> Option<(
 pub(super) fn table(stacks: &[(&str, Vec<Row>)], repeats: usize) -> String {
     let mut text = format!(
         "what the clients saw, {repeats} times each: median (worst)\n\n\
-         {:<44} {:<14} {:>14} {:>18} {:>10} {:>18}\n",
+         {:<44} {:<14} {:>14} {:>18} {:>10} {:>9} {:>18}\n",
         "what goes down",
         "",
         "failed",
         "longest gap",
         format!("broken/{CONNECTIONS}"),
+        "download",
         "slowest",
     );
     let lines = stacks.first().map_or(0, |(_, rows)| rows.len());
@@ -45,28 +46,36 @@ pub(super) fn table(stacks: &[(&str, Vec<Row>)], repeats: usize) -> String {
             };
             let _ = writeln!(
                 text,
-                "{title:<44} {stack:<14} {:>14} {:>18} {:>10} {:>18}",
+                "{title:<44} {stack:<14} {:>14} {:>18} {:>10} {:>9} {:>18}",
                 counts(spread(seen, |seen| seen.failed)),
                 times(spread(seen, |seen| seen.gap)),
                 counts(spread(seen, |seen| seen.broken as u64)),
+                format!("{}/{}", whole(seen), seen.len()),
                 times(spread(seen, |seen| seen.slowest)),
             );
         }
     }
     text + "\nfailed: requests not answered well within 2 s, of about 13,000 in each run. longest gap: between \
             two\nconnections that were answered within 150 ms, one begun every 5 ms. broken: open connections\n\
-            that ended, or got no answer for 10 s.\n"
+            that ended, or got no answer for 10 s. download: of 200 MB, in flight meanwhile, whole and right.\n"
+}
+
+/// How often the download was whole.
+fn whole(seen: &[Seen]) -> usize {
+    seen.iter().filter(|seen| seen.download.is_none()).count()
 }
 
 /// One line about one time.
 pub(super) fn line(seen: &Seen) -> String {
-    let Seen { requests, failed, gap, broken, slowest, .. } = seen;
+    let Seen { requests, failed, gap, broken, slowest, download, .. } = seen;
+    let download =
+        download.as_ref().map_or_else(String::new, |why| format!(", download broken: {why}"));
     let why: Vec<String> =
         seen.failures.iter().map(|(why, count)| format!("{count} × {why}")).collect();
     let why = if why.is_empty() { String::new() } else { format!(" ({})", why.join(", ")) };
     format!(
         "{failed} of {requests} failed{why}, longest gap {}, {broken} of {CONNECTIONS} broken, \
-         slowest {}",
+         slowest {}{download}",
         time(*gap),
         time(*slowest)
     )
@@ -80,6 +89,10 @@ pub(super) fn faults(rows: &[Row]) -> Vec<String> {
         // A connection to a server that dies ends with it.
         if broken > 0 && !title.contains("app server") {
             faults.push(format!("{}: {broken} open connections broke", title.trim()));
+        }
+        let downloads = seen.len() - whole(seen);
+        if downloads > 0 && !title.contains("app server") {
+            faults.push(format!("{}: {downloads} downloads broke", title.trim()));
         }
         if seen.iter().any(|seen| seen.requests == 0) {
             faults.push(format!("{}: no request was sent", title.trim()));
@@ -125,8 +138,11 @@ mod tests {
     fn a_broken_connection_is_a_fault_unless_its_server_died() {
         let row = |title, broken| Row { title, seen: vec![seen(0, 1, broken)] };
         assert!(faults(&[row("an app server, killed", 6)]).is_empty());
-        let faults = faults(&[row("the active balancer, power off", 1)]);
-        assert_eq!(faults, ["the active balancer, power off: 1 open connections broke"]);
+        let broken = faults(&[row("the active balancer, power off", 1)]);
+        assert_eq!(broken, ["the active balancer, power off: 1 open connections broke"]);
+        let download = Seen { download: Some("other bytes".into()), ..seen(0, 1, 0) };
+        let broken = faults(&[Row { title: "nothing", seen: vec![seen(0, 1, 0), download] }]);
+        assert_eq!(broken, ["nothing: 1 downloads broke"]);
     }
 
     #[test]
