@@ -6,6 +6,7 @@
 //! measured too.
 
 use std::{
+    collections::BTreeMap,
     num::NonZero,
     process::ExitCode,
     sync::atomic::{AtomicBool, Ordering},
@@ -227,14 +228,34 @@ impl Site {
     /// What the clients see of something.
     fn measure(&self, title: &str, happens: impl FnOnce() -> Result<()>) -> Result<Seen> {
         let clients = Clients::start(self.lab.host("client"), Some(self.lab.big_file()?))?;
+        let before = self.not_forwarded();
         thread::sleep(BEFORE);
         let outcome = happens();
         thread::sleep(AFTER);
+        let after = self.not_forwarded();
         let seen = clients.stop()?;
         outcome?;
         println!("  {title}: {}", report::line(&seen));
+        for (host, after) in &after {
+            if let Some(before) = before.get(host) {
+                if let Some(line) = report::not_forwarded(before, after) {
+                    println!("    {host}: {line}");
+                }
+            }
+        }
         interrupt::check()?;
         Ok(seen)
+    }
+
+    /// Packets that were not forwarded, by reason, of each balancer that says so.
+    fn not_forwarded(&self) -> BTreeMap<&'static str, BTreeMap<String, u64>> {
+        let hosts = BALANCERS.into_iter().filter(|_| self.stack == Stack::Ballast);
+        hosts
+            .filter_map(|host| {
+                let status = Status::of_host(&self.lab, host).ok()?;
+                Some((host, status.reasons().clone()))
+            })
+            .collect()
     }
 
     /// Waits until both balancers and all servers are well; gives the balancer that has the address.

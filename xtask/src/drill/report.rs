@@ -1,6 +1,6 @@
 //! The table of a drill: medians and worst cases.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use super::clients::{CONNECTIONS, Seen};
 
@@ -81,6 +81,35 @@ pub(super) fn line(seen: &Seen) -> String {
     )
 }
 
+/// Reasons for which a packet is not forwarded and yet not lost: the node's own stack gets it.
+const PASSED: [&str; 9] = [
+    "not_ip",
+    "not_ours",
+    "no_service",
+    "other_protocol",
+    "icmp_unrelated",
+    "truncated",
+    "malformed",
+    "fragment",
+    "proxied",
+];
+
+/// What a balancer dropped or refused since: one line, if anything.
+pub(super) fn not_forwarded(
+    before: &BTreeMap<String, u64>,
+    after: &BTreeMap<String, u64>,
+) -> Option<String> {
+    let lost: Vec<String> = after
+        .iter()
+        .filter(|(reason, _)| !PASSED.contains(&reason.as_str()))
+        .filter_map(|(reason, now)| {
+            let more = now.saturating_sub(before.get(reason).copied().unwrap_or(0));
+            (more > 0).then(|| format!("{more} × {reason}"))
+        })
+        .collect();
+    (!lost.is_empty()).then(|| format!("packets dropped or refused: {}", lost.join(", ")))
+}
+
 /// What must not be, whatever the machine's speed.
 pub(super) fn faults(rows: &[Row]) -> Vec<String> {
     let mut faults = Vec::new();
@@ -143,6 +172,20 @@ mod tests {
         let download = Seen { download: Some("other bytes".into()), ..seen(0, 1, 0) };
         let broken = faults(&[Row { title: "nothing", seen: vec![seen(0, 1, 0), download] }]);
         assert_eq!(broken, ["nothing: 1 downloads broke"]);
+    }
+
+    #[test]
+    fn what_was_dropped_is_told_and_what_was_passed_on_is_not() {
+        let counts = |counts: &[(&str, u64)]| -> BTreeMap<String, u64> {
+            counts.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect()
+        };
+        let before = counts(&[("no_flow", 2), ("not_ours", 5)]);
+        let after = counts(&[("no_flow", 3), ("no_lease", 4), ("not_ours", 9)]);
+        assert_eq!(
+            not_forwarded(&before, &after).as_deref(),
+            Some("packets dropped or refused: 1 × no_flow, 4 × no_lease")
+        );
+        assert_eq!(not_forwarded(&after, &after), None);
     }
 
     #[test]
