@@ -237,10 +237,9 @@ impl Site {
         outcome?;
         println!("  {title}: {}", report::line(&seen));
         for (host, after) in &after {
-            if let Some(before) = before.get(host) {
-                if let Some(line) = report::not_forwarded(before, after) {
-                    println!("    {host}: {line}");
-                }
+            let line = before.get(host).and_then(|before| report::not_forwarded(before, after));
+            if let Some(line) = line {
+                println!("    {host}: {line}");
             }
         }
         interrupt::check()?;
