@@ -261,7 +261,7 @@ impl Watch {
             let due = silent + self.interval * 4;
             let first = listens + FIRST_LISTENS + FIRST_LISTENS / 100;
             if now > due.max(first) + node.machine.settings.claim() + self.slack {
-                let lasts = now - silent;
+                let lasts = now.saturating_sub(silent);
                 let state = node.machine.state;
                 return Err(format!(
                     "at {now:?} nobody has served for {lasts:?}, and node {number} could: {state:?}"

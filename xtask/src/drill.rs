@@ -7,6 +7,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     num::NonZero,
     process::ExitCode,
     sync::atomic::{AtomicBool, Ordering},
@@ -229,6 +230,7 @@ impl Site {
     fn measure(&self, title: &str, happens: impl FnOnce() -> Result<()>) -> Result<Seen> {
         let clients = Clients::start(self.lab.host("client"), Some(self.lab.big_file()?))?;
         let before = self.not_forwarded();
+        let begin_ms = uptime_ms()?;
         thread::sleep(BEFORE);
         let outcome = happens();
         thread::sleep(AFTER);
@@ -240,6 +242,15 @@ impl Site {
             let line = before.get(host).and_then(|before| report::not_forwarded(before, after));
             if let Some(line) = line {
                 println!("    {host}: {line}");
+            }
+        }
+        if self.stack == Stack::Ballast && !report::is_clean(&seen) {
+            for host in BALANCERS {
+                let mut command = self.lab.ballast_command(host, "events");
+                let events = shell::output(command.arg("--json")).unwrap_or_default();
+                for line in report::roles(&events, begin_ms) {
+                    println!("    {host}: {line}");
+                }
             }
         }
         interrupt::check()?;
@@ -364,6 +375,13 @@ impl Site {
             (Fault::DaemonKilled | Fault::Paused | Fault::BackupPaused | Fault::Busy, _) => Ok(()),
         }
     }
+}
+
+/// Milliseconds since the machine started, as the daemons count them.
+fn uptime_ms() -> Result<u64> {
+    let text = fs::read_to_string("/proc/uptime").context("read /proc/uptime")?;
+    let seconds: f64 = text.split_whitespace().next().unwrap_or_default().parse()?;
+    Ok(Duration::from_secs_f64(seconds).as_millis() as u64)
 }
 
 /// The lab's configuration, with this time between two advertisements.

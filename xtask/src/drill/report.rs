@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
+use serde::Deserialize;
+
 use super::clients::{CONNECTIONS, Seen};
 
 /// One line: what happened, and what the clients saw each time.
@@ -110,6 +112,37 @@ pub(super) fn not_forwarded(
     (!lost.is_empty()).then(|| format!("packets dropped or refused: {}", lost.join(", ")))
 }
 
+/// Whether the clients saw nothing bad.
+pub(super) fn is_clean(seen: &Seen) -> bool {
+    seen.failed == 0 && seen.broken == 0 && seen.download.is_none()
+}
+
+/// What a daemon's events since a time, in milliseconds since the machine started, say of who has the addresses.
+pub(super) fn roles(events: &str, since_ms: u64) -> Vec<String> {
+    let of_interest = |event: &Event| {
+        event.monotonic_ms >= since_ms
+            && ["started", "stopped", "role", "address", "peer"].contains(&event.kind.as_str())
+    };
+    events
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Event>(line).ok())
+        .filter(of_interest)
+        .map(|Event { monotonic_ms, message, cause, .. }| {
+            let cause = cause.map_or_else(String::new, |cause| format!(" ({cause})"));
+            format!("after {} ms: {message}{cause}", monotonic_ms - since_ms)
+        })
+        .collect()
+}
+
+/// An event of a daemon.
+#[derive(Deserialize)]
+struct Event {
+    monotonic_ms: u64,
+    kind: String,
+    message: String,
+    cause: Option<String>,
+}
+
 /// What must not be, whatever the machine's speed.
 pub(super) fn faults(rows: &[Row]) -> Vec<String> {
     let mut faults = Vec::new();
@@ -186,6 +219,19 @@ mod tests {
             Some("packets dropped or refused: 1 × no_flow, 4 × no_lease")
         );
         assert_eq!(not_forwarded(&after, &after), None);
+    }
+
+    #[test]
+    fn events_of_roles_are_told_from_the_beginning_on() {
+        let event = |ms: u64, kind, message| {
+            format!(
+                "{{\"number\":1,\"monotonic_ms\":{ms},\"kind\":\"{kind}\",\"message\":\"{message}\"}}\n"
+            )
+        };
+        let events = event(90, "role", "early")
+            + &event(120, "health", "down")
+            + &event(130, "role", "Active");
+        assert_eq!(roles(&events, 100), ["after 30 ms: Active"]);
     }
 
     #[test]
