@@ -28,6 +28,7 @@ use crate::{bpffs, build, shell};
 
 mod balancer;
 mod classic;
+mod disk;
 mod echo;
 mod etcd;
 mod guard;

@@ -209,9 +209,9 @@ pub(super) fn data(lab: &Lab, host: HostName) -> PathBuf {
 }
 
 /// Runs a statement as the superuser, without a password, and gives the bare rows.
-pub(super) fn query(lab: &Lab, host: HostName, statement: &str) -> Result<String> {
+pub(super) fn query(lab: &Lab, host: HostName, database: &str, statement: &str) -> Result<String> {
     let mut command = as_postgres(&lab.namespace(host), "psql");
-    command.args(["-XAtq", "-h"]).arg(lab.host_dir(host)).args(["-c", statement]);
+    command.args(["-XAtq", "-h"]).arg(lab.host_dir(host)).args(["-d", database, "-c", statement]);
     Ok(shell::output(&mut command)?.trim().to_owned())
 }
 
@@ -245,7 +245,7 @@ fn write_config(lab: &Lab, host: HostName) -> Result<()> {
     fs::write(folder.join("pg_hba.conf"), ACCESS).context("write pg_hba.conf")
 }
 
-fn give_to_postgres(folder: &Path) -> Result<()> {
+pub(super) fn give_to_postgres(folder: &Path) -> Result<()> {
     let user = User::from_name(USER).context("look up user postgres")?;
     let user = user.context("find user postgres: `cargo xtask setup` installs PostgreSQL")?;
     std::os::unix::fs::chown(folder, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
@@ -316,7 +316,7 @@ fn make_slot(lab: &Lab) -> Result<()> {
         "SELECT pg_create_physical_replication_slot('{slot}') WHERE NOT EXISTS \
          (SELECT FROM pg_replication_slots WHERE slot_name = '{slot}')"
     );
-    query(lab, PRIMARY, &statement).map(drop)
+    query(lab, PRIMARY, USER, &statement).map(drop)
 }
 
 fn clone_primary(lab: &Lab) -> Result<()> {
@@ -338,7 +338,12 @@ impl Lab {
     /// Runs a statement on a database server as its superuser; gives the rows, columns joined by
     /// `|`.
     pub fn query(&self, host: &str, statement: &str) -> Result<String> {
-        query(self, super::find(host)?, statement)
+        query(self, super::find(host)?, USER, statement)
+    }
+
+    /// The same in the database of the application.
+    pub fn query_app(&self, host: &str, statement: &str) -> Result<String> {
+        query(self, super::find(host)?, "app", statement)
     }
 
     /// `primary`, or the state of the standby's receiver (`streaming` when all is well), or
@@ -347,6 +352,7 @@ impl Lab {
         query(
             self,
             host,
+            USER,
             "SELECT CASE WHEN NOT pg_is_in_recovery() THEN 'primary' ELSE \
              coalesce((SELECT status FROM pg_stat_wal_receiver), 'waiting') END",
         )
