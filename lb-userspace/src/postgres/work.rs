@@ -16,6 +16,10 @@ use crate::clock;
 /// How long one statement of a change may take.
 const STATEMENT: Duration = Duration::from_secs(5);
 
+/// Tries to write a checkpoint, and the time between two.
+const CHECKPOINT_TRIES: u32 = 30;
+const CHECKPOINT_AGAIN: Duration = Duration::from_secs(1);
+
 /// How long a standby may take to let go of its source.
 const REVOKE: Duration = Duration::from_secs(4);
 
@@ -228,7 +232,18 @@ async fn try_promote(
     }
 }
 
-/// Writes a checkpoint.
+/// Writes a checkpoint. A server that is busy with its first clients may refuse another for a while.
 pub async fn checkpoint(link: &Link) -> Result<(), Failure> {
-    link.connect_for(Duration::from_mins(10)).await?.run("checkpoint").await
+    let mut tries = 0;
+    loop {
+        let done = match link.connect_for(Duration::from_mins(10)).await {
+            Ok(session) => session.run("checkpoint").await,
+            Err(failure) => Err(failure),
+        };
+        tries += 1;
+        if done.is_ok() || tries == CHECKPOINT_TRIES {
+            return done;
+        }
+        sleep(CHECKPOINT_AGAIN).await;
+    }
 }
