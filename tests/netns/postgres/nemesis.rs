@@ -126,7 +126,7 @@ fn come_back(site: &Site, server: &str) -> Result<()> {
     })
     .with_context(|| said.clone())?;
     // Its settings are those of the primary now. Should it become one, its commits must not wait for itself.
-    site.lab().query(server, "alter system reset synchronous_standby_names")?;
+    site.lab().query(server, "alter system set synchronous_standby_names = ''")?;
     site.lab().query(server, "select pg_reload_conf()").map(drop)
 }
 

@@ -14,10 +14,8 @@ const WATCH: Duration = Duration::from_secs(6);
 
 /// The configuration of both balancers.
 pub(super) fn config(key: &Key, promotion: &str) -> String {
-    let words = format!(
-        "user = \"ballast\"\npromotion = \"{promotion}\"\ninterval = \"100ms\"\ntimeout = \"400ms\""
-    );
-    let postgres = postgres_config().replace("user = \"ballast\"", &words);
+    let promotion = format!("promotion = \"{promotion}\"");
+    let postgres = automatic_config().replace("promotion = \"automatic\"", &promotion);
     peers::config(key) + &postgres + &etcd_config()
 }
 
@@ -38,18 +36,12 @@ fn unattended(name: &str, key: &Key, promotion: &str) -> Result<Site> {
     Ok(site)
 }
 
-/// Makes replication synchronous, and waits until nothing is in the way of a promotion.
+/// Waits until nothing is in the way of a promotion. Replication is synchronous in such a lab.
 pub(super) fn settle(site: &Site) -> Result<()> {
     both_see(site, "pg-01 to be the primary", |it| {
         it["writes_to"] == "pg-01" && server(it, "pg-02")["read_only"]["state"] == "serves"
     })?;
     peers::until_in_sync(site)?;
-    for host in ["pg-01", "pg-02"] {
-        // A standby that hears nothing asks its primary for a word after half of this.
-        site.lab().query(host, "alter system set wal_receiver_timeout = '2s'")?;
-        site.lab().query(host, "select pg_reload_conf()")?;
-    }
-    make_synchronous(site)?;
     both_see(site, "synchronous replication to be seen", |it| {
         it["servers"][0]["detail"]["standbys"][0]["sync_state"] == "sync"
     })?;

@@ -77,6 +77,16 @@ log_line_prefix = '%m [%p] '
 timezone = 'UTC'
 ";
 
+/// What a change without a person wants of a server: a standby asks after half of this time whether its primary
+/// lives, and what the first primary acknowledges its standby has.
+fn unattended(host: HostName) -> String {
+    let text = String::from("wal_receiver_timeout = 2s\n");
+    if host == PRIMARY {
+        return text + &format!("synchronous_standby_names = '\"{STANDBY}\"'\n");
+    }
+    text
+}
+
 const ACCESS: &str = "\
 # Written by `cargo xtask lab up`.
 local all         all                        peer
@@ -143,6 +153,13 @@ pub fn config() -> String {
         text.push_str(&["  address = \"", &address.to_string(), "\"\n"].concat());
     }
     text
+}
+
+/// The balancers' configuration where the primary may change without a person.
+pub fn automatic() -> String {
+    let words =
+        "user = \"ballast\"\npromotion = \"automatic\"\ninterval = \"100ms\"\ntimeout = \"400ms\"";
+    config().replace("user = \"ballast\"", words)
 }
 
 /// Brings up the servers: the primary, and then the standby, cloned from it the first time.
@@ -241,6 +258,7 @@ fn write_config(lab: &Lab, host: HostName) -> Result<()> {
         .replace("@IPV6@", &host.ipv6().to_string())
         .replace("@PORT@", &POSTGRES_PORT.to_string())
         .replace("@FOLDER@", &folder.display().to_string());
+    let text = if lab.options.etcd { text + &unattended(host) } else { text };
     fs::write(folder.join("postgresql.conf"), text).context("write postgresql.conf")?;
     fs::write(folder.join("pg_hba.conf"), ACCESS).context("write pg_hba.conf")
 }
