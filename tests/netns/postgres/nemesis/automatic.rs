@@ -21,6 +21,8 @@ struct Nemesis<'a> {
     random: fastrand::Rng,
     /// The last promotion.
     promoted: Option<Instant>,
+    /// Timelines that a person has begun.
+    by_hand: Vec<u64>,
 }
 
 /// Who must be the primary afterwards.
@@ -185,16 +187,18 @@ fn no_acknowledged_write_is_lost_while_nobody_looks() -> Result<()> {
         Client::session(site.host(HostName::App02)),
     ];
     let writers = Writers::start(&clients);
-    let outcome = Nemesis {
+    let mut nemesis = Nemesis {
         site: &site,
         writers: &writers,
         journal: &mut journal,
         random: fastrand::Rng::with_seed(seed),
         promoted: None,
-    }
-    .go_on();
+        by_hand: Vec::new(),
+    };
+    let outcome = nemesis.go_on();
+    let by_hand = nemesis.by_hand;
     conclude(site, &journal, writers, outcome, |site| {
-        let epoch = judge::judge_records(site)?;
+        let epoch = judge::judge_records(site, &by_hand)?;
         println!("the last epoch is {epoch}");
         Ok(())
     })

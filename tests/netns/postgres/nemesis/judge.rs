@@ -96,8 +96,8 @@ fn timelines(site: &Site) -> Result<Vec<u64>> {
 }
 
 /// The record went forward only, each epoch has had one candidate and one primary, and each promotion an epoch
-/// of its own. Gives the number of the last epoch.
-pub(super) fn judge_records(site: &Site) -> Result<u64> {
+/// of its own, but for timelines that a person has begun. Gives the number of the last epoch.
+pub(super) fn judge_records(site: &Site, by_hand: &[u64]) -> Result<u64> {
     let records = records(site)?;
     let mut candidates = BTreeMap::<u64, String>::new();
     let mut primaries = BTreeMap::<u64, (String, u32)>::new();
@@ -117,7 +117,11 @@ pub(super) fn judge_records(site: &Site) -> Result<u64> {
     let begun: Vec<_> = primaries.values().map(|(_, timeline)| *timeline).collect();
     ensure!(begun.is_sorted_by(|one, next| one < next), "timelines by epoch: {begun:?}");
     let last = records.last().context("find a record")?.epoch;
-    let promotions = timelines(site)?;
+    let mut promotions = timelines(site)?;
+    for timeline in by_hand {
+        let at = promotions.iter().position(|it| it == timeline);
+        promotions.remove(at.context("find a promotion by hand")?);
+    }
     ensure!(promotions.is_sorted_by(|one, next| one < next), "begun twice: {promotions:?}");
     ensure!(
         promotions.len() as u64 + 1 == last,

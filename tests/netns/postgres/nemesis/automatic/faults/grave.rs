@@ -13,6 +13,8 @@ pub(in super::super) enum Grave {
     KillPrimaryWithout(HostName),
     /// The same, while etcd has no majority, but this member: nobody is promoted until it has one.
     KillPrimaryUnheard(HostName),
+    /// Each process of the primary, while the standby is cut off: it is late.
+    KillPrimaryOfLate,
     /// Its cable is pulled.
     CutPrimary,
     /// Its processes stand still.
@@ -33,6 +35,7 @@ impl Grave {
             Self::KillPrimaryAnd(balancer),
             Self::KillPrimaryWithout(member),
             Self::KillPrimaryUnheard(member),
+            Self::KillPrimaryOfLate,
             Self::CutPrimary,
             Self::PausePrimary,
             Self::DeafPrimary,
@@ -48,6 +51,7 @@ impl Grave {
             Self::KillPrimaryAnd(_) => "primary killed with a balancer",
             Self::KillPrimaryWithout(_) => "primary killed, a member of etcd down",
             Self::KillPrimaryUnheard(_) => "primary killed, etcd back after 4 s",
+            Self::KillPrimaryOfLate => "primary killed, standby back after 1 s",
             Self::CutPrimary => "primary cut off",
             Self::PausePrimary => "primary paused",
             Self::DeafPrimary => "primary deaf",
@@ -86,6 +90,14 @@ impl Nemesis<'_> {
                 signal_all(site, primary, Signal::SIGKILL)?;
                 self.nobody_is_promoted(standby)?;
                 killed.iter().try_for_each(|host| self.member(*host).spawn())?;
+                self.until_replaced(standby, &BOTH)?;
+            }
+            Grave::KillPrimaryOfLate => {
+                lab.cut(standby)?;
+                self.sleep(300..2000);
+                signal_all(site, primary, Signal::SIGKILL)?;
+                self.sleep(900..1000);
+                lab.heal(standby)?;
                 self.until_replaced(standby, &BOTH)?;
             }
             Grave::CutPrimary => {

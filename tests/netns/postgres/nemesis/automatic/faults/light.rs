@@ -43,6 +43,8 @@ pub(in super::super) enum Light {
     KillMajority(HostName),
     /// A person wants another primary.
     Switchover,
+    /// A person promotes the standby behind the balancers' backs.
+    PromoteByHand,
 }
 
 impl Light {
@@ -68,6 +70,7 @@ impl Light {
             Self::PauseMember(member),
             Self::KillMajority(member),
             Self::Switchover,
+            Self::PromoteByHand,
         ];
         all[random.usize(..all.len())]
     }
@@ -93,6 +96,7 @@ impl Light {
             Self::PauseMember(_) => "member of etcd paused",
             Self::KillMajority(_) => "majority of etcd killed",
             Self::Switchover => "switchover",
+            Self::PromoteByHand => "standby promoted by hand",
         }
     }
 }
@@ -180,6 +184,19 @@ impl Nemesis<'_> {
                 self.sleep(200..3000);
                 self.writers.more(20)?;
                 self.member(member).signal(Signal::SIGCONT)?;
+            }
+            Light::PromoteByHand => {
+                lab.query(standby, "select pg_promote()")?;
+                let timeline = "select timeline_id from pg_control_checkpoint()";
+                // `pg_promote` does not wait for the checkpoint that says so.
+                lab.query(standby, "checkpoint")?;
+                self.by_hand.push(lab.query(standby, timeline)?.parse()?);
+                both_see(site, "the standby to be barred", |it| {
+                    ["read_write", "read_only"]
+                        .iter()
+                        .all(|service| server(it, standby)[*service]["state"] == "barred")
+                })?;
+                come_back(site, standby)?;
             }
             Light::KillMajority(member) => {
                 let killed = self.kill_majority(member)?;
