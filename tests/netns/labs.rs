@@ -106,7 +106,9 @@ fn the_database_of_a_lab_with_etcd_changes_its_primary_by_itself() -> Result<()>
         until("pg-01 to be barred", &|it| {
             server(it, "pg-01")["answers"] == true
                 && server(it, "pg-01")["read_write"]["state"] == "barred"
-        })
+        })?;
+        let mut rejoin = lab.ballast_command("lb-02", "pg");
+        shell::output(rejoin.args(["rejoin", "pg-01", "--yes"])).map(drop)
     })();
     let down = lab::down(&name);
     outcome?;

@@ -32,6 +32,7 @@ mod disk;
 mod echo;
 mod etcd;
 mod guard;
+mod hosts;
 mod machine;
 mod netns;
 mod network;
@@ -409,8 +410,8 @@ impl Lab {
         postgres::write_password(self)?;
         balancer::write_key(self)?;
         let database = || match (self.options.postgres, self.options.etcd) {
-            (true, true) => postgres::automatic() + &etcd::config(),
-            (true, false) => postgres::config(),
+            (true, true) => self.with_hosts(&postgres::automatic()) + &etcd::config(),
+            (true, false) => self.with_hosts(&postgres::config()),
             (false, _) => String::new(),
         };
         let config = self.options.config.clone();

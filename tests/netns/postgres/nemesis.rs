@@ -28,10 +28,7 @@ use super::{
     pair::{BOTH, both_see, database_of, pair},
     *,
 };
-use crate::{
-    peers::{self, Key},
-    rejoin,
-};
+use crate::peers::{self, Key};
 
 mod automatic;
 mod journal;

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::unistd::User;
 
 use super::{
-    HostName, Lab, netns, paths,
+    HostName, Lab, hosts, netns, paths,
     process::Program,
     topology::{FLOATING_V4, POSTGRES_PORT},
 };
@@ -46,6 +46,8 @@ CREATE SCHEMA ballast AUTHORIZATION ballast;
 CREATE TABLE ballast.mark (epoch bigint PRIMARY KEY, server text NOT NULL, node text NOT NULL, written timestamptz NOT NULL DEFAULT now());
 ALTER TABLE ballast.mark OWNER TO ballast;
 CREATE ROLE replication LOGIN REPLICATION PASSWORD 'replication';
+CREATE ROLE rewinder LOGIN PASSWORD 'rewinder';
+GRANT EXECUTE ON FUNCTION pg_ls_dir(text, boolean, boolean), pg_stat_file(text, boolean), pg_read_binary_file(text), pg_read_binary_file(text, bigint, bigint, boolean) TO rewinder;
 ";
 
 const CONFIG: &str = "\
@@ -170,6 +172,7 @@ pub(super) fn start(lab: &Lab) -> Result<()> {
 
 /// Brings up the primary.
 pub(super) fn start_primary(lab: &Lab) -> Result<()> {
+    hosts::prepare(lab)?;
     write_config(lab, PRIMARY)?;
     let fresh = !data(lab, PRIMARY).exists();
     if fresh {
@@ -263,10 +266,16 @@ fn write_config(lab: &Lab, host: HostName) -> Result<()> {
     fs::write(folder.join("pg_hba.conf"), ACCESS).context("write pg_hba.conf")
 }
 
-pub(super) fn give_to_postgres(folder: &Path) -> Result<()> {
+/// User and group that run the servers.
+pub(super) fn owner() -> Result<(u32, u32)> {
     let user = User::from_name(USER).context("look up user postgres")?;
     let user = user.context("find user postgres: `cargo xtask setup` installs PostgreSQL")?;
-    std::os::unix::fs::chown(folder, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
+    Ok((user.uid.as_raw(), user.gid.as_raw()))
+}
+
+pub(super) fn give_to_postgres(folder: &Path) -> Result<()> {
+    let (user, group) = owner()?;
+    std::os::unix::fs::chown(folder, Some(user), Some(group))
         .with_context(|| format!("give {} to postgres", folder.display()))
 }
 

@@ -145,8 +145,7 @@ fn site(key: &Key) -> Result<Site> {
         ..Options::default()
     };
     let site = Site::with("nemesis-auto", options)?;
-    let mut config = rejoin::with_hosts(&site, &config);
-    rejoin::prepare(&site)?;
+    let mut config = site.lab().with_hosts(&config);
     for server in ["pg-02", "pg-01"] {
         site.lab().kill(server)?;
     }

@@ -123,9 +123,8 @@ fn no_acknowledged_write_is_lost_whatever_happens() -> Result<()> {
     let mut journal = Journal::begin(seed);
     let key = Key::new("one key for both balancers\n")?;
     let site = pair("nemesis", &key)?;
-    rejoin::prepare(&site)?;
     let config = peers::config(&key) + &postgres_config();
-    site.write_config(&rejoin::with_hosts(&site, &config))?;
+    site.write_config(&site.lab().with_hosts(&config))?;
     for host in BOTH {
         peers::obeys(&site, host, "reload")?;
     }
