@@ -4,7 +4,7 @@
 //!
 //! What must hold: each write that was acknowledged is there at the end, once; one that was refused is not; and no
 //! write is acknowledged by a server of an earlier timeline after one of a later one was acknowledged, so that
-//! there are never two servers that clients can write to. Commits that came back with "canceling wait for
+//! there are never two servers that clients can write to; nor is a read answered by an old primary. Commits that came back with "canceling wait for
 //! synchronous replication" count as unknown. Where the primary changes without a person, the record that etcd has
 //! goes forward only, and each epoch has one promotion.
 //!
@@ -22,6 +22,7 @@ use xtask::{lab::Program, wait};
 
 use self::{
     journal::Journal,
+    readers::Reader,
     writers::{Client, Writers},
 };
 use super::{
@@ -34,6 +35,7 @@ mod automatic;
 mod journal;
 mod judge;
 mod manual;
+mod readers;
 mod writers;
 
 /// How long faults go on, if nobody says so.
@@ -174,10 +176,12 @@ fn conclude(
     site: Site,
     journal: &Journal,
     writers: Writers,
+    reader: Reader,
     outcome: Result<()>,
     judge: impl FnOnce(&Site) -> Result<()>,
 ) -> Result<()> {
     let outcome = writers.end().and_then(|history| {
+        let reads = reader.end()?;
         println!(
             "{} faults, {} writes acknowledged, {} refused ({} for want of space), {} unknown",
             journal.faults(),
@@ -186,9 +190,16 @@ fn conclude(
             history.disk_full,
             history.unknown
         );
+        println!(
+            "{} reads, {} of them answered by a primary, {} failed",
+            reads.answered,
+            reads.of_primaries.len(),
+            reads.failed
+        );
         journal.print_pauses();
         outcome?;
         judge::judge(&site, &history)?;
+        judge::judge_reads(&history, &reads)?;
         judge(&site)
     });
     if outcome.is_err() {

@@ -186,6 +186,7 @@ fn no_acknowledged_write_is_lost_while_nobody_looks() -> Result<()> {
         Client::session(site.host(HostName::App02)),
     ];
     let writers = Writers::start(&clients);
+    let reader = Reader::start(site.client());
     let mut nemesis = Nemesis {
         site: &site,
         writers: &writers,
@@ -196,7 +197,7 @@ fn no_acknowledged_write_is_lost_while_nobody_looks() -> Result<()> {
     };
     let outcome = nemesis.go_on();
     let by_hand = nemesis.by_hand;
-    conclude(site, &journal, writers, outcome, |site| {
+    conclude(site, &journal, writers, reader, outcome, |site| {
         let epoch = judge::judge_records(site, &by_hand)?;
         println!("the last epoch is {epoch}");
         Ok(())

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ballast::postgres::record::{Phase, Record};
 
-use super::{writers::History, *};
+use super::{readers::Reads, writers::History, *};
 
 /// Each acknowledged write is there, once, what was refused is not, and there were never two servers that
 /// took writes.
@@ -30,18 +30,52 @@ fn one_server_at_a_time(history: &History) -> Result<()> {
         let server = servers.entry(write.timeline).or_insert(&write.server);
         ensure!(*server == &write.server, "{write:?}, and {server} took writes on that timeline");
     }
-    let mut by_end = history.acknowledged.clone();
-    by_end.sort_by_key(|it| it.completed);
     let mut by_begin = history.acknowledged.clone();
     by_begin.sort_by_key(|it| it.invoked);
-    let (mut ended, mut newest) = (by_end.iter().peekable(), 0);
+    let mut newest = Newest::new(history);
     for write in &by_begin {
-        while let Some(before) = ended.next_if(|before| before.completed < write.invoked) {
-            newest = newest.max(before.timeline);
-        }
+        let newest = newest.before(write.invoked);
         ensure!(
             write.timeline >= newest,
             "{write:?} was acknowledged after a server of timeline {newest} had taken a write"
+        );
+    }
+    Ok(())
+}
+
+/// The newest timeline of which a write was acknowledged.
+struct Newest {
+    by_end: std::iter::Peekable<std::vec::IntoIter<(Instant, u64)>>,
+    timeline: u64,
+}
+
+impl Newest {
+    fn new(history: &History) -> Self {
+        let writes = history.acknowledged.iter();
+        let mut by_end: Vec<_> = writes.map(|it| (it.completed, it.timeline)).collect();
+        by_end.sort_unstable();
+        Self { by_end: by_end.into_iter().peekable(), timeline: 0 }
+    }
+
+    /// Before `at`, which only grows.
+    fn before(&mut self, at: Instant) -> u64 {
+        while let Some((_, timeline)) = self.by_end.next_if(|(completed, _)| *completed < at) {
+            self.timeline = self.timeline.max(timeline);
+        }
+        self.timeline
+    }
+}
+
+/// A primary that answers reads is not an old one.
+pub(super) fn judge_reads(history: &History, reads: &Reads) -> Result<()> {
+    let mut newest = Newest::new(history);
+    for read in &reads.of_primaries {
+        let newest = newest.before(read.invoked);
+        ensure!(
+            read.timeline >= newest,
+            "{} answered a read on timeline {}, after a server of timeline {newest} had taken a write",
+            read.server,
+            read.timeline
         );
     }
     Ok(())

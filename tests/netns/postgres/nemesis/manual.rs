@@ -133,7 +133,8 @@ fn no_acknowledged_write_is_lost_whatever_happens() -> Result<()> {
     on(site.client(), async || ask(5432, "create table acked (value bigint)").await)?;
     let clients = [(); 4].map(|()| Client::session(site.client()));
     let writers = Writers::start(&clients);
+    let reader = Reader::start(site.client());
     let mut random = fastrand::Rng::with_seed(seed);
     let outcome = writers.more(50).and_then(|()| go_on(&site, &writers, &mut journal, &mut random));
-    conclude(site, &journal, writers, outcome, |_| Ok(()))
+    conclude(site, &journal, writers, reader, outcome, |_| Ok(()))
 }
