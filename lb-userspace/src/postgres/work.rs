@@ -16,6 +16,14 @@ use crate::clock;
 /// How long one statement of a change may take.
 const STATEMENT: Duration = Duration::from_secs(5);
 
+/// Tries to write a checkpoint, and the time between two.
+const CHECKPOINT_TRIES: u32 = 30;
+const CHECKPOINT_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long it is tried to reach a server on which a change depends: a moment in which it, or this host, is busy
+/// must not end the change.
+const CONNECT: Duration = Duration::from_secs(2);
+
 /// How long a standby may take to let go of its source.
 const REVOKE: Duration = Duration::from_secs(4);
 
@@ -37,6 +45,19 @@ fn literal(text: &str) -> String {
     format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }
 
+/// Connects to a server that has answered a moment ago.
+async fn connect(link: &Link) -> Result<Session, Failure> {
+    let until = clock::monotonic() + CONNECT;
+    loop {
+        match link.connect_for(STATEMENT).await {
+            Err(failure) if failure.kind.is_down() && clock::monotonic() < until => {
+                sleep(LOOK * 10).await;
+            }
+            result => return result,
+        }
+    }
+}
+
 async fn reload(session: &Session) -> Result<(), Failure> {
     session.rows("select pg_reload_conf()").await.map(drop)
 }
@@ -51,7 +72,7 @@ async fn setting(session: &Session, name: &str) -> Result<String, Failure> {
 /// Takes a standby's way to its source, and waits until it has let go; then says how it stands. One
 /// that does not allow that is told as it is.
 pub async fn revoke(link: &Link) -> Result<Sample, Failure> {
-    let session = link.connect_for(STATEMENT).await?;
+    let session = connect(link).await?;
     if let Err(failure) = try_revoke(&session).await {
         // Its place in the log is worth knowing all the same.
         tracing::warn!(server = link.server, reason = failure.reason, "take a standby off");
@@ -181,7 +202,7 @@ async fn try_promote(
     sent: &mut bool,
 ) -> Result<Promotion, Failure> {
     let unfit = |reason: String| Failure { kind: FailureKind::Unfit, reason };
-    let session = link.connect_for(STATEMENT).await?;
+    let session = connect(link).await?;
     let before = sample(&session).await?;
     if before.system_id != from.system_id {
         return Err(unfit("it belongs to another cluster".into()));
@@ -228,7 +249,18 @@ async fn try_promote(
     }
 }
 
-/// Writes a checkpoint.
+/// Writes a checkpoint. A server that is busy with its first clients may refuse another for a while.
 pub async fn checkpoint(link: &Link) -> Result<(), Failure> {
-    link.connect_for(Duration::from_mins(10)).await?.run("checkpoint").await
+    let mut tries = 0;
+    loop {
+        let done = match link.connect_for(Duration::from_mins(10)).await {
+            Ok(session) => session.run("checkpoint").await,
+            Err(failure) => Err(failure),
+        };
+        tries += 1;
+        if done.is_ok() || tries == CHECKPOINT_TRIES {
+            return done;
+        }
+        sleep(CHECKPOINT_AGAIN).await;
+    }
 }

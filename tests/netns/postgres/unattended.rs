@@ -6,22 +6,25 @@ use super::{
 };
 use crate::peers::{self, Key};
 
-const ETCD: [HostName; 3] = [HostName::Lb01, HostName::Lb02, HostName::Witness];
+/// The hosts of its members.
+pub(super) const ETCD: [HostName; 3] = [HostName::Lb01, HostName::Lb02, HostName::Witness];
 
 /// How long nothing must happen where nothing may.
 const WATCH: Duration = Duration::from_secs(6);
 
+/// The configuration of both balancers.
+pub(super) fn config(key: &Key, promotion: &str) -> String {
+    let promotion = format!("promotion = \"{promotion}\"");
+    let postgres = automatic_config().replace("promotion = \"automatic\"", &promotion);
+    peers::config(key) + &postgres + &etcd_config()
+}
+
 /// A lab with two balancers, etcd and synchronous replication.
 fn unattended(name: &str, key: &Key, promotion: &str) -> Result<Site> {
-    let words = format!(
-        "user = \"ballast\"\npromotion = \"{promotion}\"\ninterval = \"100ms\"\ntimeout = \"400ms\""
-    );
-    let postgres = postgres_config().replace("user = \"ballast\"", &words);
-    let config = peers::config(key) + &postgres + &etcd_config();
     let site = Site::with(
         name,
         Options {
-            config: Some(config),
+            config: Some(config(key, promotion)),
             postgres: true,
             etcd: true,
             apps: 0,
@@ -29,24 +32,23 @@ fn unattended(name: &str, key: &Key, promotion: &str) -> Result<Site> {
             ..Options::default()
         },
     )?;
-    both_see(&site, "pg-01 to be the primary", |it| {
+    settle(&site)?;
+    Ok(site)
+}
+
+/// Waits until nothing is in the way of a promotion. Replication is synchronous in such a lab.
+pub(super) fn settle(site: &Site) -> Result<()> {
+    both_see(site, "pg-01 to be the primary", |it| {
         it["writes_to"] == "pg-01" && server(it, "pg-02")["read_only"]["state"] == "serves"
     })?;
-    peers::until_in_sync(&site)?;
-    for host in ["pg-01", "pg-02"] {
-        // A standby that hears nothing asks its primary for a word after half of this.
-        site.lab().query(host, "alter system set wal_receiver_timeout = '2s'")?;
-        site.lab().query(host, "select pg_reload_conf()")?;
-    }
-    make_synchronous(&site)?;
-    both_see(&site, "synchronous replication to be seen", |it| {
+    peers::until_in_sync(site)?;
+    both_see(site, "synchronous replication to be seen", |it| {
         it["servers"][0]["detail"]["standbys"][0]["sync_state"] == "sync"
     })?;
-    both_see(&site, "no packet to be held up", |it| {
+    both_see(site, "no packet to be held up", |it| {
         !it["warnings"].to_string().contains("no packet passes")
             && !it["warnings"].to_string().contains("etcd")
-    })?;
-    Ok(site)
+    })
 }
 
 /// Nobody is promoted for a while, and it is said why.
