@@ -23,6 +23,7 @@ use xtask::lab::{
 
 use crate::site::{Site, eventually};
 
+mod degrade;
 mod nemesis;
 mod pair;
 mod sessions;

@@ -12,9 +12,14 @@ const ETCD: [HostName; 3] = [HostName::Lb01, HostName::Lb02, HostName::Witness];
 const WATCH: Duration = Duration::from_secs(6);
 
 /// A lab with two balancers, etcd and synchronous replication.
-fn unattended(name: &str, key: &Key, promotion: &str) -> Result<Site> {
+pub(super) fn unattended(name: &str, key: &Key, promotion: &str) -> Result<Site> {
+    unattended_with(name, key, promotion, "")
+}
+
+/// The same, with more lines about the database.
+pub(super) fn unattended_with(name: &str, key: &Key, promotion: &str, more: &str) -> Result<Site> {
     let words = format!(
-        "user = \"ballast\"\npromotion = \"{promotion}\"\ninterval = \"100ms\"\ntimeout = \"400ms\""
+        "user = \"ballast\"\npromotion = \"{promotion}\"\ninterval = \"100ms\"\ntimeout = \"400ms\"{more}"
     );
     let postgres = postgres_config().replace("user = \"ballast\"", &words);
     let config = peers::config(key) + &postgres + &etcd_config();
@@ -50,7 +55,7 @@ fn unattended(name: &str, key: &Key, promotion: &str) -> Result<Site> {
 }
 
 /// Nobody is promoted for a while, and it is said why.
-fn nobody_is_promoted(site: &Site, why: &str) -> Result<()> {
+pub(super) fn nobody_is_promoted(site: &Site, why: &str) -> Result<()> {
     both_see(site, why, |it| it["refused"].to_string().contains(why))?;
     let begin = Instant::now();
     while begin.elapsed() < WATCH {
