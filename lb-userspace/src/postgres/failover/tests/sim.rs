@@ -724,15 +724,3 @@ fn no_unattended_life_has_two_primaries_or_hidden_losses() {
     assert!(all.switchovers > LIVES / 100, "{all:?}");
     assert!(all.degradations > LIVES / 20 && all.restorations > LIVES / 20, "{all:?}");
 }
-
-#[test]
-fn one_life() {
-    let Ok(seeds) = std::env::var("SEED") else { return };
-    let unattended = std::env::var("UNATTENDED").is_ok();
-    let (from, to) = seeds.split_once('-').unwrap_or((&seeds, &seeds));
-    for seed in from.parse::<u64>().unwrap()..=to.parse().unwrap() {
-        if std::panic::catch_unwind(|| live(seed, unattended)).is_err() {
-            println!("SEED {seed} FAILED");
-        }
-    }
-}

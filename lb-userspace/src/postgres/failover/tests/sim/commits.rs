@@ -171,8 +171,15 @@ impl Site {
         if !self.sync || rules.is_none_or(|rules| rules.available.is_none()) {
             return;
         }
-        self.calm(300);
-        self.check();
+        for _ in 0..15 {
+            let is_degraded =
+                |it: &Balancer| it.disk.as_ref().is_none_or(|it| !it.degraded.is_empty());
+            if !self.balancers.iter().any(is_degraded) {
+                break;
+            }
+            self.calm(20);
+            self.check();
+        }
         let Some(record) = self.balancers[0].disk.clone() else { return };
         let primary = server_at(&record.primary);
         // One whose history is another one cannot come back without a person.
