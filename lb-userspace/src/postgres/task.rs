@@ -235,8 +235,11 @@ impl Task {
                 biased;
                 Some(event) = ends.recv() => self.take(event).await,
                 Some(record) = stored.recv() => {
-                    let event = self.keep(*record).await;
-                    self.take(event).await;
+                    // The store was slow, and another balancer has told what came after: that is kept.
+                    if self.machine.record().is_none_or(|it| it.place() <= record.place()) {
+                        let event = self.keep(*record).await;
+                        self.take(event).await;
+                    }
                 }
                 ask = asks.recv() => match ask {
                     Some(Ask::Command(command, answer)) => {

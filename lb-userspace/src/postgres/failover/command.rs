@@ -83,6 +83,13 @@ impl Machine {
                     ));
                 }
                 let controller = self.settings.node.clone();
+                if old.controller != controller && old.absent.contains(&controller) && !force {
+                    return Err(format!(
+                        "{} was told that {controller} is off, and may have promoted a server since: look at \
+                         the servers, and force this",
+                        old.controller
+                    ));
+                }
                 Run { controller, cause: Cause::Operator, stuck: None, ..old.clone() }
             }
             None => self.draft(&record, Cause::Operator, now),

@@ -562,7 +562,7 @@ impl Site {
         let unsure = self.balancers[at].machine.as_ref().is_none_or(|it| !it.is_confirmed());
         let rash = match &command {
             _ if unsure => true,
-            Command::Promote { force, .. } => *force && stuck,
+            Command::Promote { force, .. } => *force && (stuck || self.is_behind(at)),
             // Nor does somebody who has looked let commits go on at a server that the other has replaced.
             Command::Degrade { .. } => self.is_behind(at),
             Command::Unfence { .. } => stuck,

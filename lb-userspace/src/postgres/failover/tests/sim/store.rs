@@ -170,6 +170,11 @@ impl Site {
             Reply::Event(event) => self.take(at, *event),
             Reply::Stored(record) => {
                 let revision = record.revision;
+                let kept = self.balancers[at].disk.as_ref();
+                if kept.is_some_and(|kept| kept.place() > record.place()) {
+                    // Another balancer has told what came after.
+                    return;
+                }
                 self.check_record(at, &record);
                 self.balancers[at].disk = Some(*record);
                 self.take(at, Event::Committed(revision));
