@@ -20,7 +20,10 @@ use super::{
         address::{Address, Endpoint, Prefix},
         expect::Expect,
         source::Source,
-        word::{AlertKind, Checksum, Forward, NextUpstream, Probe, Promoted, ReadFallback, Route},
+        word::{
+            AlertKind, Checksum, Durable, Forward, NextUpstream, Probe, Promoted, ReadFallback,
+            Route,
+        },
     },
 };
 use crate::alert::Severity;
@@ -211,6 +214,7 @@ section! {
         timeout: Duration;
         promotion: Promoted;
         max_loss: Bytes;
+        durability: Durable;
         max_lag: Bytes;
         max_retained: Bytes;
         replication_user: Text;
