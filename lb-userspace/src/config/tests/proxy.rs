@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    config::Proxy,
+    config::{Proxy, Upstream},
     proxy::decide::{Class, Classes, Rules},
 };
 
@@ -45,6 +45,8 @@ fn what_holds_without_a_word() {
         body_buffer: 1 << 20,
         access_log: None,
         certificates: Vec::new(),
+        accept_proxy: Vec::new(),
+        upstream: Upstream { max_streams: 100, ..Upstream::default() },
     };
     assert_eq!(loaded.config.services[0].proxy.as_deref(), Some(&usual));
     assert_eq!(proxy(""), usual);
