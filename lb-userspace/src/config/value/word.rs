@@ -214,3 +214,18 @@ word! {
         Off = "off",
     }
 }
+
+word! {
+    /// `scheme` of the proxy: what backends speak.
+    Scheme, 0 later { Http = "http", Https = "https", }
+}
+
+word! {
+    /// `http_version` of the proxy, towards backends.
+    HttpVersion, 0 later { One = "1.1", Two = "2", }
+}
+
+word! {
+    /// `send_proxy` of the proxy.
+    SendProxy, 0 later { Off = "off", V1 = "v1", V2 = "v2", }
+}
