@@ -67,7 +67,8 @@ impl Damper {
     }
 
     /// The priority to advertise now that `wanted` would be right. `notice` is how long the slowest
-    /// check of a backend takes; `at_once` if no other node has to see it first.
+    /// check of a backend takes; `at_once` if no other node has to see it first, or this one has no addresses that
+    /// could flap.
     pub fn follow(&mut self, wanted: u8, notice: Duration, at_once: bool, now: Duration) -> u8 {
         if wanted != self.wanted {
             self.doublings = if now >= self.since + FORGIVES_AFTER {
