@@ -81,10 +81,10 @@ impl Manager {
             // Closed in this process when another program begins, but not in that one.
             fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty())).context("hand a socket on")?;
             let number = socket.as_raw_fd();
-            let _ = write!(script, "exec {}<&{number} {number}<&-\n", 100 + place);
+            let _ = writeln!(script, "exec {}<&{number} {number}<&-", 100 + place);
         }
         for place in 0..kept.len() {
-            let _ = write!(script, "exec {}<&{} {}<&-\n", 3 + place, 100 + place, 100 + place);
+            let _ = writeln!(script, "exec {}<&{} {}<&-", 3 + place, 100 + place, 100 + place);
         }
         let names: Vec<_> = kept.iter().map(|(name, _)| name.as_str()).collect();
         let _ = write!(
