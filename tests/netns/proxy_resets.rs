@@ -128,11 +128,12 @@ impl Client {
 fn a_post_that_provably_nobody_has_seen_is_sent_again() -> Result<()> {
     let long = "x".repeat(100_000);
     for (manner, body, status) in [
-        (Manner::Forget, "second", "200"),
-        // Of several segments the first may have been read.
-        (Manner::Forget, long.as_str(), "502"),
+        (Manner::Forget, "second", &["200"][..]),
+        // Of several segments the first may have been read. But if the reset is faster than the second
+        // segment, there is only one.
+        (Manner::Forget, long.as_str(), &["200", "502"]),
         // It has been delivered, whether anybody has read it or not.
-        (Manner::Drop, "second", "502"),
+        (Manner::Drop, "second", &["502"]),
     ] {
         let address = APPS[0].sockets(PORT)[0];
         let service = Service::new("web", web())
@@ -150,7 +151,7 @@ fn a_post_that_provably_nobody_has_seen_is_sent_again() -> Result<()> {
         ensure!(client.post("first")? == "200");
         let told = client.post(body)?;
         let what = format!("{manner:?}, {} bytes", body.len());
-        ensure!(told == status, "{what}: {told}");
+        ensure!(status.contains(&told.as_str()), "{what}: {told}");
         let seen = seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let status = site.status()?;
         let proxy = &status.service("web")["proxy"];
