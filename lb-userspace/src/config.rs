@@ -41,7 +41,7 @@ mod value;
 
 pub use advice::{advice, tunnel_bytes};
 pub use alert::{Alert, Receiver};
-pub use postgres::{Access, Consensus, Postgres, Promotion, Server, ServerHost};
+pub use postgres::{Access, Consensus, Durability, Postgres, Promotion, Server, ServerHost};
 pub use upstream::{BackendTls, ProxyHeader, Upstream};
 
 /// A file that can be used.

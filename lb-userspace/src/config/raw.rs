@@ -21,7 +21,7 @@ use super::{
         expect::Expect,
         source::Source,
         word::{
-            AlertKind, Checksum, Forward, HttpVersion, NextUpstream, Probe, Promoted, ReadFallback,
+            AlertKind, Checksum, Durable, Forward, HttpVersion, NextUpstream, Probe, Promoted, ReadFallback,
             Route, Scheme, SendProxy,
         },
     },
@@ -232,6 +232,7 @@ section! {
         timeout: Duration;
         promotion: Promoted;
         max_loss: Bytes;
+        durability: Durable;
         max_lag: Bytes;
         max_retained: Bytes;
         replication_user: Text;

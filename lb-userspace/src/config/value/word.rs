@@ -8,7 +8,7 @@ use toml::{Spanned, de::DeValue};
 use crate::{
     alert::Severity,
     config::{
-        Encapsulation, OnDown, Promotion, Protocol,
+        Durability, Encapsulation, OnDown, Promotion, Protocol,
         read::{Read, distance, string},
         report::Findings,
         units,
@@ -146,6 +146,36 @@ impl Read for Promoted {
                 findings
                     .error(value.span(), format!("the time of `{key}` {error}"))
                     .help("write the time that a person has to say no, such as \"veto 30s\"");
+                None
+            }
+        }
+    }
+}
+
+impl Word for Durability {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("strict", Self::Strict), ("available", Self::Available(MISSING))];
+}
+
+/// How long synchronous standbys may be missing, if the file does not say it.
+const MISSING: Duration = Duration::from_secs(10);
+
+/// `durability` of a database: one of the words of [`Durability`], or `available` and a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::config) struct Durable(pub(in crate::config) Durability);
+
+impl Read for Durable {
+    fn read(value: &Spanned<DeValue<'_>>, key: &str, findings: &mut Findings) -> Option<Self> {
+        let text = value.get_ref().as_str();
+        let Some(time) = text.and_then(|text| text.strip_prefix("available ")) else {
+            return Durability::read(value, key, findings).map(Self);
+        };
+        match units::duration(time.trim()) {
+            Ok(time) => Some(Self(Durability::Available(time))),
+            Err(error) => {
+                findings
+                    .error(value.span(), format!("the time of `{key}` {error}"))
+                    .help("write how long standbys may be missing, such as \"available 10s\"");
                 None
             }
         }
