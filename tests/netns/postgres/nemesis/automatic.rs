@@ -184,6 +184,9 @@ fn no_acknowledged_write_is_lost_while_nobody_looks() -> Result<()> {
         Client::fresh(client),
         Client::session(site.host(HostName::App01)),
         Client::session(site.host(HostName::App02)),
+        // Whom the balancers do not protect, synchronous replication does.
+        Client::direct(site.host(HostName::App03), HostName::Pg01),
+        Client::direct(site.host(HostName::App03), HostName::Pg02),
     ];
     let writers = Writers::start(&clients);
     let reader = Reader::start(site.client());
