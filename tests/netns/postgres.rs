@@ -24,6 +24,7 @@ use xtask::lab::{
 
 use crate::site::{Site, eventually};
 
+mod degrade;
 mod nemesis;
 mod pair;
 mod sessions;

@@ -465,7 +465,8 @@ impl Lab {
         self.state_dir().join(host.as_str())
     }
 
-    fn pid_file(&self, host: HostName, program: &str) -> PathBuf {
+    /// File with the number of the process of a program.
+    pub fn pid_file(&self, host: HostName, program: &str) -> PathBuf {
         self.state_dir().join("pids").join(format!("{host}.{program}"))
     }
 

@@ -10,6 +10,7 @@ use super::{
     monitor::{Link, Session, conninfo, sample},
     record::{Branch, Mark},
     sample::{Failure, FailureKind, Role, Sample},
+    sync::SyncRule,
 };
 use crate::clock;
 
@@ -23,6 +24,10 @@ const CHECKPOINT_AGAIN: Duration = Duration::from_secs(1);
 /// How long it is tried to reach a server on which a change depends: a moment in which it, or this host, is busy
 /// must not end the change.
 const CONNECT: Duration = Duration::from_secs(2);
+
+/// How long one statement that changes what commits wait for may take. One that arrives late does so before
+/// the setting may change again.
+const SYNC_STATEMENT: Duration = Duration::from_secs(2);
 
 /// How long a standby may take to let go of its source.
 const REVOKE: Duration = Duration::from_secs(4);
@@ -246,6 +251,63 @@ async fn try_promote(
     match (timeline, switch) {
         (Some(timeline), Some(switch)) => Ok(Promotion { timeline, switch }),
         _ => Err(unfit("it does not say its timeline".into())),
+    }
+}
+
+/// Says whether the checkpointer waits for something to do, where it has taken new settings. Who decides
+/// whether commits wait reads what that process has taken.
+const TAKEN: &str = "select count(*) from pg_stat_activity where backend_type = 'checkpointer' \
+                     and wait_event in ('CheckpointerMain', 'CheckpointWriteDelay')";
+
+/// Sets `synchronous_standby_names`, and waits until it is in force. With `need`, so many of the standbys
+/// must be there, and are waited for until commits wait for them and they have all that was committed
+/// before: then it says where the log ended.
+pub async fn set_sync(link: &Link, names: &str, need: usize) -> Result<Lsn, Failure> {
+    let session = link.connect_for(SYNC_STATEMENT).await?;
+    let unfit = |reason: String| Failure { kind: FailureKind::Unfit, reason };
+    let rule = SyncRule::parse(names);
+    if let Some(rule) = rule.filter(|_| need > 0) {
+        let there = sample(&session).await?.there(&rule);
+        if there < need {
+            return Err(unfit(format!("{there} of {need} synchronous standbys are there")));
+        }
+    }
+    session
+        .run(&format!("alter system set synchronous_standby_names = {}", literal(names)))
+        .await?;
+    reload(&session).await?;
+    let until = clock::monotonic() + if need > 0 { CATCH_UP } else { REVOKE };
+    let mut end: Option<Lsn> = None;
+    loop {
+        if end.is_none()
+            && setting(&session, "synchronous_standby_names").await? == names
+            && (need == 0 || session.value(TAKEN).await?.as_deref() != Some("0"))
+        {
+            let at = session
+                .value(
+                    "select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() \
+                        else pg_current_wal_lsn() end",
+                )
+                .await?;
+            end = Some(at.and_then(|at| at.parse().ok()).unwrap_or_default());
+        }
+        if let Some(end) = end {
+            let have = format!(
+                "select count(*) from pg_stat_replication where state = 'streaming' \
+                 and sync_state in ('sync', 'quorum') and flush_lsn >= '{end}'"
+            );
+            let have = if need > 0 { session.value(&have).await? } else { None };
+            if have.and_then(|it| it.parse().ok()).unwrap_or(0) >= need {
+                return Ok(end);
+            }
+        }
+        if clock::monotonic() >= until {
+            return Err(unfit(match end {
+                None => "the new setting does not come into force".into(),
+                Some(end) => format!("too few standbys have the log up to {end}"),
+            }));
+        }
+        sleep(LOOK * 4).await;
     }
 }
 

@@ -57,6 +57,13 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
     headers.remove(UPGRADE).filter(|_| upgrade)
 }
 
+/// Whether the sender can read trailers, as gRPC asks for (RFC 9110, section 10.1.4).
+pub(super) fn wants_trailers(headers: &HeaderMap) -> bool {
+    headers.get(TE).is_some_and(|te| {
+        te.as_bytes().split(|byte| *byte == b',').any(|it| it.trim_ascii() == b"trailers")
+    })
+}
+
 /// Fields that a request is not understood without: naming them in `Connection` would take them away
 /// from the backend.
 fn is_kept(name: &HeaderName) -> bool {

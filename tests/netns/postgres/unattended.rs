@@ -20,11 +20,18 @@ pub(super) fn config(key: &Key, promotion: &str) -> String {
 }
 
 /// A lab with two balancers, etcd and synchronous replication.
-fn unattended(name: &str, key: &Key, promotion: &str) -> Result<Site> {
+pub(super) fn unattended(name: &str, key: &Key, promotion: &str) -> Result<Site> {
+    unattended_with(name, key, promotion, "")
+}
+
+/// The same, with more lines about the database.
+pub(super) fn unattended_with(name: &str, key: &Key, promotion: &str, more: &str) -> Result<Site> {
+    let line = format!("promotion = \"{promotion}\"");
+    let config = config(key, promotion).replacen(&line, &format!("{line}{more}"), 1);
     let site = Site::with(
         name,
         Options {
-            config: Some(config(key, promotion)),
+            config: Some(config),
             postgres: true,
             etcd: true,
             apps: 0,
@@ -52,7 +59,7 @@ pub(super) fn settle(site: &Site) -> Result<()> {
 }
 
 /// Nobody is promoted for a while, and it is said why.
-fn nobody_is_promoted(site: &Site, why: &str) -> Result<()> {
+pub(super) fn nobody_is_promoted(site: &Site, why: &str) -> Result<()> {
     both_see(site, why, |it| it["refused"].to_string().contains(why))?;
     let begin = Instant::now();
     while begin.elapsed() < WATCH {

@@ -41,7 +41,7 @@ CREATE ROLE app LOGIN PASSWORD 'app';
 CREATE DATABASE app OWNER app;
 CREATE ROLE ballast LOGIN PASSWORD 'ballast' IN ROLE pg_monitor, pg_checkpoint;
 GRANT EXECUTE ON FUNCTION pg_promote(boolean, integer), pg_reload_conf() TO ballast;
-GRANT ALTER SYSTEM ON PARAMETER primary_conninfo, primary_slot_name TO ballast;
+GRANT ALTER SYSTEM ON PARAMETER primary_conninfo, primary_slot_name, synchronous_standby_names TO ballast;
 CREATE SCHEMA ballast AUTHORIZATION ballast;
 CREATE TABLE ballast.mark (epoch bigint PRIMARY KEY, server text NOT NULL, node text NOT NULL, written timestamptz NOT NULL DEFAULT now());
 ALTER TABLE ballast.mark OWNER TO ballast;
