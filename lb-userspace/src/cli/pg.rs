@@ -72,7 +72,7 @@ pub(super) enum PgCommand {
     /// Let commits go on without the synchronous standbys that they wait for, until `restore`
     ///
     /// All balancers, or etcd, keep first that a promotion proves nothing from now on; then
-    /// synchronous_standby_names of the primary is emptied, and the commits that hang return. Should the
+    /// `synchronous_standby_names` of the primary is emptied, and the commits that hang return. Should the
     /// primary be lost before `restore`, what was acknowledged since may be lost with it.
     #[command(
         after_help = "Example:\n  ballast pg degrade     the only standby is down, and writes hang"
@@ -80,7 +80,7 @@ pub(super) enum PgCommand {
     Degrade(DegradeArgs),
     /// Let commits wait for the synchronous standbys again
     ///
-    /// synchronous_standby_names is as it was, and the standbys have all that was committed meanwhile, before
+    /// `synchronous_standby_names` is as it was, and the standbys have all that was committed meanwhile, before
     /// a promotion counts on it again.
     Restore {
         #[command(flatten)]

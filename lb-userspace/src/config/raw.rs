@@ -21,8 +21,8 @@ use super::{
         expect::Expect,
         source::Source,
         word::{
-            AlertKind, Checksum, Durable, Forward, HttpVersion, NextUpstream, Probe, Promoted, ReadFallback,
-            Route, Scheme, SendProxy,
+            AlertKind, Checksum, Durable, Forward, HttpVersion, NextUpstream, Probe, Promoted,
+            ReadFallback, Route, Scheme, SendProxy,
         },
     },
 };

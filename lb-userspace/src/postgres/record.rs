@@ -195,6 +195,7 @@ pub struct Record {
     pub sync_since: Lsn,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over so")]
 fn is_start(lsn: &Lsn) -> bool {
     *lsn == Lsn::default()
 }

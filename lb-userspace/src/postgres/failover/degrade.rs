@@ -104,12 +104,11 @@ impl Machine {
         {
             return;
         }
-        match record.degraded() {
-            Some(degraded) => self.keep_degraded(&record, degraded.clone(), now, out),
-            None => {
-                self.upkeep.lifted = None;
-                self.degrade_if_due(&record, now, out);
-            }
+        if let Some(degraded) = record.degraded() {
+            self.keep_degraded(&record, degraded.clone(), now, out);
+        } else {
+            self.upkeep.lifted = None;
+            self.degrade_if_due(&record, now, out);
         }
         if self.pending.is_none() && self.upkeep.ordered.is_none() {
             self.set_back_others(&record, now, out);

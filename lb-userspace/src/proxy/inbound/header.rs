@@ -96,6 +96,7 @@ mod tests {
         rest
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "a header states them, or nothing")]
     fn ends(client: &str, target: &str) -> Option<Ends> {
         Some(Ends { client: client.parse().unwrap(), target: target.parse().unwrap() })
     }
