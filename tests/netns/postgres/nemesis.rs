@@ -183,11 +183,11 @@ fn conclude(
     let outcome = writers.end().and_then(|history| {
         let reads = reader.end()?;
         println!(
-            "{} faults, {} writes acknowledged, {} refused ({} for want of space), {} unknown",
+            "{} faults; writes: {} acknowledged, {} refused for want of space, {} by standbys, {} unknown",
             journal.faults(),
             history.acknowledged.len(),
-            history.refused.len(),
             history.disk_full,
+            history.standby,
             history.unknown
         );
         println!(

@@ -23,6 +23,8 @@ struct Nemesis<'a> {
     promoted: Option<Instant>,
     /// Timelines that a person has begun.
     by_hand: Vec<u64>,
+    /// Commits go on without a standby that has been missing for a second.
+    available: bool,
 }
 
 /// Who must be the primary afterwards.
@@ -133,8 +135,12 @@ fn runs(site: &Site, server: &str) -> bool {
 }
 
 /// A lab with two balancers, three members of etcd, synchronous replication, and a disk for each server.
-fn site(key: &Key) -> Result<Site> {
-    let config = unattended::config(key, "automatic");
+fn site(key: &Key, available: bool) -> Result<Site> {
+    let mut config = unattended::config(key, "automatic");
+    if available {
+        let line = "promotion = \"automatic\"\n";
+        config = config.replacen(line, &format!("{line}durability = \"available 1s\"\n"), 1);
+    }
     let options = Options {
         config: Some(config.clone()),
         ballast: Some(xtask::build::ballast()?),
@@ -174,7 +180,10 @@ fn no_acknowledged_write_is_lost_while_nobody_looks() -> Result<()> {
     let seed = seed();
     let mut journal = Journal::begin(seed);
     let key = Key::new("one key for both balancers\n")?;
-    let site = site(&key)?;
+    let mut random = fastrand::Rng::with_seed(seed);
+    let available = random.bool();
+    journal.note(if available { "durability is \"available 1s\"" } else { "durability is strict" });
+    let site = site(&key, available)?;
     steady(&site)?;
     on(site.client(), async || ask(5432, "create table acked (value bigint)").await)?;
     let client = site.client();
@@ -184,6 +193,9 @@ fn no_acknowledged_write_is_lost_while_nobody_looks() -> Result<()> {
         Client::fresh(client),
         Client::session(site.host(HostName::App01)),
         Client::session(site.host(HostName::App02)),
+        // Whom the balancers do not protect, synchronous replication does.
+        Client::direct(site.host(HostName::App03), HostName::Pg01),
+        Client::direct(site.host(HostName::App03), HostName::Pg02),
     ];
     let writers = Writers::start(&clients);
     let reader = Reader::start(site.client());
@@ -191,9 +203,10 @@ fn no_acknowledged_write_is_lost_while_nobody_looks() -> Result<()> {
         site: &site,
         writers: &writers,
         journal: &mut journal,
-        random: fastrand::Rng::with_seed(seed),
+        random,
         promoted: None,
         by_hand: Vec::new(),
+        available,
     };
     let outcome = nemesis.go_on();
     let by_hand = nemesis.by_hand;

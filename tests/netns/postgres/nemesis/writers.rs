@@ -1,8 +1,12 @@
-//! Clients that append values through the floating address, and what they were told.
+//! Clients that append values through the floating address, or around it, and what they were told.
 
-use std::{future::poll_fn, sync::atomic::AtomicU64};
+use std::{
+    future::poll_fn,
+    sync::atomic::{AtomicU64, AtomicUsize},
+};
 
-use tokio_postgres::{AsyncMessage, NoTls, SimpleQueryMessage};
+use tokio_postgres::{AsyncMessage, NoTls, SimpleQueryMessage, error::SqlState};
+use xtask::lab::topology::FLOATING_V4;
 
 use super::*;
 
@@ -20,6 +24,8 @@ pub(super) struct Acknowledged {
     pub(super) timeline: u64,
     /// Its address.
     pub(super) server: String,
+    /// It was asked around the balancers.
+    pub(super) direct: bool,
     pub(super) invoked: Instant,
     pub(super) completed: Instant,
 }
@@ -27,10 +33,14 @@ pub(super) struct Acknowledged {
 #[derive(Default)]
 pub(super) struct History {
     pub(super) acknowledged: Vec<Acknowledged>,
+    /// How many of these the balancers have handed on.
+    handed_on: usize,
     /// Values that a server refused with an error: they are surely not there.
     pub(super) refused: Vec<u64>,
     /// How many of these because its disk was full.
     pub(super) disk_full: u64,
+    /// And because it was a standby, which was asked around the balancers.
+    pub(super) standby: u64,
     /// Writes of which nobody knows whether they are there.
     pub(super) unknown: u64,
 }
@@ -41,23 +51,39 @@ pub(super) struct Client {
     host: Host,
     /// It connects anew for each write.
     fresh: bool,
+    /// The server that it asks, around the balancers.
+    server: Option<HostName>,
 }
 
 impl Client {
     /// One with a long session.
     pub(super) fn session(host: &Host) -> Self {
-        Self { host: host.clone(), fresh: false }
+        Self { host: host.clone(), fresh: false, server: None }
     }
 
     /// One that connects anew for each write.
     pub(super) fn fresh(host: &Host) -> Self {
-        Self { host: host.clone(), fresh: true }
+        Self { fresh: true, ..Self::session(host) }
     }
+
+    /// One that asks a server around the balancers.
+    pub(super) fn direct(host: &Host, server: HostName) -> Self {
+        Self { server: Some(server), ..Self::fresh(host) }
+    }
+}
+
+/// Keeps those from writing that ask around the balancers.
+#[derive(Default)]
+struct Hold {
+    held: AtomicBool,
+    /// How many of them are at it.
+    busy: AtomicUsize,
 }
 
 pub(super) struct Writers {
     stop: Arc<AtomicBool>,
     history: Arc<Mutex<History>>,
+    hold: Arc<Hold>,
     threads: Vec<JoinHandle<Result<()>>>,
 }
 
@@ -65,22 +91,39 @@ impl Writers {
     pub(super) fn start(clients: &[Client]) -> Self {
         let (stop, history) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::default()));
         let next = Arc::new(AtomicU64::new(1));
+        let hold = Arc::new(Hold::default());
         let mut threads = Vec::new();
         for client in clients.iter().cloned() {
             let (history, next) = (Arc::clone(&history), Arc::clone(&next));
-            let stop = Arc::clone(&stop);
+            let (stop, hold) = (Arc::clone(&stop), Arc::clone(&hold));
             threads.push(std::thread::spawn(move || {
                 on(&client.host, async || {
                     while !stop.load(Ordering::Relaxed) {
-                        // What breaks is begun anew, with another value.
-                        let _ = append(&client, &stop, &history, &next).await;
+                        let direct = usize::from(client.server.is_some());
+                        hold.busy.fetch_add(direct, Ordering::SeqCst);
+                        if direct == 0 || !hold.held.load(Ordering::SeqCst) {
+                            // What breaks is begun anew, with another value.
+                            let _ = append(&client, &stop, &history, &next).await;
+                        }
+                        hold.busy.fetch_sub(direct, Ordering::SeqCst);
                         tokio::time::sleep(Duration::from_millis(20)).await;
                     }
                     Ok(())
                 })
             }));
         }
-        Self { stop, history, threads }
+        Self { stop, history, hold, threads }
+    }
+
+    /// Nobody writes around the balancers while `work` goes on.
+    pub(super) fn none_direct<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.hold.held.store(true, Ordering::SeqCst);
+        let result = wait::until(PATIENCE, "those who ask around the balancers to end", || {
+            Ok((self.hold.busy.load(Ordering::SeqCst) == 0).then_some(()))
+        })
+        .and_then(|()| work());
+        self.hold.held.store(false, Ordering::SeqCst);
+        result
     }
 
     pub(super) fn look<T>(&self, look: impl FnOnce(&History) -> T) -> T {
@@ -89,16 +132,17 @@ impl Writers {
 
     /// Waits until so many more have been acknowledged.
     pub(super) fn more(&self, count: usize) -> Result<()> {
-        let goal = self.look(|history| history.acknowledged.len()) + count;
+        let goal = self.look(|history| history.handed_on) + count;
         wait::until(PATIENCE, "more writes", || {
-            Ok(self.look(|history| history.acknowledged.len() >= goal).then_some(()))
+            Ok((self.look(|history| history.handed_on) >= goal).then_some(()))
         })
     }
 
     /// The longest time without an acknowledgement since then.
     pub(super) fn pause(&self, since: Instant) -> Duration {
         let mut times = self.look(|history| {
-            let times = history.acknowledged.iter().map(|it| it.completed);
+            let writes = history.acknowledged.iter().filter(|it| !it.direct);
+            let times = writes.map(|it| it.completed);
             times.filter(|at| *at >= since).collect::<Vec<_>>()
         });
         times.push(since);
@@ -124,7 +168,8 @@ async fn append(
     next: &AtomicU64,
 ) -> Result<()> {
     let mut config = tokio_postgres::Config::new();
-    config.host("192.0.2.100").port(5432).user("app").password("app").dbname("app");
+    let address = client.server.map_or(FLOATING_V4, HostName::ipv4).to_string();
+    config.host(&address).port(5432).user("app").password("app").dbname("app");
     let connect = config.connect(NoTls);
     let (session, mut connection) = tokio::time::timeout(TRY, connect).await??;
     let cancelled = Arc::new(AtomicBool::new(false));
@@ -163,7 +208,9 @@ async fn append(
                 }
                 break;
             };
-            let write = Acknowledged { value, timeline, server, invoked, completed };
+            let direct = client.server.is_some();
+            let write = Acknowledged { value, timeline, server, direct, invoked, completed };
+            history.handed_on += usize::from(!direct);
             history.acknowledged.push(write);
         }
         if client.fresh {
@@ -189,8 +236,8 @@ impl History {
         let error = error.as_db_error();
         if let Some(error) = error.filter(|error| error.severity() == "ERROR") {
             self.refused.push(value);
-            let full = *error.code() == tokio_postgres::error::SqlState::DISK_FULL;
-            self.disk_full += u64::from(full);
+            self.disk_full += u64::from(*error.code() == SqlState::DISK_FULL);
+            self.standby += u64::from(*error.code() == SqlState::READ_ONLY_SQL_TRANSACTION);
         } else {
             self.unknown += 1;
         }

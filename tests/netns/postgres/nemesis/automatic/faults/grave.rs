@@ -98,6 +98,12 @@ impl Nemesis<'_> {
                 signal_all(site, primary, Signal::SIGKILL)?;
                 self.sleep(900..1000);
                 lab.heal(standby)?;
+                if self.available && self.is_degraded(standby)? {
+                    // Nobody can tell what the standby lacks.
+                    self.nobody_is_promoted(standby)?;
+                    lab.start(primary)?;
+                    return Ok(Outcome::Same);
+                }
                 self.until_replaced(standby, &BOTH)?;
             }
             Grave::CutPrimary => {
@@ -119,5 +125,20 @@ impl Nemesis<'_> {
             Grave::FillLog => return self.fill_log(primary, standby),
         }
         Ok(Outcome::Other)
+    }
+
+    /// Whether commits had gone on without the standby, which is the primary otherwise.
+    fn is_degraded(&self, standby: &str) -> Result<bool> {
+        wait::until(PATIENCE, "a promotion, or why there is none", || {
+            let [one, two] = BOTH.map(|host| database_of(self.site, host));
+            let both = [one?, two?];
+            if both.iter().all(|it| it["phase"] == "serving" && it["writes_to"] == standby) {
+                return Ok(Some(false));
+            }
+            let degraded = both.iter().all(|it| {
+                !it["degraded"].is_null() && it["phase"] == "serving" && !it["refused"].is_null()
+            });
+            Ok(degraded.then_some(true))
+        })
     }
 }

@@ -186,17 +186,8 @@ impl Nemesis<'_> {
                 self.member(member).signal(Signal::SIGCONT)?;
             }
             Light::PromoteByHand => {
-                lab.query(standby, "select pg_promote()")?;
-                let timeline = "select timeline_id from pg_control_checkpoint()";
-                // `pg_promote` does not wait for the checkpoint that says so.
-                lab.query(standby, "checkpoint")?;
-                self.by_hand.push(lab.query(standby, timeline)?.parse()?);
-                both_see(site, "the standby to be barred", |it| {
-                    ["read_write", "read_only"]
-                        .iter()
-                        .all(|service| server(it, standby)[*service]["state"] == "barred")
-                })?;
-                come_back(site, standby)?;
+                let timeline = self.writers.none_direct(|| self.promote_by_hand(standby))?;
+                self.by_hand.push(timeline);
             }
             Light::KillMajority(member) => {
                 let killed = self.kill_majority(member)?;
@@ -206,6 +197,22 @@ impl Nemesis<'_> {
             }
         }
         Ok(Outcome::Same)
+    }
+
+    /// Promotes the standby of a primary that is well, and makes it a standby again. Gives the timeline that it
+    /// began.
+    fn promote_by_hand(&self, standby: &str) -> Result<u64> {
+        let lab = self.site.lab();
+        lab.query(standby, "select pg_promote()")?;
+        // Only a checkpoint says in `pg_control` which it is.
+        lab.query(standby, "checkpoint")?;
+        let timeline = lab.query(standby, "select timeline_id from pg_control_checkpoint()")?;
+        both_see(self.site, "the standby to be barred", |it| {
+            let services = ["read_write", "read_only"];
+            services.iter().all(|service| server(it, standby)[*service]["state"] == "barred")
+        })?;
+        come_back(self.site, standby)?;
+        timeline.parse().context("read the number of a timeline")
     }
 
     /// Pulls a cable for a while.
