@@ -56,7 +56,7 @@ async fn setting(session: &Session, name: &str) -> Result<String, Failure> {
 /// Takes a standby's way to its source, and waits until it has let go; then says how it stands. One
 /// that does not allow that is told as it is.
 pub async fn revoke(link: &Link) -> Result<Sample, Failure> {
-    let session = link.connect_for(STATEMENT).await?;
+    let session = link.connect_soon().await?;
     if let Err(failure) = try_revoke(&session).await {
         // Its place in the log is worth knowing all the same.
         tracing::warn!(server = link.server, reason = failure.reason, "take a standby off");
@@ -70,6 +70,8 @@ pub async fn revoke(link: &Link) -> Result<Sample, Failure> {
         // Twice, as the receiver may have been about to start.
         quiet = if found.revoked && !streams { quiet + 1 } else { 0 };
         if quiet >= 2 || clock::monotonic() >= until {
+            // It may be the one that is promoted.
+            link.give_back(session);
             return Ok(Sample { revoked: quiet >= 2, ..found });
         }
         sleep(LOOK).await;
@@ -186,7 +188,7 @@ async fn try_promote(
     sent: &mut bool,
 ) -> Result<Promotion, Failure> {
     let unfit = |reason: String| Failure { kind: FailureKind::Unfit, reason };
-    let session = link.connect_for(STATEMENT).await?;
+    let session = link.connect_soon().await?;
     let before = sample(&session).await?;
     if before.system_id != from.system_id {
         return Err(unfit("it belongs to another cluster".into()));
