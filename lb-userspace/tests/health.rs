@@ -242,7 +242,7 @@ async fn https_takes_any_certificate_and_sends_the_name() {
         let (listener, address) = listener().await;
         let server = tls_server(listener);
         let probe = get("/", host);
-        let observation = http::probe_tls(address, &probe, Deadline::after(PATIENCE)).await;
+        let observation = http::probe_tls(address, &probe, &Trust::default(), Deadline::after(PATIENCE)).await;
         assert_eq!(observation, pass("HTTP 200"));
         assert_eq!(server.await.unwrap().as_deref(), name);
     }
@@ -257,7 +257,7 @@ async fn https_to_a_server_without_tls() {
         // The prober hangs up.
         let _ = stream.read_to_end(&mut Vec::new()).await;
     });
-    match http::probe_tls(address, &get("/", None), Deadline::after(PATIENCE)).await {
+    match http::probe_tls(address, &get("/", None), &Trust::default(), Deadline::after(PATIENCE)).await {
         Observation::Fail(reason) => assert!(reason.starts_with("TLS: "), "{reason}"),
         Observation::Pass(reason) => panic!("passed: {reason}"),
     }
@@ -268,7 +268,7 @@ async fn https_to_a_server_without_tls() {
 async fn https_without_a_handshake() {
     let (_listener, address) = listener().await;
     assert_eq!(
-        http::probe_tls(address, &get("/", None), Deadline::after(SHORT)).await,
+        http::probe_tls(address, &get("/", None), &Trust::default(), Deadline::after(SHORT)).await,
         fail("TLS: no handshake within 200 ms")
     );
 }
