@@ -292,7 +292,11 @@ pub async fn set_sync(link: &Link, names: &str, need: usize) -> Result<Lsn, Fail
     }
 }
 
-/// Writes a checkpoint.
+/// The clients that come back to a new primary are not to wait for the disk while it writes its checkpoint.
+const REST: Duration = Duration::from_secs(2);
+
+/// Writes a checkpoint, when those have come back who wait for the server.
 pub async fn checkpoint(link: &Link) -> Result<(), Failure> {
+    sleep(REST).await;
     link.connect_for(Duration::from_mins(10)).await?.run("checkpoint").await
 }
