@@ -10,7 +10,7 @@ use std::{
 
 use ballast::{
     config::{self, HttpProbe, Upstream},
-    health::{self, Deadline, Health, Observation, Report, Target, command, http, tcp},
+    health::{self, Deadline, Health, Observation, Report, Target, command, http::{self, Trust}, tcp},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

@@ -373,6 +373,8 @@ pub struct Machine {
     silent: BTreeSet<String>,
     /// What was said last about a primary that does not answer.
     said: Option<String>,
+    /// Another balancer has replaced this server: its connections through this one must end.
+    replaced: Option<String>,
     /// What commits wait for, and whether that changes.
     upkeep: degrade::Upkeep,
 }
@@ -416,6 +418,7 @@ impl Machine {
             doubted: None,
             silent: BTreeSet::new(),
             said: None,
+            replaced: None,
             upkeep: degrade::Upkeep::default(),
         }
     }

@@ -313,8 +313,13 @@ pub async fn set_sync(link: &Link, names: &str, need: usize) -> Result<Lsn, Fail
     }
 }
 
-/// Writes a checkpoint. A server that is busy with its first clients may refuse another for a while.
+/// The clients that come back to a new primary are not to wait for the disk while it writes its checkpoint.
+const REST: Duration = Duration::from_secs(2);
+
+/// Writes a checkpoint, when those have come back who wait for the server. One that is busy with its first clients
+/// may refuse another for a while.
 pub async fn checkpoint(link: &Link) -> Result<(), Failure> {
+    sleep(REST).await;
     let mut tries = 0;
     loop {
         let done = match link.connect_for(Duration::from_mins(10)).await {

@@ -133,12 +133,15 @@ fn a_primary_that_is_cut_off_is_replaced_without_a_person() -> Result<()> {
     }
     let writer = Writer::start(&site)?;
     writer.more(50)?;
-    let cut = monotonic_ms()?;
+    let (cut, begin) = (monotonic_ms()?, Instant::now());
     site.lab().cut("pg-01")?;
     routes_alike(&site, "pg-02", 2)?;
     writer.more(50)?;
     let acknowledged = writer.end()?;
     println!("cut off: nothing was written for {:?}", gap(&acknowledged));
+    let paused = acknowledged.windows(2).max_by_key(|pair| pair[1].1 - pair[0].1);
+    let paused = paused.context("find the pause")?;
+    println!("from {:?} to {:?} after the cut", paused[0].1 - begin, paused[1].1 - begin);
     print_since(&site, cut)?;
     let lost = missing(&site, &acknowledged)?;
     ensure!(lost.is_empty(), "{lost:?}");

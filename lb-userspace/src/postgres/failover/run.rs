@@ -142,6 +142,13 @@ impl Machine {
             self.stop(&why, now, out);
             return;
         }
+        if self.is_gated()
+            && record.phase == Phase::Serving
+            && let Some(from) = self.replaced.take()
+        {
+            // Its clients are told where they may come back.
+            out.push(Action::CutOff(from));
+        }
         let sure = !matches!(self.work, Work::Fence { .. }) || self.is_sure(&record, now);
         let closes = self.is_unattended() && self.is_stored();
         match &mut self.work {
