@@ -61,6 +61,14 @@ pub const fn steered_bit(vip_bit: u32, port: u16, protocol: u8) -> u32 {
     (word.wrapping_mul(GOLDEN) >> (64 - crate::limits::STEERED_BYTES.trailing_zeros())) as u32
 }
 
+/// Place of a MAC address in `MACS`, where those that no interface of this node has are 1: its last two bytes,
+/// read as a native word. Zeros know no address, and take every frame for this node's.
+#[must_use]
+#[inline(always)]
+pub const fn mac_place(last: [u8; 2]) -> u32 {
+    u16::from_ne_bytes(last) as u32
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;

@@ -39,6 +39,10 @@ pub const VIP_BYTES: usize = 1 << 16;
 /// as in `VIPS`, for the same reason.
 pub const STEERED_BYTES: usize = 1 << 16;
 
+/// Bytes in `MACS`, the filter that tells in one load that a frame is for another host. As many as the last
+/// two bytes of a MAC address can be.
+pub const MAC_BYTES: usize = 1 << 16;
+
 /// Most prefixes in `SOURCES`: the lists of all services, floating addresses, and while a reload is
 /// under way, the old lists beside the new. The kernel takes memory for those that are there.
 pub const MAX_SOURCES: u32 = 1 << 20;

@@ -38,6 +38,9 @@ pub const BACKEND_SIGNALS: &str = "BACKEND_SIGNALS";
 /// Filter of services that are steered: a byte for each hash of address, port and protocol. It is data
 /// of the program as well.
 pub const STEERED: &str = "STEERED";
+/// Filter of frames for other hosts: a byte for each two that a MAC address can end with. It is data of the
+/// program too.
+pub const MACS: &str = "MACS";
 /// Who may begin connections: an LPM trie of `Source` behind a prefix length.
 pub const SOURCES: &str = "SOURCES";
 /// Token buckets: `RateKey` to `Bucket`.
@@ -68,9 +71,10 @@ pub const NEWS: &str = "NEWS";
 pub const META: &str = "META";
 
 /// Every map that is pinned, in no particular order.
-pub const PINNED: [&str; 23] = [
+pub const PINNED: [&str; 24] = [
     VIPS,
     STEERED,
+    MACS,
     SERVICES,
     BACKENDS,
     MAGLEV,
@@ -108,6 +112,7 @@ pub fn in_object(name: &str) -> &str {
     match name {
         VIPS => ".bss.VIPS",
         STEERED => ".bss.STEERED",
+        MACS => ".bss.MACS",
         name => name,
     }
 }

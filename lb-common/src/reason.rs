@@ -73,7 +73,8 @@ reasons! {
     Proxied, "proxied", Pass;
     /// A SYN for the proxy, whose listener has no room to remember it: answered with a SYN cookie (RFC 4987).
     SynCookie, "syn_cookie", Cookie;
-    /// To a floating address, in a frame for another host: a switch floods, or this is a port of a bridge.
+    /// In a frame for another host: a switch floods, or the interface is a port of a bridge. Of packets that the
+    /// hot path knows, those that it would send to a client are not asked.
     OtherHost, "other_host", Pass;
     /// Its time to live ends here.
     TtlExpired, "ttl_expired", Drop;

@@ -7,8 +7,8 @@
 //!
 //! A lease also says until when the node that had the address before may still tell of connections. Packets
 //! of unknown ones end in silence until then: a reset, from here or from the node's own stack, would break a
-//! connection that is going to be known. They do so too where the lease is over: XDP does not look at the
-//! destination's MAC address, and on a switch that floods, another node's packets come here as well.
+//! connection that is going to be known. They do so too where the lease is over: who has
+//! not heard of the move yet still sends here.
 
 use lb_common::service::mapped;
 

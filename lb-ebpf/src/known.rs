@@ -203,14 +203,33 @@ fn relay<F: Family, T: Tables + Flows<F>, E: Exit, const FORTH: bool>(
     carried: u8,
     entry: &mut F::Entry,
 ) -> Option<E::Out> {
-    let Headers { ethernet, ip, ports, ack, check } = headers;
     let backend = tables.backend_at(tables.afresh(entry).backend_at())?;
     let needed = if FORTH { FORWARD | RESOLVED } else { FORWARD };
-    // Whether a lease is over, the general way asks.
     let asked = if FORTH { needed | LEASED } else { needed };
-    if backend.flags & asked != needed {
-        return None;
+    let flags = backend.flags & asked;
+    if flags == needed {
+        return hand_on::<F, T, E, FORTH>(packet, tables, exit, headers, carried, entry, backend);
     }
+    // A copy of what follows: the call that asks for the lease would cost the other one registers. One that
+    // is over, the general way finds.
+    if flags == needed | LEASED && !tables.is_lease_over(entry.backend()) {
+        return hand_on::<F, T, E, FORTH>(packet, tables, exit, headers, carried, entry, backend);
+    }
+    None
+}
+
+/// [`relay`] to or from a backend that packets may go to.
+#[inline(always)]
+fn hand_on<F: Family, T: Tables + Flows<F>, E: Exit, const FORTH: bool>(
+    packet: &Packet,
+    tables: &T,
+    exit: &E,
+    headers: Headers<'_, F>,
+    carried: u8,
+    entry: &mut F::Entry,
+    backend: &Backend,
+) -> Option<E::Out> {
+    let Headers { ethernet, ip, ports, ack, check } = headers;
     let ingress = exit.ingress(packet);
     if FORTH && !is_by_link_of::<F>(ingress, ethernet, entry) {
         return None;

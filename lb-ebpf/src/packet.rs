@@ -1,5 +1,6 @@
 //! The `[start, end)` cursor: the only pointer arithmetic of the data path.
 
+use lb_common::hash;
 use network_types::{
     icmp::Icmpv4Hdr,
     ip::{Ipv4Hdr, Ipv6Hdr},
@@ -27,6 +28,16 @@ pub struct EthernetHdr {
 }
 
 impl EthernetHdr {
+    /// Whether it is for one host, whose MAC address is of this node's, or not: by the filter `is_foreign` of
+    /// places in `MACS`.
+    #[inline(always)]
+    pub fn is_foreign(&self, is_foreign: impl FnOnce(u32) -> bool) -> bool {
+        /// The lowest bit of the first byte: for a group (IEEE 802).
+        const GROUP: u8 = 1;
+        let [first, _, _, _, last @ ..] = self.dst;
+        is_foreign(hash::mac_place(last)) && first & GROUP == 0
+    }
+
     /// Both MAC addresses.
     #[inline(always)]
     pub fn macs(&self) -> &[u8; 12] {

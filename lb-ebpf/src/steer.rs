@@ -60,6 +60,10 @@ pub fn forward<F: Family, T: Tables, E: Exit>(
     frame: &mut Frame<F::Hdr, TcpHdr>,
 ) -> Option<E::Out> {
     let Frame { ethernet, ip, l4 } = frame;
+    // Nothing else would tell: no entry says by which link these packets come.
+    if ethernet.is_foreign(|place| tables.is_foreign(place)) {
+        return None;
+    }
     let (src, dst) = F::addresses(ip);
     let tuple = Tuple { src, dst, ports: Ports(load32(&l4.ports)) };
     // Two copies, in each of which the protocol is a constant.
@@ -119,12 +123,17 @@ const PLAIN_TUNNEL: u16 = LINK | TUNNEL;
 
 /// Handles a packet for a steered service, or an ICMP error about one that it sent. `None`: it is none.
 ///
+/// It is the first to look closer at a packet, so it finds those for other hosts.
+///
 /// Fragments are none, as for other services: only the first would show its ports.
 #[inline(always)]
 pub fn steer<F: Family, T: Tables + Flows<F>>(
     packet: Packet,
     tables: &T,
 ) -> Option<Result<Action, Reason>> {
+    if packet.header::<EthernetHdr>(0).ok()?.is_foreign(|place| tables.is_foreign(place)) {
+        return Some(Err(Reason::OtherHost));
+    }
     let l3 = Link::parse(&packet).ok()?.l3;
     let datagram = F::datagram(&packet, l3).ok()?;
     if tables.vip(datagram.dst.vip_bit()) & VIP_STEERED == 0 || datagram.fragment {

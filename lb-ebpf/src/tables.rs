@@ -39,6 +39,8 @@ pub trait Tables {
     fn vip(&self, place: u32) -> u8;
     /// Whether a place of `STEERED` is taken.
     fn is_steered(&self, place: u32) -> bool;
+    /// Whether no interface of this node has a MAC address of that place in `MACS`.
+    fn is_foreign(&self, place: u32) -> bool;
     /// An entry of `SERVICES`.
     fn service(&self, key: &ServiceKey) -> Option<Service>;
     /// Whether a socket of this node takes new connections to the service.

@@ -6,6 +6,7 @@
 //! - `netlink` opens sockets and asks; it turns the kernel's messages into ours.
 //! - `table` is what is known of links, neighbours and routes, and the next hops that follow; pure.
 //! - `follow` is the task that keeps the table true.
+//! - `macs` is the task that keeps this node's MAC addresses known.
 //! - `inject` sends whole frames, and `rst` makes those of resets.
 //!
 //! Sockets belong to the network namespace of the thread that opens them.
@@ -21,6 +22,7 @@ use tokio::{sync::watch, task::JoinHandle};
 
 mod follow;
 pub mod inject;
+mod macs;
 pub(crate) mod netlink;
 pub mod rst;
 mod table;
@@ -60,6 +62,18 @@ pub fn watch_next_hops(
     let sockets = follow::Sockets::open().context("open netlink sockets")?;
     let (sender, receiver) = watch::channel(NextHops::new());
     Ok((receiver, tokio::spawn(follow::run(sockets, wanted, sender))))
+}
+
+/// The MAC addresses of this node's Ethernet interfaces: those on which packets are forwarded, and those upon
+/// them (VLANs, bonds, bridges, macvlans).
+pub type Macs = BTreeSet<[u8; 6]>;
+
+/// Starts the task that keeps them known. The receiver is told only of changes; it starts empty. The task ends
+/// when all receivers are gone. Call it within a tokio runtime.
+pub fn watch_macs() -> anyhow::Result<(watch::Receiver<Macs>, JoinHandle<()>)> {
+    let sockets = macs::Sockets::open().context("open netlink sockets")?;
+    let (sender, receiver) = watch::channel(Macs::new());
+    Ok((receiver, tokio::spawn(macs::run(sockets, sender))))
 }
 
 /// An Ethernet interface.

@@ -47,6 +47,7 @@ mod listener;
 mod multiplex;
 pub(crate) mod outbound;
 mod pool;
+mod proof;
 mod queue;
 mod refuse;
 pub(crate) mod secure;
@@ -63,6 +64,7 @@ mod tunnel;
 mod worker;
 
 pub use backend::Backend;
+pub use proof::{Reset, Resets};
 use service::Service;
 pub use stats::{BackendStatus, Status};
 use store::Store;
@@ -91,11 +93,18 @@ struct Inner {
     services: BTreeMap<String, Arc<Service>>,
     /// Copies of the sockets of each service, and whether the service manager keeps them.
     sockets: BTreeMap<String, (Vec<TcpListener>, bool)>,
+    /// What notes the resets of connections to backends, where the kernel lets it.
+    resets: Option<Arc<dyn Resets>>,
     /// What an earlier daemon has left, until it is known what of it is needed.
     store: Option<Store>,
 }
 
 impl Proxy {
+    /// Has resets noted by this. To be said before the first service begins.
+    pub fn note_resets(&self, resets: Arc<dyn Resets>) {
+        self.lock().resets = Some(resets);
+    }
+
     /// Listens for the services that have a proxy, and no more for those that have none; those that
     /// stay learn their configuration, and read the files that it names anew. Answers how it went, by
     /// service.
@@ -198,7 +207,7 @@ impl Inner {
             self.workers = (0..count).map(Worker::start).collect::<io::Result<_>>()?;
         }
         let listen = state.config.listen;
-        let service = Service::new(state, proxy)?;
+        let service = Service::new(state, proxy, self.resets.clone())?;
         let mut sockets = self.store.get_or_insert_with(Store::open).take(listen);
         let is_kept = !sockets.is_empty();
         let mut new = Vec::new();

@@ -17,7 +17,7 @@ use lb_common::{
     backend::Backend,
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
-    limits::{STEERED_BYTES, VIP_BYTES},
+    limits::{MAC_BYTES, STEERED_BYTES, VIP_BYTES},
     names,
     news::Node,
     reason::Reason,
@@ -161,6 +161,8 @@ impl Kernel {
         steered.set(0, <&[u8; STEERED_BYTES]>::try_from(steered_filter.as_slice())?, 0)?;
         let mut vips: Array<_, [u8; VIP_BYTES]> = self.array(names::VIPS)?;
         vips.set(0, <&[u8; VIP_BYTES]>::try_from(filter.as_slice())?, 0)?;
+        let mut macs: Array<_, [u8; MAC_BYTES]> = self.array(names::MACS)?;
+        macs.set(0, <&[u8; MAC_BYTES]>::try_from(setup.mac_filter().as_slice())?, 0)?;
         let mut backends: Array<_, Backend> = self.array(names::BACKENDS)?;
         for (id, _) in &old.backends {
             backends.set(*id, Backend::ZERO, 0)?;

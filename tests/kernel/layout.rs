@@ -9,8 +9,8 @@ use lb_common::{
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
     lease::{Lease, LeaseKey},
     limits::{
-        DEFAULT_BACKENDS, DEFAULT_SERVICES, DEFAULT_SLOTS, MAX_LEASES, MAX_RATES, MAX_SOURCES,
-        STEERED_BYTES, VIP_BYTES,
+        DEFAULT_BACKENDS, DEFAULT_SERVICES, DEFAULT_SLOTS, MAC_BYTES, MAX_LEASES, MAX_RATES,
+        MAX_SOURCES, STEERED_BYTES, VIP_BYTES,
     },
     names,
     news::{NEWS_BYTES, Node},
@@ -50,6 +50,7 @@ fn maps() -> Vec<Expected> {
     vec![
         expected::<u32, [u8; VIP_BYTES]>(names::VIPS, Array, 1),
         expected::<u32, [u8; STEERED_BYTES]>(names::STEERED, Array, 1),
+        expected::<u32, [u8; MAC_BYTES]>(names::MACS, Array, 1),
         expected::<ServiceKey, Service>(names::SERVICES, Hash, DEFAULT_SERVICES),
         expected::<u32, Backend>(names::BACKENDS, Array, DEFAULT_BACKENDS),
         expected::<u32, Slot>(names::MAGLEV, Array, DEFAULT_SLOTS),

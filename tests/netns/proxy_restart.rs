@@ -1,6 +1,7 @@
 //! A daemon is restarted under clients that nobody but the proxy can serve: none is refused.
 
 use std::{
+    fmt::Write as _,
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
@@ -80,13 +81,14 @@ impl Manager {
             // Closed in this process when another program begins, but not in that one.
             fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty())).context("hand a socket on")?;
             let number = socket.as_raw_fd();
-            script += &format!("exec {}<&{number} {number}<&-\n", 100 + place);
+            let _ = writeln!(script, "exec {}<&{number} {number}<&-", 100 + place);
         }
         for place in 0..kept.len() {
-            script += &format!("exec {}<&{} {}<&-\n", 3 + place, 100 + place, 100 + place);
+            let _ = writeln!(script, "exec {}<&{} {}<&-", 3 + place, 100 + place, 100 + place);
         }
         let names: Vec<_> = kept.iter().map(|(name, _)| name.as_str()).collect();
-        script += &format!(
+        let _ = write!(
+            script,
             "export LISTEN_PID=$$ LISTEN_FDS={} LISTEN_FDNAMES='{}'\nexec \"$@\"\n",
             kept.len(),
             names.join(":")

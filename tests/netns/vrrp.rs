@@ -25,6 +25,7 @@ use crate::{
     site::{eventually, number},
 };
 
+mod floods;
 mod gap;
 mod hostile;
 mod keepalived;

@@ -9,7 +9,7 @@ use std::{
 use lb_common::{
     backend::{self, Backend},
     hash,
-    limits::{STEERED_BYTES, VIP_BYTES},
+    limits::{MAC_BYTES, STEERED_BYTES, VIP_BYTES},
     service::{Balance, FILTERED, STEERED, Service, ServiceKey, Slot, mapped},
     source::{self, ALLOW, DENY, FLOATING, LIST_BITS, SOURCE_BITS, Source},
 };
@@ -209,6 +209,8 @@ pub struct Setup {
     pub slots: Vec<Slot>,
     /// `SOURCES`, by length of the prefix in bits, list and address.
     pub sources: Vec<((u32, Source), u32)>,
+    /// MAC addresses of the node's interfaces; none if they are not known.
+    pub macs: Vec<[u8; 6]>,
 }
 
 impl Setup {
@@ -348,6 +350,23 @@ impl Setup {
             }
         }
         (vips, steered)
+    }
+
+    /// On a node whose interfaces have these MAC addresses.
+    #[must_use]
+    pub fn with_macs(mut self, macs: &[[u8; 6]]) -> Self {
+        self.macs = macs.to_vec();
+        self
+    }
+
+    /// `MACS`, all of its bytes: zeros if the node's addresses are not known.
+    #[must_use]
+    pub fn mac_filter(&self) -> Vec<u8> {
+        let mut bytes = vec![u8::from(!self.macs.is_empty()); MAC_BYTES];
+        for [.., e, f] in &self.macs {
+            bytes[hash::mac_place([*e, *f]) as usize] = 0;
+        }
+        bytes
     }
 
     /// With a backend changed.

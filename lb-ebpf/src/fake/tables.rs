@@ -47,6 +47,7 @@ pub struct FakeTables {
     random: Cell<u32>,
     vips: Vec<u8>,
     steered: Vec<u8>,
+    macs: Vec<u8>,
     services: HashMap<ServiceKey, Service>,
     backends: Vec<Backend>,
     leases: HashMap<LeaseKey, u64>,
@@ -119,6 +120,7 @@ impl FakeTables {
             random: Cell::new(1),
             vips,
             steered,
+            macs: setup.mac_filter(),
             services: setup.services.iter().copied().collect(),
             backends: vec![Backend::ZERO; DEFAULT_BACKENDS as usize],
             leases: HashMap::new(),
@@ -331,6 +333,10 @@ impl Tables for FakeTables {
     fn has_listener(&self, _packet: &Packet, _key: &ServiceKey) -> bool {
         // Nor does anybody listen where the kernel runs the same packets.
         false
+    }
+
+    fn is_foreign(&self, place: u32) -> bool {
+        self.macs[place as usize] != 0
     }
 
     fn own_scale(&self) -> Option<u8> {

@@ -33,7 +33,7 @@ use super::{
     atomic, clock, cookie,
     maps::{
         ACTIVE, ANSWERED, BACKEND_SIGNALS, BACKEND_STATS, BACKENDS, CURSORS, EVENTS, FLOWS, FLOWS6,
-        HALF_OPEN, HALF_OPEN6, LEASES, MAGLEV, NEWS, NODE, RATES, REPORTED, SAMPLES, SCRATCH,
+        HALF_OPEN, HALF_OPEN6, LEASES, MACS, MAGLEV, NEWS, NODE, RATES, REPORTED, SAMPLES, SCRATCH,
         SCRATCH6, SERVICE_STATS, SERVICES, SOURCES, SPENT, STEERED, VIPS, at,
     },
     trace,
@@ -83,6 +83,11 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
     #[inline(always)]
     fn is_steered(&self, place: u32) -> bool {
         STEERED.at(place) != 0
+    }
+
+    #[inline(always)]
+    fn is_foreign(&self, place: u32) -> bool {
+        MACS.at(place) != 0
     }
 
     #[inline(always)]

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     admin, alert,
     config::{self, Config, Loaded, Node},
-    dataplane::{self, Dataplane},
+    dataplane::{self, Dataplane, resets::Noted},
     events::{Kind, Note, Timeline},
     net,
     postgres::{
@@ -81,11 +81,18 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     let timeline = Arc::new(Timeline::new(Some(&state_dir)));
     let kernel = open_kernel(&config, &pins, options.discard_pins).await?;
+    let (macs, _task) = net::watch_macs().context("watch MAC addresses")?;
+    tokio::spawn(tell_macs(Arc::clone(&kernel), macs));
     forget_stale_addresses(&config, &node, &timeline).await;
 
     let (wanted, receiver) = watch::channel(BTreeSet::<IpAddr>::new());
     let (next_hops, _task) = net::watch_next_hops(receiver).context("watch next hops")?;
     let proxy = Proxy::default();
+    match tokio::task::spawn_blocking(Noted::load).await? {
+        Ok(resets) => proxy.note_resets(Arc::new(resets)),
+        // Requests are then repeated as seldom as without it.
+        Err(error) => tracing::warn!(error = format!("{error:#}"), "note resets of backends"),
+    }
     let (databases_sender, database_configs) = watch::channel(config.databases.clone());
     let others = config.nodes.iter().filter(|it| it.name != node.name);
     let other_names = others.map(|it| it.name.clone()).collect();
@@ -214,6 +221,19 @@ async fn open_kernel(
         .await?
         .context("open the data plane")?;
     Ok(Arc::new(Shared::new(dataplane)?))
+}
+
+/// Keeps the kernel program told of this node's MAC addresses. Ends when nobody follows them any more; cancelling
+/// it leaves the program with those that it was told last.
+async fn tell_macs(kernel: Arc<dyn Kernel>, mut macs: watch::Receiver<net::Macs>) {
+    while macs.changed().await.is_ok() {
+        let known = macs.borrow_and_update().clone();
+        let kernel = Arc::clone(&kernel);
+        let told = tokio::task::spawn_blocking(move || kernel.set_macs(&known)).await;
+        if let Err(error) = told.map_err(anyhow::Error::from).flatten() {
+            tracing::warn!(error = format!("{error:#}"), "tell the program of the MAC addresses");
+        }
+    }
 }
 
 /// Takes floating addresses off that an earlier daemon, with another configuration, left behind.

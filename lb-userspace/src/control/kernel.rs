@@ -64,6 +64,8 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn take_traces(&self) -> anyhow::Result<Traced>;
     /// See [`Dataplane::set_node`].
     fn set_node(&self, node: Node) -> anyhow::Result<()>;
+    /// See [`Dataplane::set_macs`].
+    fn set_macs(&self, macs: &BTreeSet<[u8; 6]>) -> anyhow::Result<()>;
     /// See [`Dataplane::flow_sync`]. `None`: there are no flow tables to keep alike.
     fn flow_sync(&self) -> anyhow::Result<Option<FlowSync>>;
     /// See [`Dataplane::replayer`]. `None`: there is nothing that could be replayed.
@@ -186,6 +188,10 @@ impl Kernel for Shared {
 
     fn set_node(&self, node: Node) -> anyhow::Result<()> {
         self.lock().set_node(node)
+    }
+
+    fn set_macs(&self, macs: &BTreeSet<[u8; 6]>) -> anyhow::Result<()> {
+        self.lock().set_macs(macs)
     }
 
     fn flow_sync(&self) -> anyhow::Result<Option<FlowSync>> {

@@ -1,4 +1,4 @@
-//! The filters of floating addresses and of steered services: data of the program, so that it reaches
+//! The filters of floating addresses, of steered services and of other hosts' frames: data of the program, so that it reaches
 //! them without a look-up.
 //!
 //! Each loaded program has filters of its own. They are no maps that programs share: the loader writes the
@@ -13,7 +13,7 @@
 //! before [`super::Dataplane::open`] is over. So there is no step after which a daemon that dies leaves an
 //! interface with a program that does not know its addresses, or pins that do not say what is in force.
 
-use std::{fs, os::fd::AsFd as _, path::Path};
+use std::{collections::BTreeSet, fs, os::fd::AsFd as _, path::Path};
 
 use anyhow::{Context as _, anyhow};
 use aya::{
@@ -21,7 +21,8 @@ use aya::{
     maps::{Map, MapData},
 };
 use lb_common::{
-    limits::{STEERED_BYTES, VIP_BYTES},
+    hash,
+    limits::{MAC_BYTES, STEERED_BYTES, VIP_BYTES},
     names,
 };
 
@@ -32,6 +33,7 @@ use super::{batch, grow, pinned};
 pub(super) struct Filters {
     vips: MapData,
     steered: MapData,
+    macs: MapData,
 }
 
 impl Filters {
@@ -41,27 +43,31 @@ impl Filters {
             Some(Map::Array(data)) => Ok(data),
             _ => Err(anyhow!("find the data {name}")),
         };
-        Ok(Self { vips: take(names::VIPS)?, steered: take(names::STEERED)? })
+        let (vips, steered) = (take(names::VIPS)?, take(names::STEERED)?);
+        Ok(Self { vips, steered, macs: take(names::MACS)? })
     }
 
     /// Those that are pinned; `None` if there are none, or not all yet.
     pub(super) fn pinned(pins: &Path) -> anyhow::Result<Option<Self>> {
-        if [names::VIPS, names::STEERED].iter().any(|name| !pins.join(name).exists()) {
+        if [names::VIPS, names::STEERED, names::MACS].iter().any(|name| !pins.join(name).exists()) {
             return Ok(None);
         }
         let (vips, steered) = (pinned(pins, names::VIPS)?, pinned(pins, names::STEERED)?);
-        Ok(Some(Self { vips, steered }))
+        Ok(Some(Self { vips, steered, macs: pinned(pins, names::MACS)? }))
     }
 
     /// Writes here what others hold.
     pub(super) fn copy(&self, from: &Self) -> anyhow::Result<()> {
         copy::<VIP_BYTES>(&from.vips, &self.vips).context("copy VIPS")?;
-        copy::<STEERED_BYTES>(&from.steered, &self.steered).context("copy STEERED")
+        copy::<STEERED_BYTES>(&from.steered, &self.steered).context("copy STEERED")?;
+        copy::<MAC_BYTES>(&from.macs, &self.macs).context("copy MACS")
     }
 
     /// Pins them, in place of those that are pinned; each in one step.
     pub(super) fn pin(&self, pins: &Path) -> anyhow::Result<()> {
-        for (name, map) in [(names::VIPS, &self.vips), (names::STEERED, &self.steered)] {
+        for (name, map) in
+            [(names::VIPS, &self.vips), (names::STEERED, &self.steered), (names::MACS, &self.macs)]
+        {
             let (new, path) = (grow::path(pins, name), pins.join(name));
             map.pin(&new).with_context(|| format!("pin {}", new.display()))?;
             fs::rename(&new, &path).with_context(|| format!("replace {}", path.display()))?;
@@ -77,6 +83,16 @@ impl Filters {
     /// Writes the filter of steered services.
     pub(super) fn set_steered(&self, bytes: &[u8]) -> anyhow::Result<()> {
         set::<STEERED_BYTES>(&self.steered, bytes)
+    }
+
+    /// Writes the filter of other hosts' frames, by the MAC addresses of this node. Without any, every frame
+    /// counts as this node's.
+    pub(super) fn set_macs(&self, macs: &BTreeSet<[u8; 6]>) -> anyhow::Result<()> {
+        let mut bytes = vec![u8::from(!macs.is_empty()); MAC_BYTES];
+        for [.., e, f] in macs {
+            bytes[hash::mac_place([*e, *f]) as usize] = 0;
+        }
+        set::<MAC_BYTES>(&self.macs, &bytes)
     }
 }
 

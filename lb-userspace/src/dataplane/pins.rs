@@ -63,6 +63,7 @@ pub(super) fn layouts(options: &Options) -> Vec<Layout> {
     vec![
         map::<u32, [u8; limits::VIP_BYTES]>(names::VIPS, MapType::Array, 1),
         map::<u32, [u8; limits::STEERED_BYTES]>(names::STEERED, MapType::Array, 1),
+        map::<u32, [u8; limits::MAC_BYTES]>(names::MACS, MapType::Array, 1),
         sized::<ServiceKey, Service>(names::SERVICES, MapType::Hash, services),
         sized::<u32, Backend>(names::BACKENDS, MapType::Array, backends),
         sized::<u32, Slot>(names::MAGLEV, MapType::Array, slots),

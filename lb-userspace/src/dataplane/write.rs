@@ -1,6 +1,6 @@
 //! Writing to the maps: what lies side by side in a list of writes goes to the kernel in one call.
 
-use std::os::fd::AsFd as _;
+use std::{collections::BTreeSet, os::fd::AsFd as _};
 
 use anyhow::Context as _;
 use aya::maps::{MapError, lpm_trie::Key as Prefixed};
@@ -62,6 +62,11 @@ impl Dataplane {
             | Op::SetService { .. } => self.apply_run(std::slice::from_ref(op))?,
         }
         Ok(())
+    }
+
+    /// Says which MAC addresses this node has: frames for others are not forwarded.
+    pub fn set_macs(&self, macs: &BTreeSet<[u8; 6]>) -> anyhow::Result<()> {
+        self.every_filters(|filters| filters.set_macs(macs)).context("write MACS")
     }
 
     /// Writes to the filters of every program that can be on an interface.

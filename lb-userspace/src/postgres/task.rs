@@ -341,6 +341,9 @@ impl Task {
         let after = sample.as_ref().err().map(|failure| failure.reason.clone());
         let failed = matches!(before, Some(Some(_)));
         self.watch_for_losses(&server, after.is_some(), failed);
+        if primary && failed != after.is_some() {
+            self.prepare(&server, after.is_some());
+        }
         if before.as_ref() != Some(&after) {
             let note = match &after {
                 Some(why) if before != Some(None) || !why.is_empty() => Some(
@@ -356,6 +359,18 @@ impl Task {
             }
         }
         self.take(Event::Seen { server, asked, found: sample }).await;
+    }
+
+    /// The primary begins to fail, or answers again: what a promotion begins with stands ready, or is forgotten.
+    fn prepare(&self, primary: &str, fails: bool) {
+        for link in self.links.values().filter(|link| link.server != primary) {
+            if fails {
+                let link = Arc::clone(link);
+                tokio::spawn(async move { link.prepare().await });
+            } else {
+                link.forget();
+            }
+        }
     }
 
     fn note(&self, note: Note) {
@@ -433,6 +448,7 @@ impl Task {
                 });
             }
             Action::CutOff(server) => {
+                self.links.values().for_each(|link| link.forget());
                 let (report, cut) = (self.report_losses(), self.cut(server));
                 tokio::spawn(async move {
                     report.await;

@@ -54,7 +54,7 @@ fn literal(text: &str) -> String {
 async fn connect(link: &Link) -> Result<Session, Failure> {
     let until = clock::monotonic() + CONNECT;
     loop {
-        match link.connect_for(STATEMENT).await {
+        match link.connect_soon().await {
             Err(failure) if failure.kind.is_down() && clock::monotonic() < until => {
                 sleep(LOOK * 10).await;
             }
@@ -91,6 +91,8 @@ pub async fn revoke(link: &Link) -> Result<Sample, Failure> {
         // Twice, as the receiver may have been about to start.
         quiet = if found.revoked && !streams { quiet + 1 } else { 0 };
         if quiet >= 2 || clock::monotonic() >= until {
+            // It may be the one that is promoted.
+            link.give_back(session);
             return Ok(Sample { revoked: quiet >= 2, ..found });
         }
         sleep(LOOK).await;

@@ -58,6 +58,8 @@ pub(super) struct Link {
     /// of the connection: setting one for each would cost more.
     look: Pin<Box<Sleep>>,
     pub(super) tcp: Arc<TcpStream>,
+    /// Its resets are noted.
+    pub(super) is_watched: bool,
     /// The backend was offered HTTP/2, which knows header fields that HTTP/1.1 does not.
     may_be_many: bool,
 }
@@ -86,7 +88,7 @@ impl Link {
         tcp: Arc<TcpStream>,
     ) -> Self {
         let look = Box::pin(tokio::time::sleep_until(clock::timer()));
-        Self { sender, connection, look, tcp, may_be_many: false }
+        Self { sender, connection, look, tcp, is_watched: false, may_be_many: false }
     }
 
     /// One place of many on a connection.

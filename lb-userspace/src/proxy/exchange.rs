@@ -22,6 +22,7 @@ use super::{
     head::{self, Head},
     headers,
     kept::{Fault, Kept},
+    proof::Before,
     refuse::{self, Refusal},
     select::{self, Candidate},
     serve::{Client, Route},
@@ -213,6 +214,9 @@ impl Exchange<'_> {
                     )
                 },
             };
+            let resets = self.route.service.resets.as_deref();
+            let may_be_stale = reused && !self.repeatable && link.shared().is_none();
+            let before = if may_be_stale { Before::look(&mut link, resets) } else { None };
             let asked = self.view.proxy.least_time.then(clock::timer);
             let result = attempt::attempt(&mut link, &backend, request, &self.body, patience).await;
             let (failure, sent) = match result {
@@ -249,6 +253,22 @@ impl Exchange<'_> {
                     Fault::Broken => Refusal::Body,
                     Fault::Slow => Refusal::SlowBody,
                 });
+            }
+            let mut sent = sent;
+            if sent
+                && failure == Failure::Closed
+                && let Some(before) = before
+                && self.body.is_kept()
+                && Box::pin(
+                    before.proves_undelivered(
+                        Arc::clone(&link.tcp),
+                        resets.filter(|_| link.is_watched),
+                    ),
+                )
+                .await
+            {
+                self.route.service.stats.undelivered.add();
+                sent = false;
             }
             let (_, Decision { next, charge }) = self.facts(failure, sent, reused);
             if charge {

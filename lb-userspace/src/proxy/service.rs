@@ -19,6 +19,7 @@ use super::{
     backend::Backend,
     budget::Budget,
     inbound::admit::Admission,
+    proof::Resets,
     queue::Queue,
     secure::Secure,
     stats::{Stats, Status},
@@ -75,6 +76,8 @@ pub(super) struct Service {
     pub(super) queue: Arc<Queue>,
     pub(super) memory: Memory,
     pub(super) admission: Admission,
+    /// What notes the resets of connections to backends.
+    pub(super) resets: Option<Arc<dyn Resets>>,
 }
 
 /// What holds for a service now.
@@ -132,7 +135,11 @@ impl Memory {
 }
 
 impl Service {
-    pub(super) fn new(state: &ServiceState, proxy: &Arc<config::Proxy>) -> io::Result<Arc<Self>> {
+    pub(super) fn new(
+        state: &ServiceState,
+        proxy: &Arc<config::Proxy>,
+        resets: Option<Arc<dyn Resets>>,
+    ) -> io::Result<Arc<Self>> {
         let log = proxy.access_log.as_deref().map(Log::open).transpose()?;
         let queue = Arc::<Queue>::default();
         let view = View {
@@ -159,6 +166,7 @@ impl Service {
             queue,
             memory: Memory::default(),
             admission: Admission::default(),
+            resets,
         }))
     }
 

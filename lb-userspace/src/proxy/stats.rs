@@ -37,6 +37,7 @@ pub(super) struct Stats {
     pub(super) gone: Counter,
     pub(super) slow_heads: Counter,
     pub(super) handshakes: Counter,
+    pub(super) undelivered: Counter,
     pub(super) proxy_headers: Counter,
     pub(super) denied: Counter,
     pub(super) queued: Counter,
@@ -94,6 +95,7 @@ impl Stats {
             gone: self.gone.get(),
             slow_heads: self.slow_heads.get(),
             handshakes: self.handshakes.get(),
+            undelivered: self.undelivered.get(),
             proxy_headers: self.proxy_headers.get(),
             denied: self.denied.get(),
             queued: self.queued.get(),
@@ -136,6 +138,9 @@ pub struct Status {
     /// Connections that were not made secure.
     #[serde(default)]
     pub handshakes: u64,
+    /// Requests that could be sent again because a reset proved that nobody has seen them.
+    #[serde(default)]
+    pub undelivered: u64,
     /// Connections of `accept_proxy` whose header of the PROXY protocol was none, or did not come in time.
     #[serde(default)]
     pub proxy_headers: u64,

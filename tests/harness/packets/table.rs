@@ -19,6 +19,7 @@ use lb_ebpf::{
 
 use super::Case;
 
+mod hosts;
 mod icmp;
 mod odd;
 mod protection;
@@ -41,6 +42,7 @@ pub fn cases() -> Vec<Case> {
             protection::sources(&talk),
             protection::proxied(&talk),
             protection::parked(&talk),
+            hosts::rows(&talk),
             protection::windows(&talk),
             protection::oddities(&talk),
             replay::rows(&talk),

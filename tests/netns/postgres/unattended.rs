@@ -1,5 +1,7 @@
 //! The primary changes without a person, where etcd says who may do that; and does not, where it must not.
 
+use nix::time::{ClockId, clock_gettime};
+
 use super::{
     pair::{BOTH, both_see, database_of, routes_alike},
     *,
@@ -58,6 +60,25 @@ pub(super) fn settle(site: &Site) -> Result<()> {
     })
 }
 
+fn monotonic_ms() -> Result<u64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
+    Ok(now.tv_sec() as u64 * 1000 + now.tv_nsec() as u64 / 1_000_000)
+}
+
+/// Prints what the balancers have done since then, with the time that it took.
+fn print_since(site: &Site, since_ms: u64) -> Result<()> {
+    for host in BOTH {
+        for line in peers::obeys(site, host, "events --json")?.lines() {
+            let event: Value = serde_json::from_str(line)?;
+            let at = event["monotonic_ms"].as_u64().unwrap_or_default();
+            if let Some(after) = at.checked_sub(since_ms) {
+                println!("  {host} {after:5} ms  {} {}", event["message"], event["cause"]);
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Nobody is promoted for a while, and it is said why.
 pub(super) fn nobody_is_promoted(site: &Site, why: &str) -> Result<()> {
     both_see(site, why, |it| it["refused"].to_string().contains(why))?;
@@ -105,13 +126,20 @@ fn a_killed_primary_is_replaced_without_a_person() -> Result<()> {
 fn a_primary_that_is_cut_off_is_replaced_without_a_person() -> Result<()> {
     let key = Key::new("one key for both balancers\n")?;
     let site = unattended("pg-auto-cut", &key, "automatic")?;
+    for host in ["pg-01", "pg-02"] {
+        // The shortest time that is advised: after half of it, the standby asks.
+        site.lab().query(host, "alter system set wal_receiver_timeout = '1s'")?;
+        site.lab().query(host, "select pg_reload_conf()")?;
+    }
     let writer = Writer::start(&site)?;
     writer.more(50)?;
+    let cut = monotonic_ms()?;
     site.lab().cut("pg-01")?;
     routes_alike(&site, "pg-02", 2)?;
     writer.more(50)?;
     let acknowledged = writer.end()?;
     println!("cut off: nothing was written for {:?}", gap(&acknowledged));
+    print_since(&site, cut)?;
     let lost = missing(&site, &acknowledged)?;
     ensure!(lost.is_empty(), "{lost:?}");
     site.lab().heal("pg-01")?;

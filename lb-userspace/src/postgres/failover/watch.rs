@@ -349,7 +349,7 @@ fn hears_nothing(sample: &Sample) -> Option<&'static str> {
 }
 
 /// How long a source may take to answer its standby.
-const ANSWER: Duration = Duration::from_millis(500);
+const ANSWER: Duration = Duration::from_millis(400);
 
 impl Known {
     /// When it was last seen to receive from its source.

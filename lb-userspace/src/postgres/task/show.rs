@@ -152,7 +152,7 @@ impl Task {
             && sample.patience.is_none_or(|patience| patience > PATIENCE)
         {
             return Some(format!(
-                "{server} is slow to find out that a primary is silent: set wal_receiver_timeout to 2s"
+                "{server} is slow to find out that a primary is silent: set wal_receiver_timeout to 2s or 1s"
             ));
         }
         (sample.role == Role::Standby && !streams)

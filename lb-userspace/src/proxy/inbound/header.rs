@@ -96,14 +96,13 @@ mod tests {
         rest
     }
 
-    #[expect(clippy::unnecessary_wraps, reason = "a header states them, or nothing")]
-    fn ends(client: &str, target: &str) -> Option<Ends> {
-        Some(Ends { client: client.parse().unwrap(), target: target.parse().unwrap() })
+    fn ends(client: &str, target: &str) -> Ends {
+        Ends { client: client.parse().unwrap(), target: target.parse().unwrap() }
     }
 
     #[test]
     fn what_headers_say() {
-        let v4 = ends("198.51.100.7:12345", "192.0.2.100:80");
+        let v4 = Some(ends("198.51.100.7:12345", "192.0.2.100:80"));
         let mut six = Vec::new();
         for last in [7, 8] {
             six.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
@@ -113,12 +112,12 @@ mod tests {
             (b"PROXY TCP4 198.51.100.7 192.0.2.100 12345 80\r\n".to_vec(), v4),
             (
                 b"PROXY TCP6 2001:db8::7 2001:db8::8 12345 80\r\n".to_vec(),
-                ends("[2001:db8::7]:12345", "[2001:db8::8]:80"),
+                Some(ends("[2001:db8::7]:12345", "[2001:db8::8]:80")),
             ),
             (b"PROXY UNKNOWN\r\n".to_vec(), None),
             (b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n".to_vec(), None),
             (binary(0x21, 0x11, &four(&[])), v4),
-            (binary(0x21, 0x21, &six), ends("[2001:db8::7]:12345", "[2001:db8::8]:80")),
+            (binary(0x21, 0x21, &six), Some(ends("[2001:db8::7]:12345", "[2001:db8::8]:80"))),
             // Additional fields: a name, and one that nobody knows.
             (binary(0x21, 0x11, &four(b"\x02\x00\x03abc\xee\x00\x01x")), v4),
             // Nonsense behind the addresses is not ours to judge.

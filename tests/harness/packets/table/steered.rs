@@ -134,7 +134,12 @@ fn guarded(steered: &Steered) -> Vec<Case> {
     let bits = if net.vip.is_ipv4() { 32 } else { 128 };
     let setup = || steered.setup(Slot::of(1), &[backend]);
     let land = Frame::syn(net.vip, net.vip);
+    let foreign = |frame: Frame| frame.link(CLIENT_MAC, [2, 0, 0, 0, 1, 0xb]);
     vec![
+        Case::new("steered: another host's frame", setup().with_macs(&[OUR_MAC]))
+            .passes(&foreign(Frame::syn(net.client, net.vip)), Reason::OtherHost)
+            .passes(&foreign(Frame::tcp(net.client, net.vip, ACK)), Reason::OtherHost)
+            .passes(&foreign(Frame::udp(net.client, net.vip, b"x")), Reason::OtherHost),
         Case::new("steered: a denied source", setup().filtered(&[(net.client.ip(), bits, false)]))
             .drops(&steered.syn(), Reason::Denied)
             .drops(&steered.question(), Reason::Denied)

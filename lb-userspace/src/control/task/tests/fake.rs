@@ -212,6 +212,10 @@ impl Kernel for FakeKernel {
         Ok(std::mem::replace(&mut maps.traced, Traced { records: Vec::new(), lost }))
     }
 
+    fn set_macs(&self, _: &BTreeSet<[u8; 6]>) -> anyhow::Result<()> {
+        Ok(())
+    }
+
     fn set_node(&self, node: Node) -> anyhow::Result<()> {
         self.maps().node = Some(node);
         Ok(())
