@@ -44,6 +44,8 @@ pub(super) struct Edge {
     /// The protocol has changed: the bytes are no requests.
     switched: AtomicBool,
     amid_head: AtomicBool,
+    /// Something that was written may not have left yet.
+    unflushed: AtomicBool,
 }
 
 impl Edge {
@@ -56,6 +58,7 @@ impl Edge {
             seen: AtomicU32::new(0),
             switched: AtomicBool::new(false),
             amid_head: AtomicBool::new(false),
+            unflushed: AtomicBool::new(false),
         }
     }
 
@@ -93,6 +96,11 @@ impl Edge {
     /// Whether anything was refused.
     pub(super) fn has_refused(&self) -> bool {
         self.refusal.get().is_some()
+    }
+
+    /// Whether nothing has come yet of the request that is waited for, and all has left that was written.
+    pub(super) fn is_still(&self) -> bool {
+        !self.is_amid_head() && !self.unflushed.load(Ordering::Relaxed) && !self.has_refused()
     }
 
     /// Whether a head had begun, and not ended, when the connection did.
@@ -206,11 +214,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Strictly<S> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.edge.unflushed.store(true, Ordering::Relaxed);
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
+    /// hyper asks for it when it has written all that it has.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        if flushed.is_ready() {
+            self.edge.unflushed.store(false, Ordering::Relaxed);
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -225,6 +239,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Strictly<S> {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.edge.unflushed.store(true, Ordering::Relaxed);
         Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
     }
 

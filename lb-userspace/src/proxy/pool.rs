@@ -26,7 +26,8 @@ impl Pool {
         let mut pool = self.lock();
         let (_, idle) = pool.iter_mut().find(|(of, _)| Arc::ptr_eq(of, backend))?;
         while let Some((_, mut link)) = idle.pop_back() {
-            if link.is_ready() {
+            // It was ready when it was given back.
+            if link.is_silent() || link.is_ready() {
                 return Some(link);
             }
         }
