@@ -150,6 +150,7 @@ async fn pause(edge: &Edge, timeout: Duration) -> Pause {
 /// Waits for the next bytes of a client; for as long as it may take, and the service goes on.
 async fn has_bytes(tcp: &TcpStream, route: &Route, edge: &Edge, timeout: Duration) -> bool {
     let end = edge.rests_since().unwrap_or_else(clock::timer) + timeout;
+    let _still = route.service.stats.still();
     let mut phase = route.phase();
     let mut seen = Phase::Serving;
     loop {
