@@ -6,6 +6,9 @@ pub const PROGRAM: &str = "ballast";
 pub const TRACE_PROGRAM: &str = "ballast_trace";
 /// The global that is 1 in the second variant.
 pub const TRACE: &str = "TRACE";
+/// The global that says how the node's own stack scales its windows: one more than the shift, or 0 if answers
+/// with SYN cookies may not carry timestamps.
+pub const OWN_SCALE: &str = "OWN_SCALE";
 
 /// Filter of floating addresses: a byte for each hash of an address. It is data of the program, see
 /// [`is_data`].

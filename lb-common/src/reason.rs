@@ -46,6 +46,9 @@ pub enum Disposition {
     Reset,
     /// It is answered with an ICMP error that says how long a packet may be (RFC 1191, RFC 8201).
     TooBig,
+    /// A SYN; it is answered in the name of the node's listener, whose the connection is once the client goes on
+    /// with it.
+    Cookie,
 }
 
 reasons! {
@@ -68,6 +71,10 @@ reasons! {
     Fragment, "fragment", Pass;
     /// It is of a connection that the proxy has, or shall have: the node's own stack gets it.
     Proxied, "proxied", Pass;
+    /// A SYN for the proxy, whose listener has no room to remember it: answered with a SYN cookie (RFC 4987).
+    SynCookie, "syn_cookie", Cookie;
+    /// To a floating address, in a frame for another host: a switch floods, or this is a port of a bridge.
+    OtherHost, "other_host", Pass;
     /// Its time to live ends here.
     TtlExpired, "ttl_expired", Drop;
     /// The service has no backend that can serve.
@@ -144,6 +151,7 @@ mod tests {
             Reason::Malformed,
             Reason::Fragment,
             Reason::Proxied,
+            Reason::OtherHost,
         ];
         for reason in Reason::ALL {
             let passes = reason.disposition() == Disposition::Pass;

@@ -93,7 +93,11 @@ pub fn connect<F: Family, T: Tables + Flows<F>>(
     let outcome = match admit::<F, T>(tables, &service, &segment.tuple, segment.protocol) {
         Ok(()) if is_proxied(tables, &packet, &service, key.key()) => {
             tables.count_connection(service.index, u32::MAX);
-            return Err(Reason::Proxied);
+            return if segment.protocol == protocol::TCP {
+                Ok(Action::Listener)
+            } else {
+                Err(Reason::Proxied)
+            };
         }
         Ok(()) if is_parked(&service, tables.now_ns()) => return Err(Reason::Parked),
         Ok(()) => {

@@ -82,6 +82,10 @@ pub trait Family: Sized {
     const TOO_BIG: [u8; 2];
     /// What such an error quotes.
     type Quote: Quote;
+    /// Largest TCP segment that a link of Ethernet carries, with a header without options.
+    const MSS: u16;
+    /// A header of zeros.
+    const EMPTY: Self::Hdr;
 
     /// Reads the header at `l3`: [`Reason::Truncated`], or [`Reason::Malformed`] if it is of another
     /// version or shorter than itself.
@@ -149,6 +153,19 @@ impl Family for V4 {
     const TOO_BIG: [u8; 2] = [3, 4];
     // 576 bytes in all (RFC 1812, section 4.3.2.3).
     type Quote = Words<137>;
+    const MSS: u16 = 1460;
+    const EMPTY: Ipv4Hdr = Ipv4Hdr {
+        vihl: 0,
+        tos: 0,
+        tot_len: [0; 2],
+        id: [0; 2],
+        frags: [0; 2],
+        ttl: 0,
+        proto: 0,
+        check: [0; 2],
+        src_addr: [0; 4],
+        dst_addr: [0; 4],
+    };
 
     #[inline(always)]
     fn datagram(packet: &Packet, l3: usize) -> Result<Datagram<u32>, Reason> {
@@ -303,6 +320,15 @@ impl Family for V6 {
     const TOO_BIG: [u8; 2] = [2, 0];
     // 1280 bytes in all (RFC 4443, section 2.4 c).
     type Quote = Words<308>;
+    const MSS: u16 = 1440;
+    const EMPTY: Ipv6Hdr = Ipv6Hdr {
+        vcf: [0; 4],
+        payload_len: [0; 2],
+        next_hdr: 0,
+        hop_limit: 0,
+        src_addr: [0; 16],
+        dst_addr: [0; 16],
+    };
 
     #[inline(always)]
     fn datagram(packet: &Packet, l3: usize) -> Result<Datagram<[u64; 2]>, Reason> {

@@ -15,6 +15,7 @@ pub mod admit;
 pub mod checksum;
 pub mod connect;
 pub mod conntrack;
+pub mod cookie;
 pub mod decap;
 #[cfg(feature = "fake")]
 pub mod fake;
@@ -58,6 +59,9 @@ pub enum Action {
     /// Nowhere yet: its connection is to be tried at another backend. [`replay::choose`] comes next, and
     /// if that does not, [`half_open`] and [`error`] without replay.
     Replay,
+    /// To the node's own stack, as the SYN of a connection that is the proxy's. [`cookie::due`] comes next:
+    /// it may be answered here ([`Reason::SynCookie`]), or else is [`Reason::Proxied`].
+    Listener,
 }
 
 /// Decides about a packet and rewrites it. `Err` is no failure: it is the reason why the packet is

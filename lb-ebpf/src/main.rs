@@ -157,6 +157,8 @@ const TOO_BIG: u32 = 18;
 const INCONSISTENT: u32 = 19;
 /// The packet's connection is to be tried at another backend.
 const REPLAY: u32 = 20;
+/// The packet is the SYN of a connection to a listener of the node.
+const LISTENER: u32 = 21;
 /// The packet is to become the SYN to another backend, of as many bytes as are added to this number.
 const COMPOSE: u32 = 1 << 16;
 
@@ -175,6 +177,7 @@ macro_rules! subprograms {
         $replay:ident,
         $compose:ident,
         $begin:ident,
+        $cookie:ident,
         $note:ident,
         $reset:ident,
         $too_big:ident
@@ -207,6 +210,7 @@ macro_rules! subprograms {
                 code = $begin(ctx);
             }
             match code {
+                LISTENER => $cookie(ctx),
                 RESET => $reset(ctx),
                 TOO_BIG => $too_big(ctx),
                 INCONSISTENT => complain(ctx),
@@ -295,6 +299,13 @@ macro_rules! subprograms {
             finish(outcome)
         }
 
+        /// SYNs for the node's own listeners.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $cookie(ctx: *mut xdp_md) -> u32 {
+            cookie::<$family>(ctx)
+        }
+
         /// Answers with a TCP reset where the packet allows it.
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -320,12 +331,12 @@ macro_rules! subprograms {
 }
 
 subprograms!(
-    V4, decide4, steer4, follow4, half_open4, error4, choose4, replay4, compose4, begin4, note4,
-    reset4, too_big4
+    V4, decide4, steer4, follow4, half_open4, error4, choose4, replay4, compose4, begin4, cookie4,
+    note4, reset4, too_big4
 );
 subprograms!(
-    V6, decide6, steer6, follow6, half_open6, error6, choose6, replay6, compose6, begin6, note6,
-    reset6, too_big6
+    V6, decide6, steer6, follow6, half_open6, error6, choose6, replay6, compose6, begin6, cookie6,
+    note6, reset6, too_big6
 );
 
 /// Whether it is not for this node, or too early, to say that a packet's connection is unknown: then it is
@@ -376,6 +387,7 @@ fn finish(outcome: Result<Action, Reason>) -> u32 {
         // Only steered services have tunnels: their subprogram knows what to do.
         Ok(Action::Encapsulate(_)) => xdp_action::XDP_ABORTED,
         Ok(Action::Replay) => REPLAY,
+        Ok(Action::Listener) => LISTENER,
         Err(reason) => {
             maps::count_reason(reason);
             match reason.disposition() {
@@ -383,9 +395,30 @@ fn finish(outcome: Result<Action, Reason>) -> u32 {
                 Disposition::Reset => RESET,
                 Disposition::TooBig => TOO_BIG,
                 Disposition::Drop if matches!(reason, Reason::Inconsistent) => INCONSISTENT,
-                Disposition::Drop => xdp_action::XDP_DROP,
+                // `cookie` alone gives this reason.
+                Disposition::Drop | Disposition::Cookie => xdp_action::XDP_DROP,
             }
         }
+    }
+}
+
+/// Answers a SYN for the proxy with a cookie, if the proxy's listener is short of room. Where another node has
+/// the address, that one answers.
+#[inline(always)]
+fn cookie<F: Family>(ctx: *mut xdp_md) -> u32
+where
+    Maps: Flows<F>,
+{
+    let closed = lb_ebpf::gate::destination(&packet(ctx)).is_none_or(maps::is_closed);
+    let due = if closed { None } else { lb_ebpf::cookie::due::<F, Maps>(&packet(ctx), &Maps) };
+    let Some(answer) = due else {
+        maps::count_reason(Reason::Proxied);
+        return xdp_action::XDP_PASS;
+    };
+    maps::count_reason(Reason::SynCookie);
+    match answer.write::<F>(&packet(ctx)) {
+        Some(len) if resize(ctx, len) => xdp_action::XDP_TX,
+        _ => xdp_action::XDP_DROP,
     }
 }
 

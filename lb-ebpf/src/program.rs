@@ -2,6 +2,7 @@
 
 pub(crate) mod atomic;
 pub(crate) mod clock;
+mod cookie;
 pub(crate) mod maps;
 pub(crate) mod tables;
 pub(crate) mod trace;

@@ -11,6 +11,7 @@ use lb_common::{
 };
 
 use crate::{
+    cookie::{Cookie, Question},
     family::{ClientSide, Family, Ports, Tuple, V4, V6},
     packet::{Macs, Packet},
     replay::Tags,
@@ -115,6 +116,9 @@ pub trait Tables {
     fn node(&self) -> Node;
     /// Tells user space.
     fn report(&self, event: Event);
+    /// How the node's own stack scales the windows of its connections; `None` if answers in its name may not
+    /// carry timestamps.
+    fn own_scale(&self) -> Option<u8>;
     /// Whether one more answer may be sent about a packet that was too long.
     fn may_answer(&self) -> bool;
 }
@@ -204,6 +208,14 @@ pub trait Flows<F: Family> {
     fn tell_begun(&self);
     /// Tells the other nodes that a connection has ended, by the key of its backend's direction.
     fn tell_ended(&self, server: &F::Key);
+    /// The node's SYN cookie for a connection to a listener of its own, if that is short of room. `question`
+    /// is the SYN of `tuple`, which `packet` carries.
+    fn cookie(
+        &self,
+        packet: &Packet,
+        tuple: &Tuple<F::Address>,
+        question: &Question<F>,
+    ) -> Option<Cookie>;
     /// Runs [`crate::connect::find_port`]. The kernel's verifier looks at a subprogram of its own
     /// once, and not anew for each of the paths that lead to it.
     fn find_port(&self) -> bool;

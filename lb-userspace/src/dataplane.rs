@@ -38,6 +38,7 @@ use crate::clock;
 
 mod active;
 mod batch;
+pub mod cookies;
 mod counters;
 pub mod decap;
 mod filters;

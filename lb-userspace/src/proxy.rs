@@ -21,7 +21,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -43,16 +43,21 @@ mod gate;
 mod head;
 mod headers;
 mod http1;
+mod inbound;
 mod kept;
 mod listener;
+mod multiplex;
+pub(crate) mod outbound;
 mod pool;
 mod queue;
 mod refuse;
+pub(crate) mod secure;
 mod select;
 mod serve;
 mod service;
 mod speed;
 mod stats;
+mod store;
 mod stream;
 mod strict;
 pub mod tls;
@@ -62,6 +67,7 @@ mod worker;
 pub use backend::Backend;
 use service::Service;
 pub use stats::{BackendStatus, Status};
+use store::Store;
 use worker::Worker;
 
 /// How long the connections of clients may go on when the daemon ends, unless a service's
@@ -85,6 +91,10 @@ pub struct Followed {
 struct Inner {
     workers: Vec<Worker>,
     services: BTreeMap<String, Arc<Service>>,
+    /// Copies of the sockets of each service, and whether the service manager keeps them.
+    sockets: BTreeMap<String, (Vec<TcpListener>, bool)>,
+    /// What an earlier daemon has left, until it is known what of it is needed.
+    store: Option<Store>,
 }
 
 impl Proxy {
@@ -95,6 +105,7 @@ impl Proxy {
     /// A socket that cannot be had is asked for again by the next call.
     pub fn follow(&self, services: &[ServiceState]) -> BTreeMap<String, Followed> {
         let mut inner = self.lock();
+        let inner = &mut *inner;
         let mut outcome = BTreeMap::new();
         let proxied = services.iter().filter(|service| service.config.proxy.is_some());
         let wanted: BTreeMap<&str, &ServiceState> =
@@ -104,7 +115,10 @@ impl Proxy {
                 .get(name.as_str())
                 .is_some_and(|wanted| wanted.config.listen == service.listen);
             if !stays {
-                service.end(service.drain_timeout());
+                service.end(service.drain_timeout(), false);
+                if let Some((_, true)) = inner.sockets.remove(name) {
+                    store::forget(service.listen);
+                }
                 outcome.insert(name.clone(), Followed { listens: false, wrong: None });
             }
             stays
@@ -118,7 +132,11 @@ impl Proxy {
                 let wrong = begun.as_ref().err().map(ToString::to_string);
                 Followed { listens: begun.is_ok(), wrong }
             };
+            inner.keep(name, state.config.listen, proxy.is_only());
             outcome.insert(name.to_owned(), followed);
+        }
+        if let Some(store) = &mut inner.store {
+            store.clear();
         }
         outcome
     }
@@ -149,9 +167,13 @@ impl Proxy {
     /// of their services at most.
     pub async fn stop(&self) {
         let ends: Vec<_> = {
-            let inner = self.lock();
+            let mut inner = self.lock();
+            inner.sockets.clear();
             let services = inner.services.values();
-            services.map(|service| service.end(service.drain_timeout().min(DRAIN))).collect()
+            let end = |service: &Arc<Service>| {
+                service.end(service.drain_timeout().min(DRAIN), service.is_only())
+            };
+            services.map(end).collect()
         };
         for end in ends {
             // It fails only if it panicked; then nothing is left to wait for.
@@ -178,13 +200,35 @@ impl Inner {
             self.workers = (0..count).map(Worker::start).collect::<io::Result<_>>()?;
         }
         let listen = state.config.listen;
-        let sockets: Vec<_> =
-            self.workers.iter().map(|_| listener::bind(listen)).collect::<io::Result<_>>()?;
         let service = Service::new(state, proxy)?;
-        for (worker, socket) in self.workers.iter().zip(sockets) {
+        let mut sockets = self.store.get_or_insert_with(Store::open).take(listen);
+        let is_kept = !sockets.is_empty();
+        let mut new = Vec::new();
+        while sockets.len() + new.len() < self.workers.len() {
+            new.push(listener::bind(listen)?);
+        }
+        if is_kept {
+            store::keep(listen, &new);
+        }
+        sockets.extend(new);
+        let copies = sockets.iter().map(TcpListener::try_clone).collect::<io::Result<_>>()?;
+        // There may be more of them than workers, if an earlier daemon had more.
+        for (worker, socket) in self.workers.iter().cycle().zip(sockets) {
             worker.listen(Arc::clone(&service), socket)?;
         }
+        self.sockets.insert(state.config.name.clone(), (copies, is_kept));
         self.services.insert(state.config.name.clone(), service);
         Ok(())
+    }
+
+    /// Has the sockets of a service kept for the next daemon, or not.
+    fn keep(&mut self, name: &str, listen: SocketAddr, keeps: bool) {
+        let Some((sockets, kept)) = self.sockets.get_mut(name) else { return };
+        match (keeps, *kept) {
+            (true, false) => store::keep(listen, sockets),
+            (false, true) => store::forget(listen),
+            (true, true) | (false, false) => {}
+        }
+        *kept = keeps;
     }
 }

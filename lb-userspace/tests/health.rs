@@ -9,7 +9,7 @@ use std::{
 };
 
 use ballast::{
-    config::{self, HttpProbe},
+    config::{self, HttpProbe, Upstream},
     health::{self, Deadline, Health, Observation, Report, Target, command, http, tcp},
 };
 use tokio::{
@@ -49,7 +49,12 @@ fn closed_port() -> (socket2::Socket, SocketAddr) {
 }
 
 fn get(path: &str, host: Option<&str>) -> HttpProbe {
-    HttpProbe { path: path.into(), host: host.map(Into::into), expect: vec![(200, 399)] }
+    HttpProbe {
+        path: path.into(),
+        host: host.map(Into::into),
+        expect: vec![(200, 399)],
+        upstream: Upstream::default(),
+    }
 }
 
 /// Answers one connection with `answer`, then closes; gives the request that it read.

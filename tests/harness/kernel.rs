@@ -76,6 +76,14 @@ impl Kernel {
         Self::load_program(names::PROGRAM, flows, |_| {})
     }
 
+    /// Loads the program as where the node's stack scales windows so, and writes timestamps without offset.
+    pub fn load_scaled(flows: u32, own_scale: u8) -> Result<Self> {
+        let more = u32::from(own_scale) + 1;
+        Self::load_program(names::PROGRAM, flows, |loader| {
+            loader.override_global(names::OWN_SCALE, &more, true);
+        })
+    }
+
     /// Loads the variant that makes traces.
     pub fn load_traced(flows: u32) -> Result<Self> {
         Self::load_program(names::TRACE_PROGRAM, flows, |loader| {
@@ -84,10 +92,10 @@ impl Kernel {
         })
     }
 
-    fn load_program(
+    fn load_program<'a>(
         program: &'static str,
         flows: u32,
-        prepare: impl FnOnce(&mut EbpfLoader<'static>),
+        prepare: impl FnOnce(&mut EbpfLoader<'a>),
     ) -> Result<Self> {
         // SAFETY: the call takes nothing and cannot fail.
         if unsafe { libc::geteuid() } != 0 {

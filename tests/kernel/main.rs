@@ -5,6 +5,7 @@ mod attach;
 mod budget;
 mod cases;
 mod churn;
+mod cookies;
 mod cut;
 mod decap;
 mod differential;

@@ -22,7 +22,7 @@ use xtask::{
 
 use crate::{
     config::{APPS, Service, text},
-    http::Connection,
+    http::{Connection, all_go_on},
     load::Load,
     site::{Site, Status, eventually},
 };
@@ -111,15 +111,6 @@ fn until_offered(site: &Site, host: HostName, offered: bool) -> Result<()> {
     eventually(&format!("{host} to offer the address: {offered}"), || {
         Ok((status(site, host)?.0["anycast"][0]["held"] == offered).then_some(()))
     })
-}
-
-fn all_go_on(connections: &mut [Connection], when: &str) -> Result<()> {
-    for connection in connections {
-        let backend = connection.backend().to_owned();
-        let answer = connection.get("/id").with_context(|| format!("ask {when}"))?;
-        ensure!(answer == backend, "{when}, {answer} answers in place of {backend}");
-    }
-    Ok(())
 }
 
 /// New connections are answered, whichever way they take.

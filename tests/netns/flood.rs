@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -123,6 +123,74 @@ fn a_syn_flood_breaks_no_connection_and_lets_new_ones_through() -> Result<()> {
         status.sum("web", "active") == number(&status.0["flows"])
     })?;
     ensure!(site.status()?.sum("web", "active") >= IDLE as u64);
+    site.finish()
+}
+
+/// SYNs for the proxy that are sent at least: many times what the queues of its listeners hold.
+const SYNS_FOR_PROXY: u64 = 500_000;
+
+/// The same, where the connections are the node's own: its listeners' queues are full at once, and from then on
+/// the kernel program answers.
+#[test]
+fn a_syn_flood_breaks_no_connection_of_the_proxy_and_lets_new_ones_through() -> Result<()> {
+    let web_service = APPS
+        .iter()
+        .fold(Service::new("web", web()), |service, app| {
+            service.backend(app.as_str(), app.sockets(APP_PORT)[0], "")
+        })
+        .key("path = \"proxy\"")
+        .health("probe = \"none\"");
+    let site = Site::up("flood-proxy", config::text(&[web_service]))?;
+    // The node's stack remembers no SYN whose sender it knows no way to.
+    let route = ["ip", "route", "add", "198.18.0.0/15", "via", "192.0.2.9"];
+    site.run(HostName::Lb01, &route)?;
+    let mut idle = (0..IDLE)
+        .map(|_| Connection::open(site.client(), web())?.patient(LIMIT))
+        .collect::<Result<Vec<Connection>>>()?;
+    for connection in &mut idle {
+        connection.get("/id")?;
+    }
+    let busy = Busy::start(Connection::open(site.client(), web())?.patient(LIMIT)?);
+    let download =
+        Connection::open(site.client(), web())?.patient(LIMIT)?.download("/big?rate=30m")?;
+    let file = site.lab().big_file()?;
+    let download = thread::spawn(move || download.compare(&file));
+    let began = Instant::now();
+    let flood = Flood::start(site.client());
+    let load = Load::http(site.client(), 16, web());
+    load.more_within(REQUESTS, LIMIT)?;
+    wait::until(LIMIT, "the flood", || {
+        Ok((flood.sent.load(Ordering::Relaxed) >= SYNS_FOR_PROXY).then_some(()))
+    })?;
+    let status = site.until("the flood to be told", |status| {
+        status.warnings().contains("possible SYN flood on web")
+    })?;
+    load.more_within(REQUESTS, LIMIT)?;
+    let report = load.stop();
+    let asked = busy.asked()?;
+    let took = began.elapsed();
+    let sent = flood.stop()?;
+    download.join().expect("join the download").context("download during the flood")?;
+    println!(
+        "{sent} SYNs in {took:?}, {} answered with cookies, {} passed; {} of {} requests over new \
+         connections failed, the slowest took {:?}; {asked} requests over an open connection, none failed",
+        status.reason("syn_cookie"),
+        status.reason("proxied"),
+        report.failed(),
+        report.total(),
+        report.slowest(),
+    );
+    ensure!(asked > 0, "the open connection had to wait for the flood's end");
+    let through = report.total() - report.failed();
+    ensure!(through * 2 > report.total(), "{through} of {} came through", report.total());
+    for connection in &mut idle {
+        connection.get("/id").context("use an idle connection after the flood")?;
+    }
+    ensure!(site.status()?.reason("syn_cookie") > 0, "no SYN was answered with a cookie");
+    let events = site.events()?;
+    let told = events.iter().any(|event| event.to_string().contains("answered with SYN cookies"));
+    ensure!(told, "the timeline does not tell of the flood");
+    site.until("the flood to be over", |status| !status.warnings().contains("SYN flood"))?;
     site.finish()
 }
 

@@ -127,6 +127,16 @@ impl Connection {
     }
 }
 
+/// Each connection is answered once more, by the backend that it has.
+pub(crate) fn all_go_on(connections: &mut [Connection], when: &str) -> Result<()> {
+    for connection in connections {
+        let backend = connection.backend().to_owned();
+        let answer = connection.get("/id").with_context(|| format!("ask {when}"))?;
+        ensure!(answer == backend, "{when}, {answer} answers in place of {backend}");
+    }
+    Ok(())
+}
+
 /// A body that is still to be read.
 pub(crate) struct Download {
     connection: Connection,

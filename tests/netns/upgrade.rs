@@ -11,7 +11,7 @@ use xtask::{
 
 use crate::{
     config::{web, web6},
-    http::Connection,
+    http::{Connection, all_go_on},
     load::Load,
     site::{Site, eventually},
 };
@@ -56,15 +56,6 @@ fn until_in_sync(site: &Site) -> Result<()> {
 fn open(site: &Site) -> Result<Vec<Connection>> {
     let targets = [web(), web6()].into_iter().cycle().take(2 * OPEN);
     targets.map(|target| Connection::open(site.client(), target)).collect()
-}
-
-fn all_go_on(connections: &mut [Connection], when: &str) -> Result<()> {
-    for connection in connections {
-        let backend = connection.backend().to_owned();
-        let answer = connection.get("/id").with_context(|| format!("ask {when}"))?;
-        ensure!(answer == backend, "{when}, {answer} answers in place of {backend}");
-    }
-    Ok(())
 }
 
 #[test]

@@ -14,7 +14,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use ballast::vrrp::{
-    machine::{self, Action, Event, Sender, Settings, State},
+    machine::{self, Action, Event, FIRST_LISTENS, Sender, Settings, State},
     packet::Version,
 };
 use fastrand::Rng;
@@ -254,11 +254,14 @@ impl Watch {
     fn outage(&self, now: Duration, nodes: &[Node<Router>]) -> Result<(), String> {
         for (number, node) in nodes.iter().enumerate() {
             let Some(listens) = self.listens_since[number] else { continue };
-            let lasts = now.saturating_sub(listens.max(self.last_served));
+            let silent = listens.max(self.last_served);
             // RFC 9568 §6.1: three intervals and the skew, of the lowest priority nearly one more. A
-            // Backup that was late listens for up to two, instead.
-            let most = self.interval * 4 + node.machine.settings.claim() + self.slack;
-            if lasts > most {
+            // Backup that was late listens for up to two, instead; and one that starts listens for a while, by a
+            // clock that drifts.
+            let due = silent + self.interval * 4;
+            let first = listens + FIRST_LISTENS + FIRST_LISTENS / 100;
+            if now > due.max(first) + node.machine.settings.claim() + self.slack {
+                let lasts = now.saturating_sub(silent);
                 let state = node.machine.state;
                 return Err(format!(
                     "at {now:?} nobody has served for {lasts:?}, and node {number} could: {state:?}"
@@ -295,7 +298,7 @@ impl Observer<Router> for Watch {
             self.outage(now, nodes)?;
         }
         // Long after the last fault.
-        if now > self.calm + self.interval * 12 {
+        if now > self.calm + FIRST_LISTENS + self.interval * 12 {
             let takes = nodes.iter().map(|node| node.machine.takes).sum();
             if *self.takes.get_or_insert(takes) != takes {
                 return Err(format!("at {now:?} the addresses moved, and nothing was wrong"));
@@ -354,7 +357,14 @@ fn play(kind: Kind, seed: u64, trace: bool, sabotage: Option<Sabotage>) -> Resul
     let mut faults = faults(kind, &mut rng, &routers, calm);
     faults.push((calm, Fault::Loss(0)));
     faults.push((calm, Fault::Delay(fast)));
-    let plan = Plan { clocks, starts, faults, delay: fast, jitter, end: calm + interval * 24 };
+    let plan = Plan {
+        clocks,
+        starts,
+        faults,
+        delay: fast,
+        jitter,
+        end: calm + FIRST_LISTENS + interval * 24,
+    };
     if trace {
         println!("{kind:?}: {count} nodes, {version:?}, {interval:?}, preempt {preempt}");
     }

@@ -74,7 +74,7 @@ enum Command {
     /// Plays what can go down, several times each, and measures what the clients see of it
     ///
     /// An app server killed or silent; the active balancer without power, stopped, started again; its
-    /// program killed. In a lab with two balancers; with --compare in one with nginx and keepalived too.
+    /// program killed, or still for a second; all CPUs busy. In a lab with two balancers; with --compare in one with nginx and keepalived too.
     Drill {
         /// Name of the lab; there is none of this name yet
         #[arg(long, default_value = "drill")]
@@ -88,6 +88,14 @@ enum Command {
         /// Only this; may be repeated
         #[arg(long = "fault", value_name = "FAULT")]
         faults: Vec<drill::Fault>,
+        /// Milliseconds between two advertisements of ballast
+        #[arg(
+            long = "interval",
+            value_name = "MS",
+            default_value_t = 100,
+            value_parser = clap::value_parser!(u16).range(10..=40_950)
+        )]
+        interval_ms: u16,
         /// What carries the traffic; may be repeated
         #[arg(
             long = "stack",
@@ -160,11 +168,12 @@ fn execute(command: Command) -> Result<ExitCode> {
             return run::run(&run::Settings { name, postgres: !no_postgres, threads, report });
         }
         Command::Test { tiers } => test::test(&tiers)?,
-        Command::Drill { name, repeats, compare, faults, mut stacks } => {
+        Command::Drill { name, repeats, compare, faults, interval_ms, mut stacks } => {
             if compare {
                 stacks = vec![drill::Stack::Ballast, drill::Stack::Classic];
             }
-            let settings = drill::Settings { name, repeats: repeats.into(), stacks, faults };
+            let settings =
+                drill::Settings { name, repeats: repeats.into(), stacks, faults, interval_ms };
             return drill::run(&settings);
         }
         Command::Bench(args) => bench::run(&args)?,

@@ -6,6 +6,8 @@
 //! measured too.
 
 use std::{
+    collections::BTreeMap,
+    fs,
     num::NonZero,
     process::ExitCode,
     sync::atomic::{AtomicBool, Ordering},
@@ -19,12 +21,13 @@ use nix::sys::signal::Signal;
 
 use crate::{
     build, interrupt,
-    lab::{Balancers, Lab, Options, topology::FLOATING_V4},
+    lab::{self, Balancers, Lab, Options, topology::FLOATING_V4},
     run::status::Status,
     setup, shell, wait,
 };
 
 mod clients;
+mod download;
 mod report;
 
 use self::{
@@ -42,6 +45,8 @@ pub struct Settings {
     pub stacks: Vec<Stack>,
     /// What happens; everything if empty.
     pub faults: Vec<Fault>,
+    /// Between two advertisements of ballast, in milliseconds, from 10 on.
+    pub interval_ms: u16,
 }
 
 /// How long the clients ask before something happens.
@@ -52,6 +57,9 @@ const AFTER: Duration = Duration::from_secs(6);
 
 /// How long all CPUs are busy.
 const BUSY: Duration = Duration::from_mins(1);
+
+/// How long the programs of a balancer stand still.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// How long everything may take to be well again.
 const WELL_LIMIT: Duration = Duration::from_mins(1);
@@ -87,16 +95,22 @@ pub enum Fault {
     BalancerStopped,
     /// The active balancer's program is killed and started again.
     DaemonKilled,
+    /// The active balancer's programs stand still for a second, and then go on.
+    Paused,
+    /// The other balancer's programs do.
+    BackupPaused,
     /// Every CPU has more to do than it can.
     Busy,
 }
 
-const FAULTS: [Fault; 6] = [
+const FAULTS: [Fault; 8] = [
     Fault::AppKilled,
     Fault::AppSilent,
     Fault::BalancerOff,
     Fault::BalancerStopped,
     Fault::DaemonKilled,
+    Fault::Paused,
+    Fault::BackupPaused,
     Fault::Busy,
 ];
 
@@ -108,6 +122,8 @@ impl Fault {
             Self::BalancerOff => "the active balancer, power off (link cut)",
             Self::BalancerStopped => "the active balancer, orderly stop",
             Self::DaemonKilled => "the balancer's program, kill -9 and restart",
+            Self::Paused => "the active balancer's programs, still for 1 s",
+            Self::BackupPaused => "the other balancer's programs, still for 1 s",
             Self::Busy => "nothing, but all CPUs are busy for 60 s",
         }
     }
@@ -115,7 +131,12 @@ impl Fault {
     /// What the undoing of it is called, where that is worth measuring.
     const fn return_title(self) -> Option<&'static str> {
         match self {
-            Self::AppKilled | Self::AppSilent | Self::DaemonKilled | Self::Busy => None,
+            Self::AppKilled
+            | Self::AppSilent
+            | Self::DaemonKilled
+            | Self::Paused
+            | Self::BackupPaused
+            | Self::Busy => None,
             Self::BalancerOff => Some("  its link is back"),
             Self::BalancerStopped => Some("  it is started again"),
         }
@@ -164,6 +185,7 @@ impl Site {
             name: settings.name.clone(),
             balancers,
             ballast: Some(ballast),
+            config: Some(config(settings.interval_ms)),
             ..Options::default()
         })?;
         if !lab.is_owned() {
@@ -206,15 +228,44 @@ impl Site {
 
     /// What the clients see of something.
     fn measure(&self, title: &str, happens: impl FnOnce() -> Result<()>) -> Result<Seen> {
-        let clients = Clients::start(self.lab.host("client"))?;
+        let clients = Clients::start(self.lab.host("client"), Some(self.lab.big_file()?))?;
+        let before = self.not_forwarded();
+        let begin_ms = uptime_ms()?;
         thread::sleep(BEFORE);
         let outcome = happens();
         thread::sleep(AFTER);
+        let after = self.not_forwarded();
         let seen = clients.stop()?;
         outcome?;
         println!("  {title}: {}", report::line(&seen));
+        for (host, after) in &after {
+            let line = before.get(host).and_then(|before| report::not_forwarded(before, after));
+            if let Some(line) = line {
+                println!("    {host}: {line}");
+            }
+        }
+        if self.stack == Stack::Ballast && !report::is_clean(&seen) {
+            for host in BALANCERS {
+                let mut command = self.lab.ballast_command(host, "events");
+                let events = shell::output(command.arg("--json")).unwrap_or_default();
+                for line in report::roles(&events, begin_ms) {
+                    println!("    {host}: {line}");
+                }
+            }
+        }
         interrupt::check()?;
         Ok(seen)
+    }
+
+    /// Packets that were not forwarded, by reason, of each balancer that says so.
+    fn not_forwarded(&self) -> BTreeMap<&'static str, BTreeMap<String, u64>> {
+        let hosts = BALANCERS.into_iter().filter(|_| self.stack == Stack::Ballast);
+        hosts
+            .filter_map(|host| {
+                let status = Status::of_host(&self.lab, host).ok()?;
+                Some((host, status.reasons().clone()))
+            })
+            .collect()
     }
 
     /// Waits until both balancers and all servers are well; gives the balancer that has the address.
@@ -235,7 +286,7 @@ impl Site {
             })?;
         }
         let clients = || -> Result<Seen> {
-            let clients = Clients::start(self.lab.host("client"))?;
+            let clients = Clients::start(self.lab.host("client"), None)?;
             thread::sleep(BEFORE);
             clients.stop()
         };
@@ -277,19 +328,41 @@ impl Site {
                 })?;
                 self.lab.start(active)
             }
+            (Fault::Paused, _) => self.pause(active),
+            (Fault::BackupPaused, _) => {
+                let other = BALANCERS.into_iter().find(|host| *host != active);
+                self.pause(other.context("find the other balancer")?)?;
+                self.still(active)
+            }
             (Fault::Busy, _) => {
                 busy(BUSY)?;
-                let holders = self.holders()?;
-                if holders != [active] {
-                    bail!("the address has moved from {active}, which was only busy: {holders:?}");
-                }
-                Ok(())
+                self.still(active)
             }
             (Fault::DaemonKilled, Stack::Classic) => {
                 self.lab.kill_classic_nginx(active)?;
                 self.lab.start_classic(active)
             }
         }
+    }
+
+    /// Lets the programs of a balancer stand still for a moment.
+    fn pause(&self, host: &str) -> Result<()> {
+        let signal = |signal| match self.stack {
+            Stack::Ballast => self.lab.daemon(host).signal(signal),
+            Stack::Classic => self.lab.signal_classic(host, signal),
+        };
+        signal(Signal::SIGSTOP)?;
+        thread::sleep(PAUSE);
+        signal(Signal::SIGCONT)
+    }
+
+    /// The address has not moved from a balancer that was only slow.
+    fn still(&self, active: &str) -> Result<()> {
+        let holders = self.holders()?;
+        if holders != [active] {
+            bail!("the address has moved from {active}, which was only slow: {holders:?}");
+        }
+        Ok(())
     }
 
     fn undo(&self, fault: Fault, active: &'static str) -> Result<()> {
@@ -299,9 +372,22 @@ impl Site {
             (Fault::BalancerOff, _) => self.lab.heal(active),
             (Fault::BalancerStopped, Stack::Ballast) => self.lab.start(active),
             (Fault::BalancerStopped, Stack::Classic) => self.lab.start_classic(active),
-            (Fault::DaemonKilled | Fault::Busy, _) => Ok(()),
+            (Fault::DaemonKilled | Fault::Paused | Fault::BackupPaused | Fault::Busy, _) => Ok(()),
         }
     }
+}
+
+/// Milliseconds since the machine started, as the daemons count them.
+fn uptime_ms() -> Result<u64> {
+    let text = fs::read_to_string("/proc/uptime").context("read /proc/uptime")?;
+    let seconds: f64 = text.split_whitespace().next().unwrap_or_default().parse()?;
+    Ok(Duration::from_secs_f64(seconds).as_millis() as u64)
+}
+
+/// The lab's configuration, with this time between two advertisements.
+fn config(interval_ms: u16) -> String {
+    let wanted = format!("interval = \"{interval_ms}ms\"");
+    lab::with_key(&lab::default_config()).replace("interval = \"100ms\"", &wanted)
 }
 
 /// Keeps every CPU busy with two threads that do nothing else.
@@ -330,3 +416,14 @@ fn busy(how_long: Duration) -> Result<()> {
 const APP: &str = "app-02";
 
 const BALANCERS: [&str; 2] = ["lb-01", "lb-02"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interval_is_that_of_the_configuration() {
+        assert!(config(10).contains("\ninterval = \"10ms\"\n"));
+        assert!(!config(10).contains("interval = \"100ms\""));
+    }
+}

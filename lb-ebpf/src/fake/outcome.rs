@@ -9,7 +9,7 @@ use lb_common::{
 
 use super::tables::FakeTables;
 use crate::{
-    Action, examine,
+    Action, cookie, examine,
     family::{Family, V4, V6},
     forward,
     packet::Packet,
@@ -100,6 +100,24 @@ where
     }
 }
 
+/// Answers a SYN for a listener of the node: the reason why it is not forwarded, and the place of the answer's
+/// end in the buffer.
+fn answer<F: Family>(
+    tables: &FakeTables,
+    start: usize,
+    end: usize,
+    packet: &mut impl FnMut(usize, usize) -> Packet,
+) -> (Reason, usize)
+where
+    FakeTables: Flows<F>,
+{
+    let Some(due) = cookie::due::<F, _>(&packet(start, end), tables) else {
+        return (Reason::Proxied, end);
+    };
+    let len = due.write::<F>(&packet(start, end)).expect("no longer than the SYN");
+    (Reason::SynCookie, start + len)
+}
+
 /// Does with a frame what the BPF program does (`main.rs`): decides, gives connections to another
 /// backend, counts, answers with a reset or an ICMP error, puts it inside another packet. Gives also the
 /// decision itself.
@@ -133,6 +151,14 @@ pub fn run(
             None => examine(packet(start, end), tables, false),
         };
     }
+    if decision == Ok(Action::Listener) {
+        let link = Link::parse(&packet(start, end)).map(|link| link.ether_type);
+        let (reason, last) = match link {
+            Ok(parse::IPV4) => answer::<V4>(tables, start, end, &mut packet),
+            _ => answer::<V6>(tables, start, end, &mut packet),
+        };
+        (decision, end) = (Err(reason), last);
+    }
     if let Ok(Action::Encapsulate(tunnel)) = decision {
         start -= tunnel.grows as usize;
         let packet = packet(start, end);
@@ -148,6 +174,7 @@ pub fn run(
             match reason.disposition() {
                 Disposition::Pass => Xdp::Pass,
                 Disposition::Drop => Xdp::Drop,
+                Disposition::Cookie => Xdp::Transmit,
                 Disposition::TooBig => {
                     let link = Link::parse(&packet(start, end)).ok();
                     let answered = match link.map(|link| link.ether_type) {

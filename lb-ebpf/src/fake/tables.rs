@@ -26,6 +26,7 @@ use lb_common::{
 use super::setup::{Setup, mapped_ip, service_key};
 use crate::{
     admit, connect,
+    cookie::{Cookie, Question},
     family::{Address, Family, Ports, Tuple, V4, V6},
     packet::Packet,
     sample, select,
@@ -63,6 +64,8 @@ pub struct FakeTables {
     samples: RefCell<Vec<Sample>>,
     stage: Cell<Stage>,
     answered_ns: Cell<u64>,
+    cookie: Cell<Option<Cookie>>,
+    own_scale: Cell<Option<u8>>,
     node: Cell<Node>,
     news: RefCell<Vec<News>>,
     meanwhile: RefCell<Option<Meanwhile>>,
@@ -133,6 +136,8 @@ impl FakeTables {
             samples: RefCell::default(),
             stage: Cell::new(Stage::Filter),
             answered_ns: Cell::new(0),
+            cookie: Cell::new(None),
+            own_scale: Cell::new(None),
             node: Cell::new(Node::ZERO),
             news: RefCell::default(),
             meanwhile: RefCell::default(),
@@ -238,6 +243,12 @@ impl FakeTables {
         self.v6.on_cpu(0);
     }
 
+    /// What the node's own stack says to SYNs for its listeners from now on, and how it scales its windows.
+    pub fn set_cookie(&self, cookie: Option<Cookie>, own_scale: Option<u8>) {
+        self.cookie.set(cookie);
+        self.own_scale.set(own_scale);
+    }
+
     /// Counts a packet that was not forwarded.
     pub fn count_reason(&self, reason: Reason) {
         self.reasons.borrow_mut()[reason as usize] += 1;
@@ -320,6 +331,10 @@ impl Tables for FakeTables {
     fn has_listener(&self, _packet: &Packet, _key: &ServiceKey) -> bool {
         // Nor does anybody listen where the kernel runs the same packets.
         false
+    }
+
+    fn own_scale(&self) -> Option<u8> {
+        self.own_scale.get()
     }
 
     fn now_ns(&self) -> u64 {
@@ -596,6 +611,15 @@ macro_rules! flows {
                 if self.node.get().flags & TELL != 0 {
                     self.news.borrow_mut().push(News::$ended(*server));
                 }
+            }
+
+            fn cookie(
+                &self,
+                _packet: &Packet,
+                _tuple: &Tuple<<$family as Family>::Address>,
+                _question: &Question<$family>,
+            ) -> Option<Cookie> {
+                self.cookie.get()
             }
 
             fn find_port(&self) -> bool {

@@ -156,6 +156,7 @@ impl Ports {
 
 /// Who sends to whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct Tuple<A> {
     /// Source address.
     pub src: A,

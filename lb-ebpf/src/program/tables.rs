@@ -21,7 +21,8 @@ use lb_common::{
 };
 use lb_ebpf::{
     admit, connect,
-    family::{V4, V6},
+    cookie::{Cookie, Question},
+    family::{Family, Tuple, V4, V6},
     packet::Packet,
     sample, select,
     tables::{Flows, NotInserted, Scratch, Signal, Tables},
@@ -29,7 +30,7 @@ use lb_ebpf::{
 };
 
 use super::{
-    atomic, clock,
+    atomic, clock, cookie,
     maps::{
         ACTIVE, ANSWERED, BACKEND_SIGNALS, BACKEND_STATS, BACKENDS, CURSORS, EVENTS, FLOWS, FLOWS6,
         HALF_OPEN, HALF_OPEN6, LEASES, MAGLEV, NEWS, NODE, RATES, REPORTED, SAMPLES, SCRATCH,
@@ -339,6 +340,11 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
     }
 
     #[inline(always)]
+    fn own_scale(&self) -> Option<u8> {
+        cookie::own_scale()
+    }
+
+    #[inline(always)]
     fn may_answer(&self) -> bool {
         let Some(paid_ns) = ANSWERED.get_ptr_mut(0) else { return false };
         // SAFETY: this CPU's own element.
@@ -471,7 +477,7 @@ extern "C" fn has_listener(ctx: *mut xdp_md, high: u64, low: u64, port: u32) -> 
 }
 
 /// `BPF_F_CURRENT_NETNS`: the network namespace of the interface.
-const OWN_NETNS: u64 = u64::MAX;
+pub(super) const OWN_NETNS: u64 = u64::MAX;
 
 /// The halves of a word as they stand in memory.
 #[inline(always)]
@@ -566,6 +572,16 @@ macro_rules! flows {
             #[inline(always)]
             fn tell_ended(&self, server: &$key) {
                 tell::<$key>(server);
+            }
+
+            #[inline(always)]
+            fn cookie(
+                &self,
+                packet: &Packet,
+                tuple: &Tuple<<$family as Family>::Address>,
+                question: &Question<$family>,
+            ) -> Option<Cookie> {
+                cookie::ask(packet, tuple, question)
             }
 
             #[inline(always)]

@@ -5,6 +5,7 @@ mod balance;
 mod bounds;
 mod churn;
 mod conversation;
+mod cookies;
 mod counts;
 mod driver;
 mod eviction;

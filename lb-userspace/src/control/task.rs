@@ -40,6 +40,7 @@ mod addresses;
 pub(super) mod anycast;
 mod appoint;
 mod attach;
+mod cookies;
 mod faults;
 mod fitness;
 mod flood;
@@ -61,6 +62,7 @@ use addresses::Addresses;
 use anycast::Anycast;
 pub use appoint::Appointment;
 use attach::Attachments;
+use cookies::Cookies;
 use faults::{Faults, KernelNews};
 use fitness::Weight;
 use flood::Flood;
@@ -161,6 +163,7 @@ pub struct Task {
     faults: Faults,
     kernel_news: KernelNews,
     flood: Flood,
+    cookies: Cookies,
     replay_news: ReplayNews,
     /// When writes that failed are tried again, and how long the wait was.
     retry: Option<(Duration, Duration)>,
@@ -234,6 +237,7 @@ impl Task {
             faults: Faults::default(),
             kernel_news: KernelNews::default(),
             flood: Flood::default(),
+            cookies: Cookies::default(),
             replay_news: ReplayNews::default(),
             retry: None,
             sweeping: false,

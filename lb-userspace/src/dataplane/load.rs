@@ -13,7 +13,7 @@ use aya::{
 };
 use lb_common::{names, trace::TRACES_BYTES};
 
-use super::{AttachMode, Attachment, Options, grow, kernel, pins};
+use super::{AttachMode, Attachment, Options, cookies::Settings, grow, kernel, pins};
 
 /// The object that the build put into this binary. Aligned, because the ELF reader reads words.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ballast-xdp"));
@@ -47,7 +47,9 @@ pub(super) fn load(
     variant: Variant,
     outgrown: &[&'static str],
 ) -> anyhow::Result<Ebpf> {
+    let own_scale = Settings::read().own_scale();
     let mut loader = EbpfLoader::new();
+    loader.override_global(names::OWN_SCALE, &own_scale, true);
     // The filters are data: each program has its own (`filters`).
     for layout in pins::layouts(options).into_iter().filter(|it| !names::is_data(it.name)) {
         let path = if outgrown.contains(&layout.name) {

@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     clock,
-    config::{Access, Postgres, Promotion},
+    config::{Access, Durability, Postgres, Promotion},
     control::{
         kernel::Gates,
         reset::DEFAULT_RATE,
@@ -235,8 +235,11 @@ impl Task {
                 biased;
                 Some(event) = ends.recv() => self.take(event).await,
                 Some(record) = stored.recv() => {
-                    let event = self.keep(*record).await;
-                    self.take(event).await;
+                    // The store was slow, and another balancer has told what came after: that is kept.
+                    if self.machine.record().is_none_or(|it| it.place() <= record.place()) {
+                        let event = self.keep(*record).await;
+                        self.take(event).await;
+                    }
                 }
                 ask = asks.recv() => match ask {
                     Some(Ask::Command(command, answer)) => {
@@ -282,8 +285,12 @@ impl Task {
     fn unheard(&self, command: &Command) -> Option<String> {
         let absent = match command {
             // The gate of a silent balancer closes by itself.
-            Command::Promote { .. } if self.store.is_some() => return None,
-            Command::Promote { absent, .. } | Command::Switchover { absent, .. } => absent,
+            Command::Promote { .. } | Command::Degrade { .. } if self.store.is_some() => {
+                return None;
+            }
+            Command::Promote { absent, .. }
+            | Command::Switchover { absent, .. }
+            | Command::Degrade { absent, .. } => absent,
             _ => return None,
         };
         // The first of all records says who the primary is, and changes nothing.
@@ -406,6 +413,13 @@ impl Task {
                 self.begin(&server, |link| async move {
                     cut.await;
                     Some(Event::Quiesced(work::quiesce(&link).await))
+                });
+            }
+            Action::SetSync { server, names, need } => {
+                self.begin(&server.clone(), move |link| async move {
+                    let result = work::set_sync(&link, &names, need).await;
+                    let result = result.map_err(|failure| failure.reason);
+                    Some(Event::SyncSet { server, names, result })
                 });
             }
             Action::CatchUp { server, end } => self.begin(&server, move |link| async move {
@@ -622,7 +636,11 @@ fn unattended(config: &Postgres) -> Option<Unattended> {
     let mut seed = [0; 8];
     // The kernel's generator does not fail once it has been seeded, which it is at boot.
     SystemRandom::new().fill(&mut seed).expect("random numbers of the kernel");
-    Some(Unattended { veto, max_loss: config.max_loss, seed: u64::from_ne_bytes(seed) })
+    let available = match config.durability {
+        Durability::Strict => None,
+        Durability::Available(after) => Some(after),
+    };
+    Some(Unattended { veto, max_loss: config.max_loss, available, seed: u64::from_ne_bytes(seed) })
 }
 
 impl Drop for Task {

@@ -44,6 +44,8 @@ pub(super) struct Edge {
     /// The protocol has changed: the bytes are no requests.
     switched: AtomicBool,
     amid_head: AtomicBool,
+    /// Neither a head nor a body has begun and not ended.
+    between: AtomicBool,
     /// Something that was written may not have left yet.
     unflushed: AtomicBool,
 }
@@ -58,6 +60,7 @@ impl Edge {
             seen: AtomicU32::new(0),
             switched: AtomicBool::new(false),
             amid_head: AtomicBool::new(false),
+            between: AtomicBool::new(true),
             unflushed: AtomicBool::new(false),
         }
     }
@@ -98,9 +101,11 @@ impl Edge {
         self.refusal.get().is_some()
     }
 
-    /// Whether nothing has come yet of the request that is waited for, and all has left that was written.
+    /// Whether all has come of the last request, nothing of the next one, and all has left that was
+    /// written. An answer may end before its request does.
     pub(super) fn is_still(&self) -> bool {
-        !self.is_amid_head() && !self.unflushed.load(Ordering::Relaxed) && !self.has_refused()
+        let unflushed = self.unflushed.load(Ordering::Relaxed);
+        self.between.load(Ordering::Relaxed) && !unflushed && !self.has_refused()
     }
 
     /// Whether a head had begun, and not ended, when the connection did.
@@ -128,6 +133,12 @@ impl<S> Strictly<S> {
     pub(super) fn new(stream: S, edge: Arc<Edge>, plain: bool) -> Self {
         let strict = Strict::default();
         Self { stream, strict, edge, ready: 0, refusal: None, refused: false, plain }
+    }
+
+    /// Says where in the client's bytes it is.
+    fn tell_place(&self) {
+        self.edge.amid_head.store(self.strict.is_amid_head(), Ordering::Relaxed);
+        self.edge.between.store(self.strict.is_between(), Ordering::Relaxed);
     }
 
     /// Takes note of a refusal. A body that is refused ends with an error.
@@ -166,6 +177,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Strictly<S> {
                 buf.put_slice(&held[..passed]);
                 held.drain(..passed);
                 this.ready -= passed;
+                this.tell_place();
                 return Poll::Ready(Ok(()));
             }
             if let Some(refusal) = this.refusal.take() {
@@ -182,6 +194,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Strictly<S> {
                 if !switched {
                     // All of it is a body's.
                     let _ = this.strict.feed(&buf.filled()[before..]);
+                    this.tell_place();
                 }
                 return Poll::Ready(Ok(()));
             }
@@ -193,7 +206,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Strictly<S> {
                 return Poll::Ready(Ok(()));
             }
             let Fed { passed, refusal } = this.strict.feed(new);
-            this.edge.amid_head.store(this.strict.is_amid_head(), Ordering::Relaxed);
+            this.tell_place();
             this.refusal = refusal;
             if held {
                 buf.set_filled(before);

@@ -298,7 +298,7 @@ impl Exchange<'_> {
             again
         } else {
             let active = self.pick_or_wait().await?;
-            if let Some(link) = self.route.pool.take(active.backend()) {
+            if let Some(link) = self.client.pool().take(active.backend()) {
                 return Ok(Found { link, active, reused: true });
             }
             active
@@ -312,14 +312,14 @@ impl Exchange<'_> {
         let mut racing = FuturesUnordered::new();
         let mut overdue: Vec<Arc<Backend>> = Vec::new();
         let mut last = StatusCode::BAD_GATEWAY;
-        racing.push(race(first, Arc::clone(&self.view)));
+        racing.push(race(first, Arc::clone(&self.view), self.client));
         let mut more = false;
         loop {
             if std::mem::take(&mut more) {
                 match self.pick() {
-                    Some(active) => match self.route.pool.take(active.backend()) {
+                    Some(active) => match self.client.pool().take(active.backend()) {
                         Some(link) => return Ok(Found { link, active, reused: true }),
-                        None => racing.push(race(active, Arc::clone(&self.view))),
+                        None => racing.push(race(active, Arc::clone(&self.view), self.client)),
                     },
                     None if racing.is_empty() => return Err(last),
                     None => {}
@@ -485,7 +485,12 @@ impl Exchange<'_> {
     }
 }
 
-async fn race(active: Active, view: Arc<View>) -> (Active, Result<Link, Failure>) {
-    let result = connect::connect(active.backend(), &view.proxy).await;
+async fn race(active: Active, view: Arc<View>, client: &Client) -> (Active, Result<Link, Failure>) {
+    let result = connect::connect(active.backend(), &view, client.ends).await;
+    if let Ok(link) = &result
+        && view.proxy.keepalive > 0
+    {
+        client.pool().share(active.backend(), link);
+    }
     (active, result)
 }

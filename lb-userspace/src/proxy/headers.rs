@@ -81,6 +81,13 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
     }
 }
 
+/// Whether the sender can read trailers, as gRPC asks for (RFC 9110, section 10.1.4).
+pub(super) fn wants_trailers(headers: &HeaderMap) -> bool {
+    headers.get(TE).is_some_and(|te| {
+        te.as_bytes().split(|byte| *byte == b',').any(|it| it.trim_ascii() == b"trailers")
+    })
+}
+
 /// Fields that a request is not understood without: naming them in `Connection` would take them away
 /// from the backend.
 fn is_kept(name: &HeaderName) -> bool {

@@ -159,11 +159,11 @@ async fn has_bytes(tcp: &TcpStream, route: &Route, edge: &Edge, timeout: Duratio
             // hyper finds out what it is, and be it the end.
             ready = tcp.readable() => return ready.is_ok(),
             phase = next(&mut phase, seen) => match phase {
-                Phase::Serving | Phase::Draining => seen = phase,
+                Phase::Serving | Phase::Draining | Phase::Closing => seen = phase,
                 Phase::Cut => return false,
             },
             // Who has not asked until then is cut off.
-            () = sleep(LEAVE), if seen == Phase::Draining => return false,
+            () = sleep(LEAVE), if seen != Phase::Serving => return false,
             () = sleep_until(end) => return false,
         }
     }

@@ -28,6 +28,7 @@ use super::{
     gate::gated,
     headers::Named,
     http1::http1,
+    inbound::{self, Ends},
     pool::Pool,
     service::{LEAVE, Open, Phase, Service, View},
     stream::Stream,
@@ -65,6 +66,21 @@ pub(super) struct Client {
     pub(super) edge: Arc<Edge>,
     /// What backends are told of it.
     pub(super) named: Named,
+    pub(super) ends: Ends,
+    /// Unused connections to backends that are for this client alone: they have begun with its name.
+    own: Option<Pool>,
+}
+
+impl Client {
+    /// Unused connections that its requests may have.
+    pub(super) fn pool(&self) -> &Pool {
+        self.own.as_ref().unwrap_or(&self.route.pool)
+    }
+
+    /// Whether backends may be spoken to in HTTP/2.
+    pub(super) fn speaks_http2(&self) -> bool {
+        self.route.view().proxy.upstream.http2
+    }
 }
 
 impl Route {
@@ -118,6 +134,14 @@ pub(super) async fn connection(route: Arc<Route>, tcp: TcpStream, address: Socke
     route.service.stats.connections.add();
     let tcp = Arc::new(tcp);
     let view = route.view();
+    let ends = if view.proxy.accept_proxy.is_empty() {
+        Ends { client: address, target: route.service.listen }
+    } else {
+        let identified = Box::pin(inbound::identify(&route.service, &view, &tcp, address));
+        let Some(ends) = identified.await else { return };
+        ends
+    };
+    let address = ends.client;
     let timeout = view.proxy.client_timeout;
     let stream = Stream::new(Arc::clone(&tcp), timeout);
     let edge = Arc::new(Edge::new(clock::timer()));
@@ -128,6 +152,8 @@ pub(super) async fn connection(route: Arc<Route>, tcp: TcpStream, address: Socke
         open,
         edge: Arc::clone(&edge),
         named: Named::new(address.ip(), scheme),
+        ends,
+        own: view.proxy.upstream.send_proxy.map(|_| Pool::default()),
     });
     // Each in a box of its own, so that the state of a connection has room for what it is and not for
     // what it might be; and nothing of the configuration is held while it lasts.
@@ -196,10 +222,10 @@ pub(super) async fn until_told<C: Future<Output = hyper::Result<()>>>(
             biased;
             result = &mut connection => return result,
             phase = next => match phase {
-                Phase::Serving | Phase::Draining => seen = phase,
+                Phase::Serving | Phase::Draining | Phase::Closing => seen = phase,
                 Phase::Cut => return Ok(()),
             },
-            () = sleep(LEAVE), if seen == Phase::Draining && !told => {
+            () = sleep(LEAVE), if seen != Phase::Serving && !told => {
                 // Answers until now have said that they are the last; who has not asked is cut off.
                 tell(connection.as_mut());
                 told = true;

@@ -37,6 +37,8 @@ pub(super) struct Stats {
     pub(super) gone: Counter,
     pub(super) slow_heads: Counter,
     pub(super) handshakes: Counter,
+    pub(super) proxy_headers: Counter,
+    pub(super) denied: Counter,
     pub(super) queued: Counter,
     pub(super) overloaded: Counter,
     still: AtomicU64,
@@ -110,6 +112,8 @@ impl Stats {
             gone: self.gone.get(),
             slow_heads: self.slow_heads.get(),
             handshakes: self.handshakes.get(),
+            proxy_headers: self.proxy_headers.get(),
+            denied: self.denied.get(),
             queued: self.queued.get(),
             overloaded: self.overloaded.get(),
             answers: answers.filter_map(nonzero).collect(),
@@ -153,6 +157,12 @@ pub struct Status {
     /// Connections that were not made secure.
     #[serde(default)]
     pub handshakes: u64,
+    /// Connections of `accept_proxy` whose header of the PROXY protocol was none, or did not come in time.
+    #[serde(default)]
+    pub proxy_headers: u64,
+    /// Connections whose header names a client that may not connect, or not so often.
+    #[serde(default)]
+    pub denied: u64,
     /// Requests that had to wait, as every backend had as many as it may.
     #[serde(default)]
     pub queued: u64,

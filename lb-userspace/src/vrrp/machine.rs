@@ -13,7 +13,8 @@
 //!
 //! - **Claiming.** A new Active sends its advert, as they ask, and takes the addresses a moment later: as
 //!   soon as the one that had them says that it has let go, or after [`Settings::claim`]. Of two that
-//!   begin at the same time one yields before it has taken anything.
+//!   begin at the same time one yields before it has taken anything. Who hears an Active of a lower priority
+//!   meanwhile tells it once more, and waits once more.
 //! - **Letting go.** Who yields says so, by an advert of priority 0.
 //! - **Leaving.** Who hands over says so (priority 0) and serves until it hears the next Active: nobody may
 //!   answer, and then it has not left.
@@ -40,6 +41,10 @@ pub use state::{
 /// An advert of a lower priority is answered at once (RFC 9568 §6.4.3), but not more often than so many
 /// times in an interval: a flood must not become another one.
 const ANSWERS: u32 = 4;
+
+/// How long a node listens at least, when it starts or its interface is back: there its own checks and queues
+/// have yet to settle, and the Active is in no hurry. More than `Active_Down_Interval` only with fast adverts.
+pub const FIRST_LISTENS: Duration = Duration::from_millis(300);
 
 /// How long the addresses of a stopped node stay answered for if nobody has taken them: time for an
 /// upgrade.
@@ -137,14 +142,19 @@ impl Step<'_> {
             return self.claim(None, Cause::Owns);
         }
         self.act(&[Action::Tell(Cause::Starts)]);
-        State::Backup(self.listen(self.settings.interval, self.now))
+        let backup = self.listen(self.settings.interval, self.now);
+        State::Backup(Backup { down_at: backup.down_at.max(self.now + FIRST_LISTENS), ..backup })
     }
 
     /// RFC 9568 §6.4.2 (105): the advert goes first.
     fn claim(&mut self, active: Option<IpAddr>, cause: Cause) -> State {
+        State::Claiming(self.announce_claim(active, cause))
+    }
+
+    fn announce_claim(&mut self, active: Option<IpAddr>, cause: Cause) -> Claiming {
         self.act(&[Action::Send(self.settings.priority)]);
         let until = self.now + self.settings.claim();
-        State::Claiming(Claiming { until, sent_at: self.now, active, cause })
+        Claiming { until, sent_at: self.now, active, insisted: false, cause }
     }
 
     fn take(&mut self, claim: Claiming) -> State {
@@ -253,7 +263,13 @@ impl Step<'_> {
         if self.is_preferred(advert) {
             return State::Backup(self.follow(advert));
         }
-        State::Claiming(Claiming { active: Some(advert.source), ..claim })
+        let active = Some(advert.source);
+        if claim.insisted {
+            return State::Claiming(Claiming { active, ..claim });
+        }
+        // An Active of a lower priority that has not heard the claim: it may just be back within its lease.
+        let again = self.announce_claim(active, claim.cause);
+        State::Claiming(Claiming { insisted: true, ..again })
     }
 
     fn active_heard(&mut self, active: Active, advert: &Advert) -> State {

@@ -6,18 +6,28 @@ use super::{
 };
 use crate::peers::{self, Key};
 
-const ETCD: [HostName; 3] = [HostName::Lb01, HostName::Lb02, HostName::Witness];
+/// The hosts of its members.
+pub(super) const ETCD: [HostName; 3] = [HostName::Lb01, HostName::Lb02, HostName::Witness];
 
 /// How long nothing must happen where nothing may.
 const WATCH: Duration = Duration::from_secs(6);
 
+/// The configuration of both balancers.
+pub(super) fn config(key: &Key, promotion: &str) -> String {
+    let promotion = format!("promotion = \"{promotion}\"");
+    let postgres = automatic_config().replace("promotion = \"automatic\"", &promotion);
+    peers::config(key) + &postgres + &etcd_config()
+}
+
 /// A lab with two balancers, etcd and synchronous replication.
-fn unattended(name: &str, key: &Key, promotion: &str) -> Result<Site> {
-    let words = format!(
-        "user = \"ballast\"\npromotion = \"{promotion}\"\ninterval = \"100ms\"\ntimeout = \"400ms\""
-    );
-    let postgres = postgres_config().replace("user = \"ballast\"", &words);
-    let config = peers::config(key) + &postgres + &etcd_config();
+pub(super) fn unattended(name: &str, key: &Key, promotion: &str) -> Result<Site> {
+    unattended_with(name, key, promotion, "")
+}
+
+/// The same, with more lines about the database.
+pub(super) fn unattended_with(name: &str, key: &Key, promotion: &str, more: &str) -> Result<Site> {
+    let line = format!("promotion = \"{promotion}\"");
+    let config = config(key, promotion).replacen(&line, &format!("{line}{more}"), 1);
     let site = Site::with(
         name,
         Options {
@@ -29,28 +39,27 @@ fn unattended(name: &str, key: &Key, promotion: &str) -> Result<Site> {
             ..Options::default()
         },
     )?;
-    both_see(&site, "pg-01 to be the primary", |it| {
-        it["writes_to"] == "pg-01" && server(it, "pg-02")["read_only"]["state"] == "serves"
-    })?;
-    peers::until_in_sync(&site)?;
-    for host in ["pg-01", "pg-02"] {
-        // A standby that hears nothing asks its primary for a word after half of this.
-        site.lab().query(host, "alter system set wal_receiver_timeout = '2s'")?;
-        site.lab().query(host, "select pg_reload_conf()")?;
-    }
-    make_synchronous(&site)?;
-    both_see(&site, "synchronous replication to be seen", |it| {
-        it["servers"][0]["detail"]["standbys"][0]["sync_state"] == "sync"
-    })?;
-    both_see(&site, "no packet to be held up", |it| {
-        !it["warnings"].to_string().contains("no packet passes")
-            && !it["warnings"].to_string().contains("etcd")
-    })?;
+    settle(&site)?;
     Ok(site)
 }
 
+/// Waits until nothing is in the way of a promotion. Replication is synchronous in such a lab.
+pub(super) fn settle(site: &Site) -> Result<()> {
+    both_see(site, "pg-01 to be the primary", |it| {
+        it["writes_to"] == "pg-01" && server(it, "pg-02")["read_only"]["state"] == "serves"
+    })?;
+    peers::until_in_sync(site)?;
+    both_see(site, "synchronous replication to be seen", |it| {
+        it["servers"][0]["detail"]["standbys"][0]["sync_state"] == "sync"
+    })?;
+    both_see(site, "no packet to be held up", |it| {
+        !it["warnings"].to_string().contains("no packet passes")
+            && !it["warnings"].to_string().contains("etcd")
+    })
+}
+
 /// Nobody is promoted for a while, and it is said why.
-fn nobody_is_promoted(site: &Site, why: &str) -> Result<()> {
+pub(super) fn nobody_is_promoted(site: &Site, why: &str) -> Result<()> {
     both_see(site, why, |it| it["refused"].to_string().contains(why))?;
     let begin = Instant::now();
     while begin.elapsed() < WATCH {

@@ -6,11 +6,13 @@
 //!   again, so requests cannot measure a gap.)
 //! - *Open connections*: each asks ten times a second over one connection, and is broken if that ends or
 //!   an answer does not come.
+//! - *A download*: 200 MB that are in flight meanwhile, and must be the right ones.
 
 use std::{
     collections::BTreeMap,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -21,6 +23,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 
+use super::download::Download;
 use crate::{
     lab::{Host, topology::FLOATING_V4},
     run::client::Load,
@@ -62,6 +65,8 @@ pub(super) struct Seen {
     pub(super) gap: Duration,
     /// Open connections that broke.
     pub(super) broken: usize,
+    /// What was wrong with the download, if something was.
+    pub(super) download: Option<String>,
 }
 
 /// Clients at work, until they are stopped or dropped.
@@ -70,11 +75,12 @@ pub(super) struct Clients {
     load: Option<Load>,
     probers: Vec<JoinHandle<Result<Vec<Instant>>>>,
     connections: Vec<JoinHandle<Result<bool>>>,
+    download: Option<JoinHandle<Result<()>>>,
 }
 
 impl Clients {
-    /// Starts them on a host.
-    pub(super) fn start(host: &Host) -> Result<Self> {
+    /// Starts them on a host. `file` is what the download is to be; without it there is none.
+    pub(super) fn start(host: &Host, file: Option<PathBuf>) -> Result<Self> {
         let target = SocketAddr::new(FLOATING_V4.into(), 80);
         let stop = Arc::new(AtomicBool::new(false));
         let begin = Instant::now();
@@ -98,8 +104,15 @@ impl Clients {
                 thread::spawn(move || Ok(stays(stream, target, &stop)))
             })
             .collect();
+        let download = match file {
+            None => None,
+            Some(file) => {
+                let download = host.within(|| Download::ask(target))??;
+                Some(thread::spawn(move || download.read(&file)))
+            }
+        };
         let load = Load::start(host, target, REQUEST_THREADS);
-        Ok(Self { stop, load: Some(load), probers, connections })
+        Ok(Self { stop, load: Some(load), probers, connections, download })
     }
 
     /// Stops them; each ends what it has begun.
@@ -114,6 +127,10 @@ impl Clients {
             let stays = connection.join().map_err(|_| anyhow!("a connection panicked"))??;
             broken += usize::from(!stays);
         }
+        let download = match self.download.take() {
+            None => Ok(()),
+            Some(download) => download.join().map_err(|_| anyhow!("the download panicked"))?,
+        };
         let load = self.load.take().context("stop the requests once")?;
         let tallies = load.stop()?;
         let mut failures = BTreeMap::new();
@@ -127,6 +144,7 @@ impl Clients {
             slowest: tallies.iter().map(|tally| tally.slowest).max().unwrap_or_default(),
             gap: longest_gap(answered),
             broken,
+            download: download.err().map(|error| format!("{error:#}")),
         })
     }
 }

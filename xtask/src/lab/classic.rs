@@ -144,6 +144,16 @@ impl Lab {
         nginx.stop()
     }
 
+    /// Sends a signal to all processes of both, as to those of a service.
+    pub fn signal_classic(&self, host: &str, signal: Signal) -> Result<()> {
+        for program in programs(self, super::find(host)?) {
+            let pid = program.pid().with_context(|| format!("find {}", program.name()))?;
+            // They are process groups.
+            killpg(pid, signal).with_context(|| format!("send {signal} to {}", program.name()))?;
+        }
+        Ok(())
+    }
+
     /// Kills its nginx, the workers too: they would go on without their master.
     pub fn kill_classic_nginx(&self, host: &str) -> Result<()> {
         let [nginx, _] = programs(self, super::find(host)?);

@@ -1,5 +1,7 @@
 //! What `ballast status --json` says, as far as it is needed here.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
@@ -11,6 +13,8 @@ use crate::{lab::Lab, shell};
 pub struct Status {
     services: Vec<Service>,
     dataplane: Dataplane,
+    #[serde(default)]
+    reasons: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -80,6 +84,11 @@ impl Status {
     /// The kernel's number of the XDP program.
     pub fn program_id(&self) -> u32 {
         self.dataplane.program_id
+    }
+
+    /// Packets that were not forwarded, by reason, since the maps were made.
+    pub fn reasons(&self) -> &BTreeMap<String, u64> {
+        &self.reasons
     }
 
     /// What has been forwarded for a service.

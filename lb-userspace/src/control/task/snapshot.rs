@@ -23,7 +23,7 @@ use crate::{
         },
         verdict::{Admin, WEIGHT_SCALE},
     },
-    dataplane::{AttachMode, Counters, Info},
+    dataplane::{AttachMode, Counters, Info, cookies},
     health::passive::Stand,
     net::Mac,
     vrrp::router::{InstanceStatus, Overview},
@@ -100,6 +100,10 @@ impl Task {
         let mut warnings: Vec<_> = self.faults.messages().collect();
         warnings.extend(self.kernel_news.messages(clock::monotonic()));
         warnings.extend(self.flood.message().map(str::to_owned));
+        warnings.extend(self.cookies.message().map(str::to_owned));
+        if self.state.services().iter().any(|it| !matches!(it.proxied(), Proxied::None)) {
+            warnings.extend(cookies::warning().map(str::to_owned));
+        }
         warnings.extend(self.timeline.trouble());
         let panics = self.state.services().iter().filter(|service| service.panic);
         warnings.extend(panics.map(|service| {

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use lb_common::{event::Event, stats::BackendSignals, trace::Sample};
+use lb_common::{event::Event, reason::Reason, stats::BackendSignals, trace::Sample};
 
 use super::{TICK, Task};
 use crate::{
@@ -50,10 +50,13 @@ pub(super) struct Rates {
     at: Duration,
     connections: HashMap<u32, u64>,
     backends: HashMap<u32, [u64; 3]>,
+    given: Option<u64>,
     /// New connections a second, by service index.
     pub(super) services: HashMap<u32, f64>,
     /// New connections, bytes to it and bytes from it a second, by backend identifier.
     pub(super) by_backend: HashMap<u32, [f64; 3]>,
+    /// SYN cookies a second.
+    pub(super) cookies: f64,
 }
 
 impl Rates {
@@ -82,7 +85,9 @@ impl Rates {
                 Some((*id, [0, 1, 2].map(|which| rate(before[which], now[which]))))
             })
             .collect();
-        Self { at, connections, backends, services, by_backend }
+        let given = counters.reasons.get(Reason::SynCookie as usize).copied();
+        let cookies = self.given.zip(given).map_or(0.0, |(before, now)| rate(before, now));
+        Self { at, connections, backends, given, services, by_backend, cookies }
     }
 }
 
@@ -156,6 +161,7 @@ impl Task {
             Ok(Some(Counted { counters, signals })) => {
                 self.rates = Arc::new(self.rates.next(&counters, now));
                 self.tell_of_replays(&signals, &counters, now);
+                self.watch_cookies(now);
                 None
             }
             Ok(None) => None,

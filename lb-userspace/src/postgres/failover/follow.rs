@@ -247,6 +247,7 @@ impl Machine {
             Message::Ack(place) => {
                 if self.record.as_ref().is_some_and(|record| record.place() == place) {
                     self.work.heard(node);
+                    self.upkeep.heard(node, place);
                 }
             }
             Message::Refuse(place, why) => {

@@ -386,6 +386,7 @@ impl Machine {
             next.branch = Branch { timeline, switch, ..record.branch };
             next.mark = Some(mark);
             next.run = None;
+            next.sync_since = Lsn::default();
         });
         self.verified = Some(next.epoch);
         let message = format!("{server} is the primary, on timeline {timeline}");

@@ -93,6 +93,8 @@ pub struct Claiming {
     pub sent_at: Duration,
     /// Who has to let go of them.
     pub active: Option<IpAddr>,
+    /// Whether somebody who is to let go was heard meanwhile, and was told again.
+    pub insisted: bool,
     /// Why it does.
     pub cause: Cause,
 }

@@ -41,11 +41,12 @@ const fn ago(millis: u64) -> Duration {
 }
 
 /// The states that the table has, all of them at [`NOW`].
-const STATES: [&str; 10] = [
+const STATES: [&str; 11] = [
     "initialize",
     "backup",          // armed
     "backup released", // armed, will not preempt
     "claiming",
+    "claiming again", // has told a lower one twice
     "claiming asleep",
     "active",        // next advert not due
     "active asleep", // its lease is over
@@ -71,10 +72,16 @@ fn state(name: &str) -> State {
     match name {
         "initialize" => State::Initialize,
         "backup" | "backup released" => State::Backup(backup),
-        "claiming" | "claiming asleep" => {
-            let awake = (NOW + ms(6), ago(4));
-            let (until, sent_at) = if name == "claiming" { awake } else { (ago(290), ago(300)) };
-            State::Claiming(Claiming { until, sent_at, active: Some(ip(12)), cause: ActiveSilent })
+        "claiming" | "claiming again" | "claiming asleep" => {
+            let (awake, asleep) = ((NOW + ms(6), ago(4)), (ago(290), ago(300)));
+            let (until, sent_at) = if name == "claiming asleep" { asleep } else { awake };
+            State::Claiming(Claiming {
+                until,
+                sent_at,
+                active: Some(ip(12)),
+                insisted: name == "claiming again",
+                cause: ActiveSilent,
+            })
         }
         "active" => active(ago(60)),
         "active asleep" => active(ago(300)),
@@ -175,20 +182,25 @@ fn row(state: &str, event: &str) -> (&'static str, Vec<Action>) {
         ("backup" | "backup released", "stop") => ("initialize", vec![]),
         ("backup" | "backup released", "fault") => ("initialize", fault()),
 
-        ("claiming", "zero") => {
+        ("claiming" | "claiming again", "zero") => {
             ("active", vec![lease_at(ago(4)), Take, Tell(ActiveSilent), Send(100)])
         }
-        ("claiming", "equal, higher address") => ("backup", vec![yields(12, 100)]),
-        ("claiming", "higher") => ("backup", vec![yields(10, 101)]),
-        ("claiming", "lower" | "gives way" | "stranger") => ("=", vec![]),
-        ("claiming", "equal, lower address") => ("+", vec![]), // now this one has to let go
-        ("claiming", "tick" | "changed") => ("=", vec![]),
-        ("claiming", "tick when due") => {
+        ("claiming" | "claiming again", "equal, higher address") => {
+            ("backup", vec![yields(12, 100)])
+        }
+        ("claiming" | "claiming again", "higher") => ("backup", vec![yields(10, 101)]),
+        ("claiming", "lower" | "gives way" | "stranger") => ("+", vec![Send(100)]),
+        ("claiming again", "lower" | "gives way" | "stranger") => ("=", vec![]),
+        // Now this one has to let go.
+        ("claiming", "equal, lower address") => ("+", vec![Send(100)]),
+        ("claiming again", "equal, lower address") => ("+", vec![]),
+        ("claiming" | "claiming again", "tick" | "changed") => ("=", vec![]),
+        ("claiming" | "claiming again", "tick when due") => {
             ("active", vec![lease_at(ago(4)), Take, Tell(ActiveSilent)])
         }
-        ("claiming", "release") => ("backup", vec![Send(0)]),
-        ("claiming", "stop") => ("initialize", vec![Send(0)]),
-        ("claiming", "fault") => ("initialize", fault()),
+        ("claiming" | "claiming again", "release") => ("backup", vec![Send(0)]),
+        ("claiming" | "claiming again", "stop") => ("initialize", vec![Send(0)]),
+        ("claiming" | "claiming again", "fault") => ("initialize", fault()),
 
         ("active", "zero" | "changed") => ("+", vec![Send(100), lease]),
         ("active", "lower") => ("+", contested(12, 99)),
@@ -440,8 +452,14 @@ fn who_starts_alone_takes_the_addresses_after_the_down_interval() {
     let (state, actions) = step(&settings(), state, Event::Tick, takes);
     assert!(actions.contains(&Action::Take));
     assert_eq!(state.deadline(), Some(due + ms(100)), "adverts keep their pace");
-    // A change of the interval is no sleep.
     let fast = Settings { interval: ms(10), ..settings() };
+    let (first, _) = step(&fast, State::Initialize, Event::Start { lease: None }, NOW);
+    assert_eq!(first.deadline(), Some(NOW + FIRST_LISTENS), "no hurry at the start");
+    let heard = Event::Heard(Advert { interval: ms(10), ..advert(90, 12) });
+    let fast_follower = Settings { preempt: false, ..fast };
+    let (followed, _) = step(&fast_follower, first, heard, NOW);
+    assert_eq!(followed.deadline(), Some(NOW + fast.down(ms(10))), "and then as fast as asked for");
+    // A change of the interval is no sleep.
     let (state, actions) = step(&fast, state, Event::Changed, due + ms(90));
     assert_eq!(actions[0], Action::Send(100));
     assert_eq!(state.deadline(), Some(due + ms(100)));
