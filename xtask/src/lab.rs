@@ -112,6 +112,13 @@ impl Host {
         network::steer(&self.namespace, cpus.iter().fold(0, |mask, cpu| mask | 1 << cpu))
     }
 
+    /// Puts a program on its interface that passes every packet. So what it receives comes the same way
+    /// as what a balancer receives.
+    pub fn pass_by_xdp(&self) -> Result<()> {
+        let pin = Path::new(bpffs::MOUNT_POINT).join(format!("{}-pass", self.namespace));
+        xdp_pass::attach(&self.namespace, &["eth0".to_owned()], &pin)
+    }
+
     /// A command that will run on this host.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         netns::command(&self.namespace, program)

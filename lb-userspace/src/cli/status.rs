@@ -232,6 +232,7 @@ fn requests(proxy: &proxy::Status) -> String {
     let proxy::Status { requests, active, open, tunnels, .. } = proxy;
     let mut out = format!("  {requests} requests, {active} under way; {open} connections");
     let counts = [
+        (proxy.still, "still"),
         (*tunnels, "upgraded"),
         (proxy.retries, "retried"),
         (proxy.reopened, "sent anew as a kept connection was closed"),

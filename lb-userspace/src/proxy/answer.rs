@@ -146,12 +146,15 @@ impl Relay {
         if let Some(fault) = self.fault.take() {
             return Poll::Ready(Some(Err(fault)));
         }
-        let mut frame = Pin::new(&mut self.incoming).poll_frame(cx);
+        let mut frame = match &self.lease {
+            Some(lease) => Pin::new(&mut self.incoming).poll_frame(&mut lease.link.quiet(cx)),
+            None => Pin::new(&mut self.incoming).poll_frame(cx),
+        };
         if frame.is_pending()
             && let Some(lease) = &mut self.lease
         {
             lease.link.drive(cx);
-            frame = Pin::new(&mut self.incoming).poll_frame(cx);
+            frame = Pin::new(&mut self.incoming).poll_frame(&mut lease.link.quiet(cx));
         }
         let Poll::Ready(frame) = frame else {
             let until = self.read_timeout;

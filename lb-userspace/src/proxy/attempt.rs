@@ -54,7 +54,7 @@ pub(super) async fn attempt(
     loop {
         let outcome = poll_fn(|cx| {
             link.drive(cx);
-            if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
+            if let Poll::Ready(answer) = answer.as_mut().poll(&mut link.quiet(cx)) {
                 return Poll::Ready(Some(answer));
             }
             link.poll_look(cx).map(|()| None)

@@ -107,6 +107,19 @@ impl Link {
         }
     }
 
+    /// How to wait for what comes out of [`Link::drive`]: whoever drives it is there already when it
+    /// comes, and being woken for it would be one poll too many.
+    pub(super) fn quiet<'a>(&self, cx: &mut Context<'a>) -> Context<'a> {
+        let waker = if self.connection.is_some() { Waker::noop() } else { cx.waker() };
+        Context::from_waker(waker)
+    }
+
+    /// Whether nothing has come since it was driven last. Whoever waits for it is not woken.
+    pub(super) fn is_silent(&self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        self.connection.is_some() && self.tcp.poll_read_ready(&mut cx).is_pending()
+    }
+
     /// Whether it can take a request now. Whoever waits for it is not woken.
     pub(super) fn is_ready(&mut self) -> bool {
         self.drive(&mut Context::from_waker(Waker::noop()));

@@ -70,12 +70,13 @@ async fn answer(client: &Arc<Client>, mut request: Request<Incoming>) -> Respons
     let upgrades = upgrade::on(&mut request);
     let (parts, incoming) = request.into_parts();
     let head = Head::new(parts, client, &host, entry.as_deref_mut());
-    let has_key = head.headers.contains_key(headers::IDEMPOTENCY_KEY);
+    let repeatable = decide::is_repeatable(&head.method, false)
+        || decide::is_repeatable(&head.method, head.headers.contains_key(headers::IDEMPOTENCY_KEY));
     let timeout = view.proxy.next_upstream.timeout;
     let mut exchange = Exchange {
         route,
         client,
-        repeatable: decide::is_repeatable(&head.method, has_key),
+        repeatable,
         body: Kept::new(incoming, &view.proxy, &route.service),
         head,
         begun,

@@ -37,7 +37,8 @@ impl Pool {
             }
         }
         while let Some((_, mut link)) = idle.links.pop_back() {
-            if link.is_ready() {
+            // It was ready when it was given back.
+            if link.is_silent() || link.is_ready() {
                 return Some(link);
             }
         }

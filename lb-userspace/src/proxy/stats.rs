@@ -42,6 +42,7 @@ pub(super) struct Stats {
     pub(super) denied: Counter,
     pub(super) queued: Counter,
     pub(super) overloaded: Counter,
+    still: AtomicU64,
     /// By the first digit of the status.
     answers: [Counter; 6],
     bad_gateway: Counter,
@@ -49,7 +50,23 @@ pub(super) struct Stats {
     refused: [Counter; Refusal::ALL.len()],
 }
 
+/// A connection that is still, for as long as this lives.
+#[derive(Debug)]
+pub(super) struct Still<'a>(&'a AtomicU64);
+
+impl Drop for Still<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Stats {
+    /// A connection is still.
+    pub(super) fn still(&self) -> Still<'_> {
+        self.still.fetch_add(1, Ordering::Relaxed);
+        Still(&self.still)
+    }
+
     /// A client was answered.
     pub(super) fn answered(&self, status: StatusCode) {
         if let Some(counter) = self.answers.get(usize::from(status.as_u16() / 100)) {
@@ -83,6 +100,7 @@ impl Stats {
         Status {
             connections: self.connections.get(),
             open,
+            still: self.still.load(Ordering::Relaxed),
             requests: self.requests.get(),
             active: active.into(),
             tunnels: self.tunnels.get(),
@@ -113,6 +131,9 @@ pub struct Status {
     pub connections: u64,
     /// Those that are open.
     pub open: u64,
+    /// Those of them that are still: no request has come for some seconds, and they hold no buffers.
+    #[serde(default)]
+    pub still: u64,
     /// Requests.
     pub requests: u64,
     /// Those that are under way.
