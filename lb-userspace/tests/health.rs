@@ -10,7 +10,11 @@ use std::{
 
 use ballast::{
     config::{self, HttpProbe, Upstream},
-    health::{self, Deadline, Health, Observation, Report, Target, command, http::{self, Trust}, tcp},
+    health::{
+        self, Deadline, Health, Observation, Report, Target, command,
+        http::{self, Trust},
+        tcp,
+    },
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -242,7 +246,8 @@ async fn https_takes_any_certificate_and_sends_the_name() {
         let (listener, address) = listener().await;
         let server = tls_server(listener);
         let probe = get("/", host);
-        let observation = http::probe_tls(address, &probe, &Trust::default(), Deadline::after(PATIENCE)).await;
+        let observation =
+            http::probe_tls(address, &probe, &Trust::default(), Deadline::after(PATIENCE)).await;
         assert_eq!(observation, pass("HTTP 200"));
         assert_eq!(server.await.unwrap().as_deref(), name);
     }
@@ -257,7 +262,9 @@ async fn https_to_a_server_without_tls() {
         // The prober hangs up.
         let _ = stream.read_to_end(&mut Vec::new()).await;
     });
-    match http::probe_tls(address, &get("/", None), &Trust::default(), Deadline::after(PATIENCE)).await {
+    match http::probe_tls(address, &get("/", None), &Trust::default(), Deadline::after(PATIENCE))
+        .await
+    {
         Observation::Fail(reason) => assert!(reason.starts_with("TLS: "), "{reason}"),
         Observation::Pass(reason) => panic!("passed: {reason}"),
     }

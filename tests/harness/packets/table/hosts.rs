@@ -36,7 +36,7 @@ pub(super) fn rows(talk: &Talk) -> Vec<Case> {
             .passes(&foreign(data.clone()), Reason::OtherHost)
             .passes(&foreign(talk.up(FIN | ACK)), Reason::OtherHost)
             .passes(&foreign(talk.up(RST)), Reason::OtherHost)
-            .then(talk, &[data.clone()]),
+            .then(talk, std::slice::from_ref(&data)),
         alone("a frame for a group is for this host too")
             .then(talk, &[talk.syn().link(CLIENT_MAC, GROUP)]),
         talk.single("without a MAC address that is known, every frame is ours")
