@@ -52,6 +52,7 @@ const ONLY: [Only; 9] = [
             "lb-ebpf/src/program.rs",
             // The benchmark's own BPF binary.
             "lb-ebpf/src/decap_program.rs",
+            "lb-ebpf/src/resets_program.rs",
             "lb-ebpf/src/floors.rs",
             "lb-ebpf/src/floors/",
         ],
