@@ -20,6 +20,7 @@ pub mod maglev;
 pub mod names;
 pub mod news;
 pub mod reason;
+pub mod resets;
 pub mod service;
 pub mod source;
 pub mod stats;

@@ -36,11 +36,13 @@ mod syntax;
 #[cfg(test)]
 mod tests;
 pub mod units;
+mod upstream;
 mod value;
 
 pub use advice::{advice, tunnel_bytes};
 pub use alert::{Alert, Receiver};
-pub use postgres::{Access, Consensus, Postgres, Promotion, Server, ServerHost};
+pub use postgres::{Access, Consensus, Durability, Postgres, Promotion, Server, ServerHost};
+pub use upstream::{BackendTls, ProxyHeader, Upstream};
 
 /// A file that can be used.
 #[derive(Clone, Debug)]
@@ -352,6 +354,10 @@ pub struct Proxy {
     pub access_log: Option<PathBuf>,
     /// What the proxy shows to clients. If there are any, clients speak TLS.
     pub certificates: Vec<Certificate>,
+    /// Networks whose connections begin with a header of the PROXY protocol.
+    pub accept_proxy: Vec<(IpAddr, u8)>,
+    /// How backends are spoken to.
+    pub upstream: Upstream,
 }
 
 /// `[[service.proxy.certificate]]`.
@@ -376,6 +382,21 @@ pub struct Guard {
 }
 
 impl Guard {
+    /// What the kernel program is to say of a service whose clients are told by others: those come
+    /// through, however often, and what holds for the clients is the proxy's matter.
+    #[must_use]
+    pub fn for_fronts(&self, fronts: &[(IpAddr, u8)]) -> Self {
+        if fronts.is_empty() {
+            return self.clone();
+        }
+        let mut sources = self.sources.clone();
+        if !sources.is_empty() {
+            sources.retain(|(network, _)| !fronts.contains(network));
+            sources.extend(fronts.iter().map(|network| (*network, true)));
+        }
+        Self { sources, others: self.others, rate: None }
+    }
+
     /// Whether every source may connect.
     #[must_use]
     pub fn is_open(&self) -> bool {
@@ -437,9 +458,10 @@ pub enum Probe {
     None,
     /// A TCP connection is made and closed.
     Tcp,
-    /// An HTTP/1.1 GET.
+    /// A GET.
     Http(HttpProbe),
-    /// The same over TLS; the certificate is not verified (a probe asks for health, not identity).
+    /// The same over TLS. The certificate is verified if the proxy verifies it, and else is not (a probe
+    /// asks for health, not identity).
     Https(HttpProbe),
     /// Not at all: the backend is a server of a database, and what is known of that says.
     Database {
@@ -468,6 +490,8 @@ pub struct HttpProbe {
     pub host: Option<String>,
     /// Ranges of status codes that mean healthy, both ends included.
     pub expect: Vec<(u16, u16)>,
+    /// How the proxy speaks to the backends of the service: they are asked in the same way.
+    pub upstream: Upstream,
 }
 
 /// `[dataplane]`: sizes and timeouts of the kernel's tables.

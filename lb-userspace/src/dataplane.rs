@@ -50,6 +50,7 @@ mod link;
 pub mod load;
 mod pins;
 pub mod replay;
+pub mod resets;
 mod signals;
 mod trace;
 mod write;

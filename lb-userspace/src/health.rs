@@ -137,10 +137,11 @@ pub fn resume(
 ) -> JoinHandle<()> {
     tokio::spawn(async move {
         if target.health.probe.is_active() {
+            let trust = http::Trust::default();
             run(&target, health, spread, &reports, &passes, || async {
                 // It is never closed; if it was, that would be no reason to probe no more.
                 let _turn = UNDER_WAY.acquire().await;
-                probe(&target).await
+                probe(&target, &trust).await
             })
             .await;
         } else {
@@ -190,7 +191,7 @@ async fn run<F>(
 }
 
 /// Asks once.
-async fn probe(target: &Target) -> Observation {
+async fn probe(target: &Target, trust: &http::Trust) -> Observation {
     let deadline = Deadline::after(target.health.timeout);
     match &target.health.probe {
         config::Probe::None | config::Probe::Database { .. } => {
@@ -198,7 +199,9 @@ async fn probe(target: &Target) -> Observation {
         }
         config::Probe::Tcp => tcp::probe(target.address, deadline).await,
         config::Probe::Http(probe) => http::probe(target.address, probe, deadline).await,
-        config::Probe::Https(probe) => http::probe_tls(target.address, probe, deadline).await,
+        config::Probe::Https(probe) => {
+            http::probe_tls(target.address, probe, trust, deadline).await
+        }
         config::Probe::Command(command) => command::probe(command, target, deadline).await,
     }
 }

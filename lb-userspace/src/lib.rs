@@ -16,6 +16,7 @@ pub mod postgres;
 pub mod proxy;
 pub mod top;
 pub mod trace;
+mod trust;
 pub mod vrrp;
 
 #[cfg(test)]

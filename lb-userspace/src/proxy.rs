@@ -21,7 +21,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -39,18 +39,26 @@ mod connect;
 pub mod decide;
 mod edge;
 mod exchange;
+mod gate;
 mod head;
 mod headers;
+mod http1;
+mod inbound;
 mod kept;
 mod listener;
+mod multiplex;
+pub(crate) mod outbound;
 mod pool;
+mod proof;
 mod queue;
 mod refuse;
+pub(crate) mod secure;
 mod select;
 mod serve;
 mod service;
 mod speed;
 mod stats;
+mod store;
 mod stream;
 mod strict;
 pub mod tls;
@@ -58,8 +66,10 @@ mod tunnel;
 mod worker;
 
 pub use backend::Backend;
+pub use proof::{Reset, Resets};
 use service::Service;
 pub use stats::{BackendStatus, Status};
+use store::Store;
 use worker::Worker;
 
 /// How long the connections of clients may go on when the daemon ends, unless a service's
@@ -83,9 +93,20 @@ pub struct Followed {
 struct Inner {
     workers: Vec<Worker>,
     services: BTreeMap<String, Arc<Service>>,
+    /// Copies of the sockets of each service, and whether the service manager keeps them.
+    sockets: BTreeMap<String, (Vec<TcpListener>, bool)>,
+    /// What notes the resets of connections to backends, where the kernel lets it.
+    resets: Option<Arc<dyn Resets>>,
+    /// What an earlier daemon has left, until it is known what of it is needed.
+    store: Option<Store>,
 }
 
 impl Proxy {
+    /// Has resets noted by this. To be said before the first service begins.
+    pub fn note_resets(&self, resets: Arc<dyn Resets>) {
+        self.lock().resets = Some(resets);
+    }
+
     /// Listens for the services that have a proxy, and no more for those that have none; those that
     /// stay learn their configuration, and read the files that it names anew. Answers how it went, by
     /// service.
@@ -93,6 +114,7 @@ impl Proxy {
     /// A socket that cannot be had is asked for again by the next call.
     pub fn follow(&self, services: &[ServiceState]) -> BTreeMap<String, Followed> {
         let mut inner = self.lock();
+        let inner = &mut *inner;
         let mut outcome = BTreeMap::new();
         let proxied = services.iter().filter(|service| service.config.proxy.is_some());
         let wanted: BTreeMap<&str, &ServiceState> =
@@ -102,7 +124,10 @@ impl Proxy {
                 .get(name.as_str())
                 .is_some_and(|wanted| wanted.config.listen == service.listen);
             if !stays {
-                service.end(service.drain_timeout());
+                service.end(service.drain_timeout(), false);
+                if let Some((_, true)) = inner.sockets.remove(name) {
+                    store::forget(service.listen);
+                }
                 outcome.insert(name.clone(), Followed { listens: false, wrong: None });
             }
             stays
@@ -116,7 +141,11 @@ impl Proxy {
                 let wrong = begun.as_ref().err().map(ToString::to_string);
                 Followed { listens: begun.is_ok(), wrong }
             };
+            inner.keep(name, state.config.listen, proxy.is_only());
             outcome.insert(name.to_owned(), followed);
+        }
+        if let Some(store) = &mut inner.store {
+            store.clear();
         }
         outcome
     }
@@ -147,9 +176,13 @@ impl Proxy {
     /// of their services at most.
     pub async fn stop(&self) {
         let ends: Vec<_> = {
-            let inner = self.lock();
+            let mut inner = self.lock();
+            inner.sockets.clear();
             let services = inner.services.values();
-            services.map(|service| service.end(service.drain_timeout().min(DRAIN))).collect()
+            let end = |service: &Arc<Service>| {
+                service.end(service.drain_timeout().min(DRAIN), service.is_only())
+            };
+            services.map(end).collect()
         };
         for end in ends {
             // It fails only if it panicked; then nothing is left to wait for.
@@ -176,13 +209,35 @@ impl Inner {
             self.workers = (0..count).map(Worker::start).collect::<io::Result<_>>()?;
         }
         let listen = state.config.listen;
-        let sockets: Vec<_> =
-            self.workers.iter().map(|_| listener::bind(listen)).collect::<io::Result<_>>()?;
-        let service = Service::new(state, proxy)?;
-        for (worker, socket) in self.workers.iter().zip(sockets) {
+        let service = Service::new(state, proxy, self.resets.clone())?;
+        let mut sockets = self.store.get_or_insert_with(Store::open).take(listen);
+        let is_kept = !sockets.is_empty();
+        let mut new = Vec::new();
+        while sockets.len() + new.len() < self.workers.len() {
+            new.push(listener::bind(listen)?);
+        }
+        if is_kept {
+            store::keep(listen, &new);
+        }
+        sockets.extend(new);
+        let copies = sockets.iter().map(TcpListener::try_clone).collect::<io::Result<_>>()?;
+        // There may be more of them than workers, if an earlier daemon had more.
+        for (worker, socket) in self.workers.iter().cycle().zip(sockets) {
             worker.listen(Arc::clone(&service), socket)?;
         }
+        self.sockets.insert(state.config.name.clone(), (copies, is_kept));
         self.services.insert(state.config.name.clone(), service);
         Ok(())
+    }
+
+    /// Has the sockets of a service kept for the next daemon, or not.
+    fn keep(&mut self, name: &str, listen: SocketAddr, keeps: bool) {
+        let Some((sockets, kept)) = self.sockets.get_mut(name) else { return };
+        match (keeps, *kept) {
+            (true, false) => store::keep(listen, sockets),
+            (false, true) => store::forget(listen),
+            (true, true) | (false, false) => {}
+        }
+        *kept = keeps;
     }
 }

@@ -9,8 +9,8 @@ use std::{
 };
 
 use ballast::{
-    config::{self, HttpProbe},
-    health::{self, Deadline, Health, Observation, Report, Target, command, http, tcp},
+    config::{self, HttpProbe, Upstream},
+    health::{self, Deadline, Health, Observation, Report, Target, command, http::{self, Trust}, tcp},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -49,7 +49,12 @@ fn closed_port() -> (socket2::Socket, SocketAddr) {
 }
 
 fn get(path: &str, host: Option<&str>) -> HttpProbe {
-    HttpProbe { path: path.into(), host: host.map(Into::into), expect: vec![(200, 399)] }
+    HttpProbe {
+        path: path.into(),
+        host: host.map(Into::into),
+        expect: vec![(200, 399)],
+        upstream: Upstream::default(),
+    }
 }
 
 /// Answers one connection with `answer`, then closes; gives the request that it read.
@@ -237,7 +242,7 @@ async fn https_takes_any_certificate_and_sends_the_name() {
         let (listener, address) = listener().await;
         let server = tls_server(listener);
         let probe = get("/", host);
-        let observation = http::probe_tls(address, &probe, Deadline::after(PATIENCE)).await;
+        let observation = http::probe_tls(address, &probe, &Trust::default(), Deadline::after(PATIENCE)).await;
         assert_eq!(observation, pass("HTTP 200"));
         assert_eq!(server.await.unwrap().as_deref(), name);
     }
@@ -252,7 +257,7 @@ async fn https_to_a_server_without_tls() {
         // The prober hangs up.
         let _ = stream.read_to_end(&mut Vec::new()).await;
     });
-    match http::probe_tls(address, &get("/", None), Deadline::after(PATIENCE)).await {
+    match http::probe_tls(address, &get("/", None), &Trust::default(), Deadline::after(PATIENCE)).await {
         Observation::Fail(reason) => assert!(reason.starts_with("TLS: "), "{reason}"),
         Observation::Pass(reason) => panic!("passed: {reason}"),
     }
@@ -263,7 +268,7 @@ async fn https_to_a_server_without_tls() {
 async fn https_without_a_handshake() {
     let (_listener, address) = listener().await;
     assert_eq!(
-        http::probe_tls(address, &get("/", None), Deadline::after(SHORT)).await,
+        http::probe_tls(address, &get("/", None), &Trust::default(), Deadline::after(SHORT)).await,
         fail("TLS: no handshake within 200 ms")
     );
 }

@@ -178,6 +178,7 @@ fn measure(load: Load) -> anyhow::Result<Report> {
         // seldom it sends.
         host.receive_on(&own)?;
     }
+    lab.host("lb-02").pass_by_xdp().context("put a program on the rivals' interface")?;
     let fronts = Fronts::start(&lab, &own, &others).context("start the proxies")?;
     // Before anything else: memory that was used once stays with the process.
     let mut idle = Vec::new();

@@ -63,7 +63,8 @@ impl Load {
         })
     }
 
-    fn start<A: FnMut() -> Result<String>>(
+    /// So many requests in each thread, by a client that is made in it.
+    pub(crate) fn start<A: FnMut() -> Result<String>>(
         host: &Host,
         threads: usize,
         each: u64,

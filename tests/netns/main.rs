@@ -20,6 +20,8 @@ mod postgres;
 mod postgres_tls;
 mod protection;
 mod proxy;
+mod proxy_resets;
+mod proxy_restart;
 mod rejoin;
 mod reload;
 mod replay;

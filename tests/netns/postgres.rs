@@ -18,11 +18,13 @@ use nix::{
 };
 use serde_json::Value;
 use xtask::lab::{
-    Balancers, Host, HostName, Options, default_config, etcd_config, postgres_config,
+    Balancers, Host, HostName, Options, automatic_config, default_config, etcd_config,
+    postgres_config,
 };
 
 use crate::site::{Site, eventually};
 
+mod degrade;
 mod nemesis;
 mod pair;
 mod sessions;

@@ -12,6 +12,7 @@ use xtask::{
 use crate::{
     config::web,
     http,
+    postgres::{ask, on},
     site::{ensure_gone, eventually, unique},
 };
 
@@ -60,18 +61,24 @@ fn machines_become_the_hosts_of_a_lab() -> Result<()> {
         shell::output(&mut command).with_context(|| format!("make a machine {host}"))
     };
     let outcome = (|| {
-        for host in ["pg-01", "pg-02", "app-01", "app-02", "lb-01"] {
+        for host in ["pg-01", "pg-02", "app-01", "app-02", "witness", "lb-01"] {
             provision(host)?;
         }
         // Again, as at each boot.
-        for host in ["pg-01", "pg-02", "app-01", "lb-01"] {
+        for host in ["pg-01", "pg-02", "app-01", "witness", "lb-01"] {
             provision(host)?;
         }
         let client = wires.host("client");
         eventually("answers through the floating address", || {
             let answer = client.within(|| http::get(web(), "/id"))?;
             Ok(answer.is_ok_and(|name| name.starts_with("app-0")).then_some(()))
+        })?;
+        // Two of three members of etcd are enough.
+        eventually("the database to answer through it", || {
+            let server = on(client, async || ask(5432, "select host(inet_server_addr())").await);
+            Ok(server.ok().filter(|address| address == "192.0.2.31"))
         })
+        .map(drop)
     })();
     // Of the machines' own lab there are processes, names and files, and nothing that stands.
     let down = lab::down(&name);

@@ -115,6 +115,11 @@ impl Backend {
         Ok(backend)
     }
 
+    /// One that somebody else has started, and that remembers nothing.
+    pub(crate) fn at(address: SocketAddr) -> Self {
+        Self { address, asked: Asked::default(), connections: Arc::default() }
+    }
+
     /// How many connections it was sent.
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)

@@ -51,6 +51,11 @@ impl Connection {
         Ok(Self { reader: BufReader::new(stream), may_wait: false })
     }
 
+    /// Our own end.
+    pub(crate) fn local_address(&self) -> Result<SocketAddr> {
+        self.reader.get_ref().local_addr().context("ask for our own address")
+    }
+
     /// The other side may never answer: then that is the answer.
     pub(crate) fn impatient(self) -> Result<Self> {
         self.reader.get_ref().set_read_timeout(Some(IMPATIENCE))?;

@@ -32,6 +32,8 @@ const READ_TIMEOUT: &str = "2s";
 pub(crate) struct Service {
     pub(crate) first: Backend,
     pub(crate) second: Option<Backend>,
+    /// More keys of `[[service]]`, which nginx does not know.
+    pub(crate) lines: &'static str,
     /// More keys of `[service.proxy]`, which nginx does not know.
     pub(crate) keys: &'static str,
     /// `next_upstream`, as nginx says it.
@@ -48,7 +50,12 @@ impl Service {
     pub(crate) fn before(manner: Manner, second: Option<Manner>) -> Result<Self> {
         let second = second.map(|manner| Backend::start("second", manner)).transpose()?;
         let first = Backend::start("first", manner)?;
-        Ok(Self { first, second, keys: "", next_upstream: "error timeout" })
+        Ok(Self::of(first, second))
+    }
+
+    /// With these backends.
+    pub(crate) fn of(first: Backend, second: Option<Backend>) -> Self {
+        Self { first, second, lines: "", keys: "", next_upstream: "error timeout" }
     }
 
     /// With these words in `next_upstream`.
@@ -63,7 +70,7 @@ impl Service {
 }
 
 /// An address that nobody else uses: not another test, nor another run of the tests.
-fn unused() -> Result<SocketAddr> {
+pub(crate) fn unused() -> Result<SocketAddr> {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     loop {
         let [_, _, high, low] = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
@@ -98,8 +105,9 @@ pub(crate) fn ballast_with(
         write!(
             text,
             "[[service]]\nname = \"s{number}\"\nlisten = \"192.0.2.100:{}\"\npath = \"proxy\"\n\
-             [[service.backend]]\nname = \"first\"\naddress = \"{}\"\n",
+             {}\n[[service.backend]]\nname = \"first\"\naddress = \"{}\"\n",
             1000 + number,
+            service.lines,
             service.first.address,
         )?;
         if let Some(second) = &service.second {

@@ -1,6 +1,7 @@
 //! What is more than a request and an answer: interim answers, tunnels, pipelines, large bodies.
 
 use anyhow::{Result, ensure};
+use ballast::proxy::Status;
 use xtask::wait;
 
 use crate::{
@@ -206,6 +207,31 @@ fn slow_clients_are_not_waited_for() -> Result<()> {
     ensure!(counts.slow_heads == 1, "{counts:?}");
     ensure!(counts.refused.get("slow_body") == Some(&1), "{counts:?}");
     Ok(())
+}
+
+#[test]
+fn a_still_connection_is_served_again() -> Result<()> {
+    let services = [Service::start(Manner::Good)?];
+    let (proxy, ours) = fronts::ballast(&services)?;
+    let is_so = |what: &str, is_so: &dyn Fn(&Status) -> bool| {
+        wait::until(PATIENCE, what, || {
+            Ok(is_so(&proxy.status("s0").unwrap_or_default()).then_some(()))
+        })
+    };
+    let mut connection = Connection::open(ours[0])?;
+    is_so("a connection without a request to be still", &|counts| counts.still == 1)?;
+    for round in 0..2 {
+        // Two at once, the second in two parts.
+        connection.send(b"GET /x HTTP/1.1\r\nHost: x\r\nX-Row: still\r\n\r\nGET /x HTT");
+        ensure!(connection.answer("GET")?.status == 200, "round {round}");
+        ensure!(proxy.status("s0").unwrap_or_default().still == 0, "amid a head it is not still");
+        connection.send(b"P/1.1\r\nHost: x\r\nX-Row: still\r\n\r\n");
+        ensure!(connection.answer("GET")?.status == 200, "round {round}");
+        is_so("a connection without a request to be still", &|counts| counts.still == 1)?;
+    }
+    ensure!(services[0].first.asked("still").len() == 4);
+    drop(connection);
+    is_so("the end of the connection", &|counts| (counts.still, counts.open) == (0, 0))
 }
 
 #[test]

@@ -17,10 +17,10 @@ use crate::{
 };
 
 /// A folder that goes with the test.
-struct Folder(PathBuf);
+pub(crate) struct Folder(PathBuf);
 
 impl Folder {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let unique = format!("ballast-tls-{}-{:08x}", std::process::id(), fastrand::u32(..));
         let folder = std::env::temp_dir().join(unique);
         fs::create_dir(&folder).context("make a folder")?;
@@ -28,9 +28,9 @@ impl Folder {
     }
 
     /// Writes a new certificate for the name, and its key; gives the lines that name them.
-    fn certify(&self, name: &str) -> Result<String> {
+    pub(crate) fn certify(&self, name: &str) -> Result<String> {
         let CertifiedKey { cert, signing_key } = generate_simple_self_signed([name.to_owned()])?;
-        let [chain, key] = ["pem", "key"].map(|end| self.0.join(format!("{name}.{end}")));
+        let (chain, key) = (self.chain(name), self.key(name));
         fs::write(&chain, cert.pem())?;
         fs::write(&key, signing_key.serialize_pem())?;
         Ok(format!(
@@ -40,8 +40,16 @@ impl Folder {
         ))
     }
 
-    fn chain(&self, name: &str) -> PathBuf {
+    pub(crate) fn chain(&self, name: &str) -> PathBuf {
         self.0.join(format!("{name}.pem"))
+    }
+
+    pub(crate) fn key(&self, name: &str) -> PathBuf {
+        self.0.join(format!("{name}.key"))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
     }
 }
 

@@ -28,9 +28,11 @@ use crate::{bpffs, build, shell};
 
 mod balancer;
 mod classic;
+mod disk;
 mod echo;
 mod etcd;
 mod guard;
+mod hosts;
 mod machine;
 mod netns;
 mod network;
@@ -53,7 +55,7 @@ pub use self::{
     nginx::BIG_BYTES,
     options::{Balancers, DEFAULT_NAME, Options, TEST_PREFIX, test_name},
     paths::RUN as RUN_DIR,
-    postgres::config as postgres_config,
+    postgres::{automatic as automatic_config, config as postgres_config},
     process::Program,
     steered::LONG_MTU,
     teardown::down,
@@ -108,6 +110,13 @@ impl Host {
     /// Has the packets that arrive here taken in by these CPUs alone, each below 32.
     pub fn receive_on(&self, cpus: &[usize]) -> Result<()> {
         network::steer(&self.namespace, cpus.iter().fold(0, |mask, cpu| mask | 1 << cpu))
+    }
+
+    /// Puts a program on its interface that passes every packet. So what it receives comes the same way
+    /// as what a balancer receives.
+    pub fn pass_by_xdp(&self) -> Result<()> {
+        let pin = Path::new(bpffs::MOUNT_POINT).join(format!("{}-pass", self.namespace));
+        xdp_pass::attach(&self.namespace, &["eth0".to_owned()], &pin)
     }
 
     /// A command that will run on this host.
@@ -209,7 +218,7 @@ impl Lab {
         netns::within(&self.switch(), work)
     }
 
-    /// A program of a host: `ballast`, `nginx`, `echo` or `postgres`.
+    /// A program of a host: `ballast`, `etcd`, `nginx`, `echo` or `postgres`.
     ///
     /// # Panics
     /// If the host runs no such program.
@@ -407,7 +416,11 @@ impl Lab {
     fn write_config(&self) -> Result<()> {
         postgres::write_password(self)?;
         balancer::write_key(self)?;
-        let database = || if self.options.postgres { postgres::config() } else { String::new() };
+        let database = || match (self.options.postgres, self.options.etcd) {
+            (true, true) => self.with_hosts(&postgres::automatic()) + &etcd::config(),
+            (true, false) => self.with_hosts(&postgres::config()),
+            (false, _) => String::new(),
+        };
         let config = self.options.config.clone();
         let config =
             config.unwrap_or_else(|| balancer::with_key(&balancer::config()) + &database());
@@ -459,7 +472,8 @@ impl Lab {
         self.state_dir().join(host.as_str())
     }
 
-    fn pid_file(&self, host: HostName, program: &str) -> PathBuf {
+    /// File with the number of the process of a program.
+    pub fn pid_file(&self, host: HostName, program: &str) -> PathBuf {
         self.state_dir().join("pids").join(format!("{host}.{program}"))
     }
 

@@ -89,6 +89,8 @@ fn command(
             };
             Command::Promote { server, may_lose, absent, force }
         }
+        ["degrade"] => Command::Degrade { absent, force },
+        ["restore"] => Command::Restore,
         ["fence", server] => Command::Fence((*server).to_owned()),
         ["unfence", server] => Command::Unfence { server: (*server).to_owned(), force },
         ["approve", token] => Command::Approve((*token).to_owned()),

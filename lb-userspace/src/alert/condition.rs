@@ -74,11 +74,14 @@ pub fn of_database(database: &Database, out: &mut Vec<Condition>) {
         {
             let text = format!(
                 "commits on {it} wait for {} synchronous standby, and {} is there: writes hang until it is \
-                 back, or synchronous_standby_names is changed",
+                 back. `ballast pg degrade` lets them go on without it",
                 sync.need, sync.have
             );
             add("sync_lost", it, Critical, LASTING, text);
         }
+    }
+    if let Some(degraded) = &database.degraded {
+        add("sync_degraded", &degraded.server, Warning, Duration::ZERO, degraded.describe());
     }
     if let Some(asks) = database.asks.as_ref().filter(|asks| asks.answer.is_none()) {
         let text = format!(

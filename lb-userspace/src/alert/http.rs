@@ -13,10 +13,7 @@ use hyper::{
     header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER, USER_AGENT},
 };
 use hyper_util::rt::TokioIo;
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
-};
+use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -24,19 +21,13 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
+use crate::trust;
+
 /// What one POST may take, from the name to the end of the answer.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Bytes of an answer that are read.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
-
-/// Where the system keeps the certificates that it trusts: Debian, Fedora, SUSE, Alpine.
-const SYSTEM: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
 
 /// What is sent.
 #[derive(Clone, PartialEq, Eq)]
@@ -139,7 +130,7 @@ where
 
 async fn tls(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
     let ca_file = ca_file.map(Path::to_owned);
-    let roots = tokio::task::spawn_blocking(move || roots(ca_file.as_deref()));
+    let roots = tokio::task::spawn_blocking(move || trust::roots(ca_file.as_deref()));
     let roots = roots.await.map_err(|error| error.to_string())??;
     let config =
         ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -148,26 +139,4 @@ async fn tls(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
             .with_root_certificates(roots)
             .with_no_client_auth();
     Ok(Arc::new(config))
-}
-
-fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, String> {
-    let system = || SYSTEM.iter().map(Path::new).find(|path| path.exists());
-    let path = ca_file.or_else(system).ok_or(
-        "this system has no certificates that it trusts: install ca-certificates, or write `ca_file`",
-    )?;
-    let wrong = |why: String| format!("read certificates from {}: {why}", path.display());
-    let found = CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))?;
-    let mut roots = RootCertStore::empty();
-    for certificate in found {
-        let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
-        let added = roots.add(certificate);
-        // A system has old ones that cannot be read, beside those that are needed.
-        if ca_file.is_some() {
-            added.map_err(|error| wrong(error.to_string()))?;
-        }
-    }
-    if roots.is_empty() {
-        return Err(wrong("there is none".into()));
-    }
-    Ok(roots)
 }

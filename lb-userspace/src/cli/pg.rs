@@ -69,6 +69,23 @@ pub(super) enum PgCommand {
     Approve(TokenArgs),
     /// Forbid a promotion that is announced
     Veto(TokenArgs),
+    /// Let commits go on without the synchronous standbys that they wait for, until `restore`
+    ///
+    /// All balancers, or etcd, keep first that a promotion proves nothing from now on; then
+    /// `synchronous_standby_names` of the primary is emptied, and the commits that hang return. Should the
+    /// primary be lost before `restore`, what was acknowledged since may be lost with it.
+    #[command(
+        after_help = "Example:\n  ballast pg degrade     the only standby is down, and writes hang"
+    )]
+    Degrade(DegradeArgs),
+    /// Let commits wait for the synchronous standbys again
+    ///
+    /// `synchronous_standby_names` is as it was, and the standbys have all that was committed meanwhile, before
+    /// a promotion counts on it again.
+    Restore {
+        #[command(flatten)]
+        db: Db,
+    },
     /// Let no packet through to a server, until `unfence`
     Fence(ServerArgs),
     /// Take a fence back, or give up a change of the primary that is stuck
@@ -115,6 +132,18 @@ pub(super) struct TokenArgs {
     token: String,
     #[command(flatten)]
     db: Db,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DegradeArgs {
+    #[command(flatten)]
+    db: Db,
+    /// Although the standbys are there
+    #[arg(long)]
+    force: bool,
+    /// This balancer is switched off, and has promoted no standby that this one does not reach
+    #[arg(long = "peer-is-down", value_name = "NODE")]
+    absent: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -173,6 +202,13 @@ pub(super) fn run(socket: &Path, command: PgCommand) -> anyhow::Result<ExitCode>
         PgCommand::Veto(args) => {
             obey(socket, Call::post(&["postgres", "veto", &args.token]), &args.db)?;
         }
+        PgCommand::Degrade(args) => {
+            let call = Call::post(&["postgres", "degrade"])
+                .with("absent", joined(&args.absent).as_deref())
+                .with("force", args.force.then_some("true"));
+            obey(socket, call, &args.db)?;
+        }
+        PgCommand::Restore { db } => obey(socket, Call::post(&["postgres", "restore"]), &db)?,
         PgCommand::Fence(args) => {
             obey(socket, Call::post(&["postgres", "fence", &args.server]), &args.db)?;
         }
@@ -244,6 +280,9 @@ pub(super) fn render(database: &Database) -> String {
     }
     for warning in &database.warnings {
         let _ = writeln!(out, "  warning: {warning}");
+    }
+    if let Some(degraded) = &database.degraded {
+        let _ = writeln!(out, "  DEGRADED: {}", degraded.describe());
     }
     if let Some(change) = &database.change {
         let word = match database.phase {

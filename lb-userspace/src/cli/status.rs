@@ -232,6 +232,7 @@ fn requests(proxy: &proxy::Status) -> String {
     let proxy::Status { requests, active, open, tunnels, .. } = proxy;
     let mut out = format!("  {requests} requests, {active} under way; {open} connections");
     let counts = [
+        (proxy.still, "still"),
         (*tunnels, "upgraded"),
         (proxy.retries, "retried"),
         (proxy.reopened, "sent anew as a kept connection was closed"),
@@ -242,6 +243,8 @@ fn requests(proxy: &proxy::Status) -> String {
         (proxy.gone, "left by the client"),
         (proxy.slow_heads, "too slow"),
         (proxy.handshakes, "without a TLS handshake"),
+        (proxy.proxy_headers, "without a good PROXY header"),
+        (proxy.denied, "of clients that may not connect"),
     ];
     for (count, what) in counts.iter().filter(|(count, _)| *count > 0) {
         // Writing to a `String` cannot fail.

@@ -26,6 +26,7 @@ mod proxy;
 mod room;
 pub(super) mod secret;
 mod service;
+mod upstream;
 mod vrrp;
 
 /// Checks everything that does not need the file system. If `findings` has errors afterwards, the

@@ -29,6 +29,8 @@ pub struct Postgres {
     pub promotion: Promotion,
     /// Bytes of acknowledged log that a promotion without a person may lose.
     pub max_loss: u64,
+    /// What becomes of commits whose synchronous standbys are missing.
+    pub durability: Durability,
     /// Bytes that a standby may be behind and still serve reads.
     pub max_lag: u64,
     /// Bytes of log that a replication slot may keep before an alert says so.
@@ -94,6 +96,16 @@ pub enum Promotion {
     Automatic,
 }
 
+/// What becomes of commits whose synchronous standbys are missing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// They wait, until a standby or a person comes.
+    #[default]
+    Strict,
+    /// They go on without one that has been missing for so long.
+    Available(Duration),
+}
+
 /// Which of the two services of a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -112,6 +124,15 @@ impl Postgres {
             Access::ReadOnly => "read_only",
         };
         format!("{}.{word}", self.name)
+    }
+}
+
+impl fmt::Display for Durability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Strict => f.write_str("strict"),
+            Self::Available(time) => write!(f, "available {}", super::units::show(*time)),
+        }
     }
 }
 

@@ -15,12 +15,15 @@ use super::{
     Encapsulation, OnDown, Protocol,
     read::{List, section},
     value::{
-        AbsolutePath, Argument, Bytes, Host, Interface, Name, Secret, Share, Text, Url, UrlPath,
-        Whole,
+        AbsolutePath, Argument, Bytes, Host, Interface, Name, Secret, ServerName, Share, Text, Url,
+        UrlPath, Whole,
         address::{Address, Endpoint, Prefix},
         expect::Expect,
         source::Source,
-        word::{AlertKind, Checksum, Forward, NextUpstream, Probe, Promoted, ReadFallback, Route},
+        word::{
+            AlertKind, Checksum, Durable, Forward, HttpVersion, NextUpstream, Probe, Promoted,
+            ReadFallback, Route, Scheme, SendProxy,
+        },
     },
 };
 use crate::alert::Severity;
@@ -145,6 +148,7 @@ section! {
 
 section! {
     /// `[service.proxy]`.
+    #[expect(clippy::struct_field_names, reason = "keys are named as in other proxies")]
     Proxy "[service.proxy]" {
         connect_timeout: Duration;
         send_timeout: Duration;
@@ -161,7 +165,24 @@ section! {
         retry_budget: Share;
         body_buffer: Bytes;
         access_log: AbsolutePath;
+        accept_proxy: List<Source>;
+        send_proxy: SendProxy;
+        scheme: Scheme;
+        http_version: HttpVersion;
+        max_streams: Whole<1, 65_535>;
+        backend_tls: BackendTls;
         certificate: List<Certificate>;
+    }
+}
+
+section! {
+    /// `[service.proxy.backend_tls]`.
+    BackendTls "[service.proxy.backend_tls]" {
+        server_name: ServerName;
+        ca_file: AbsolutePath;
+        verify: bool;
+        certificate: AbsolutePath;
+        key: AbsolutePath;
     }
 }
 
@@ -211,6 +232,7 @@ section! {
         timeout: Duration;
         promotion: Promoted;
         max_loss: Bytes;
+        durability: Durable;
         max_lag: Bytes;
         max_retained: Bytes;
         replication_user: Text;

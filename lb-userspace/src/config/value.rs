@@ -215,6 +215,13 @@ text! {
 }
 
 text! {
+    /// A name or an address that a certificate can have.
+    ServerName, "a server's name",
+    |text| rustls::pki_types::ServerName::try_from(text).is_ok(),
+    "write a DNS name such as \"app.example.org\", or an address, without a port"
+}
+
+text! {
     /// An HTTP address.
     Url, "an http or https address",
     |text| {

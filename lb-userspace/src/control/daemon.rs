@@ -27,7 +27,7 @@ use super::{
 use crate::{
     admin, alert,
     config::{self, Config, Loaded, Node},
-    dataplane::{self, Dataplane},
+    dataplane::{self, Dataplane, resets::Noted},
     events::{Kind, Note, Timeline},
     net,
     postgres::{
@@ -88,6 +88,11 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     let (wanted, receiver) = watch::channel(BTreeSet::<IpAddr>::new());
     let (next_hops, _task) = net::watch_next_hops(receiver).context("watch next hops")?;
     let proxy = Proxy::default();
+    match tokio::task::spawn_blocking(Noted::load).await? {
+        Ok(resets) => proxy.note_resets(Arc::new(resets)),
+        // Requests are then repeated as seldom as without it.
+        Err(error) => tracing::warn!(error = format!("{error:#}"), "note resets of backends"),
+    }
     let (databases_sender, database_configs) = watch::channel(config.databases.clone());
     let others = config.nodes.iter().filter(|it| it.name != node.name);
     let other_names = others.map(|it| it.name.clone()).collect();

@@ -534,7 +534,10 @@ fn desired(
         forward: service.forward,
         replay: service.replay,
         drain_timeout: service.drain_timeout,
-        guard: service.guard.clone(),
+        guard: service.proxy.as_ref().map_or_else(
+            || service.guard.clone(),
+            |proxy| service.guard.for_fronts(&proxy.accept_proxy),
+        ),
         proxied,
         parked_until,
         backends: records

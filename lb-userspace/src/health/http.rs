@@ -1,37 +1,40 @@
 //! The HTTP and HTTPS probe: one GET on a connection of its own.
 //!
-//! With TLS the certificate is **not** verified: a probe asks whether a server works, not who it is,
-//! and backends often hold certificates for names that nobody can resolve from here. Nothing secret
-//! is sent.
+//! With TLS the certificate is **not** verified, unless the service's proxy verifies it: a probe asks
+//! whether a server works, not who it is, and backends often hold certificates for names that nobody
+//! can resolve from here. Nothing secret is sent. What the proxy could not use is not fit: backends of a
+//! proxied service are asked as the proxy asks them, with its certificates, version of HTTP, and header
+//! of the PROXY protocol.
 
 use std::{
     net::SocketAddr,
     pin::pin,
-    sync::{Arc, LazyLock},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
 };
 
 use futures_util::future::{Either, select};
 use http_body_util::{BodyExt, Empty};
 use hyper::{
-    Request, StatusCode,
+    Request, Response, StatusCode, Uri,
     body::{Body, Bytes, Incoming},
-    client::conn::http1,
+    client::conn::{http1, http2},
     header,
+    http::uri::Scheme,
 };
-use hyper_util::rt::TokioIo;
-use rustls::{
-    ClientConfig, DigitallySignedStruct, SignatureScheme,
-    client::{
-        Resumption,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    },
-    pki_types::{CertificateDer, ServerName, UnixTime},
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::{ClientConfig, client::Resumption, pki_types::ServerName};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    net::TcpStream,
 };
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 
 use super::{Deadline, Observation, io_reason, tcp};
-use crate::config::HttpProbe;
+use crate::{
+    config::{HttpProbe, Upstream},
+    proxy::{outbound, secure, secure::Secure},
+    trust::AnyCertificate,
+};
 
 /// Bytes of a body that are read; the rest says nothing more about health.
 const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -41,28 +44,96 @@ const MAX_HEADER_BYTES: usize = 64 * 1024;
 
 const USER_AGENT: &str = concat!("ballast/", env!("CARGO_PKG_VERSION"), " (health check)");
 
+/// What a backend's probes have read of the files that the proxy's configuration names.
+///
+/// It is read anew after a probe has failed: a certificate that is new may be trusted by a file that is.
+#[derive(Debug, Default)]
+pub struct Trust(Mutex<Option<Arc<Secure>>>);
+
+impl Trust {
+    async fn get(&self, upstream: &Upstream) -> Result<Option<Arc<Secure>>, String> {
+        if upstream.tls.is_none() {
+            return Ok(None);
+        }
+        let known = self.lock().clone();
+        if known.is_some() {
+            return Ok(known);
+        }
+        let upstream = upstream.clone();
+        let read = tokio::task::spawn_blocking(move || Secure::new(&upstream)).await;
+        let read = read.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        self.lock().clone_from(&read);
+        Ok(read)
+    }
+
+    fn forget(&self) {
+        *self.lock() = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Secure>>> {
+        // Each change leaves it whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Asks over plain TCP.
 pub async fn probe(address: SocketAddr, probe: &HttpProbe, deadline: Deadline) -> Observation {
     let exchange = async {
-        let stream = tcp::connect(address, deadline).await?;
-        exchange(stream, address, probe, deadline).await
+        let stream = connect(address, probe, deadline).await?;
+        // The proxy speaks HTTP/2 at once only where it speaks no TLS.
+        let http2 = probe.upstream.http2 && probe.upstream.tls.is_none();
+        exchange(stream, address, probe, Scheme::HTTP, http2, deadline).await
     };
     observation(exchange.await)
 }
 
 /// Asks over TLS.
-pub async fn probe_tls(address: SocketAddr, probe: &HttpProbe, deadline: Deadline) -> Observation {
+pub async fn probe_tls(
+    address: SocketAddr,
+    probe: &HttpProbe,
+    trust: &Trust,
+    deadline: Deadline,
+) -> Observation {
     let exchange = async {
-        let stream = tcp::connect(address, deadline).await?;
-        let connector = TlsConnector::from(Arc::clone(&TLS));
-        let handshake = connector.connect(server_name(address, probe), stream);
+        let secure = trust.get(&probe.upstream).await?;
+        let stream = connect(address, probe, deadline).await?;
+        let handshake = async {
+            if let Some(secure) = secure {
+                secure.connect(address, stream).await
+            } else {
+                let connector = TlsConnector::from(Arc::clone(&TLS));
+                connector.connect(server_name(address, probe), stream).await
+            }
+        };
         let stream = match deadline.within(handshake).await {
             Some(result) => result.map_err(|error| format!("TLS: {}", io_reason(&error)))?,
             None => return Err(deadline.missed("TLS: no handshake")),
         };
-        exchange(stream, address, probe, deadline).await
+        let http2 = secure::is_http2(&stream);
+        exchange(stream, address, probe, Scheme::HTTPS, http2, deadline).await
     };
-    observation(exchange.await)
+    let result = exchange.await;
+    if result.is_err() {
+        trust.forget();
+    }
+    observation(result)
+}
+
+/// A connection, with the header that the proxy's have: it says that nobody else is behind it.
+async fn connect(
+    address: SocketAddr,
+    probe: &HttpProbe,
+    deadline: Deadline,
+) -> Result<TcpStream, String> {
+    let mut stream = tcp::connect(address, deadline).await?;
+    let header = probe.upstream.send_proxy.and_then(outbound::local_header);
+    if let Some(header) = header {
+        match deadline.within(stream.write_all(&header)).await {
+            Some(result) => result.map_err(|error| io_reason(&error))?,
+            None => return Err(deadline.missed("connected, but nothing is taken")),
+        }
+    }
+    Ok(stream)
 }
 
 fn observation(result: Result<String, String>) -> Observation {
@@ -76,25 +147,53 @@ async fn exchange<S>(
     stream: S,
     address: SocketAddr,
     probe: &HttpProbe,
+    scheme: Scheme,
+    http2: bool,
     deadline: Deadline,
 ) -> Result<String, String>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let request = Request::get(&probe.path)
-        .header(header::HOST, probe.host.clone().unwrap_or_else(|| address.to_string()))
-        .header(header::USER_AGENT, USER_AGENT)
-        .header(header::ACCEPT, "*/*")
-        .header(header::CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| format!("cannot ask for {:?}: {error}", probe.path))?;
+    let host = probe.host.clone().unwrap_or_else(|| address.to_string());
+    let request =
+        Request::builder().header(header::USER_AGENT, USER_AGENT).header(header::ACCEPT, "*/*");
+    let request = if http2 {
+        let uri = Uri::builder().scheme(scheme).authority(host).path_and_query(&*probe.path);
+        request.uri(uri.build().map_err(|error| cannot_ask(probe, &error))?)
+    } else {
+        request.uri(&*probe.path).header(header::HOST, host).header(header::CONNECTION, "close")
+    };
+    let request = request.body(Empty::<Bytes>::new()).map_err(|error| cannot_ask(probe, &error))?;
+    let stream = TokioIo::new(stream);
+    if http2 {
+        let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .max_header_list_size(MAX_HEADER_BYTES as u32)
+            .handshake(stream)
+            .await
+            .map_err(|error| http_reason(&error))?;
+        return judge(sender.send_request(request), connection, probe, deadline).await;
+    }
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(MAX_HEADER_BYTES)
-        .handshake(TokioIo::new(stream))
+        .handshake(stream)
         .await
         .map_err(|error| http_reason(&error))?;
+    judge(sender.send_request(request), connection, probe, deadline).await
+}
+
+fn cannot_ask(probe: &HttpProbe, error: &hyper::http::Error) -> String {
+    format!("cannot ask for {:?}: {error}", probe.path)
+}
+
+/// Waits for an answer, and says what is to be thought of it.
+async fn judge(
+    sent: impl Future<Output = hyper::Result<Response<Incoming>>>,
+    connection: impl Future<Output = hyper::Result<()>>,
+    probe: &HttpProbe,
+    deadline: Deadline,
+) -> Result<String, String> {
     let answer = async {
-        let response = match deadline.within(sender.send_request(request)).await {
+        let response = match deadline.within(sent).await {
             Some(result) => result.map_err(|error| http_reason(&error))?,
             None => return Err(deadline.missed("connected, but no HTTP answer")),
         };
@@ -174,8 +273,7 @@ fn server_name(address: SocketAddr, probe: &HttpProbe) -> ServerName<'static> {
 
 static TLS: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier =
-        AnyCertificate { schemes: provider.signature_verification_algorithms.supported_schemes() };
+    let verifier = AnyCertificate::new(&provider);
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("ring's cipher suites cover TLS 1.2 and 1.3")
@@ -188,53 +286,17 @@ static TLS: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
     Arc::new(config)
 });
 
-/// Takes every certificate; see the module.
-#[derive(Debug)]
-struct AnyCertificate {
-    schemes: Vec<SignatureScheme>,
-}
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.schemes.clone()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn with_host(host: Option<&str>) -> HttpProbe {
-        HttpProbe { path: "/".into(), host: host.map(Into::into), expect: vec![(200, 399)] }
+        HttpProbe {
+            path: "/".into(),
+            host: host.map(Into::into),
+            expect: vec![(200, 399)],
+            upstream: Upstream::default(),
+        }
     }
 
     #[test]

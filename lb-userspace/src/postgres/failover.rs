@@ -36,6 +36,7 @@ use super::{
 use crate::events::{Kind, Note};
 
 mod command;
+mod degrade;
 mod follow;
 mod gate;
 mod known;
@@ -69,6 +70,8 @@ pub struct Unattended {
     pub veto: Option<Duration>,
     /// Bytes of acknowledged log that may be lost.
     pub max_loss: u64,
+    /// Commits wait no longer for standbys that have been missing for so long; none: they wait.
+    pub available: Option<Duration>,
     /// A number that nobody outside knows, for tokens.
     pub seed: u64,
 }
@@ -114,6 +117,15 @@ pub enum Command {
         /// Balancers that are off.
         absent: BTreeSet<String>,
     },
+    /// Let commits go on without the standbys that they wait for.
+    Degrade {
+        /// Balancers that are off.
+        absent: BTreeSet<String>,
+        /// Although the standbys are there.
+        force: bool,
+    },
+    /// Let commits wait for the standbys again.
+    Restore,
     /// No packet for this server.
     Fence(String),
     /// Take a fence back, or a change that is stuck.
@@ -198,6 +210,15 @@ pub enum Event {
     Quiesced(Result<Lsn, String>),
     /// [`Action::CatchUp`] is done.
     CaughtUp(Result<(), String>),
+    /// [`Action::SetSync`] is done.
+    SyncSet {
+        /// The server.
+        server: String,
+        /// What it was to be set to.
+        names: String,
+        /// Where the log ended when it was in force.
+        result: Result<Lsn, String>,
+    },
     /// [`Action::Promote`] is done.
     Promoted {
         /// The server.
@@ -261,6 +282,15 @@ pub enum Action {
         server: String,
         /// The end of the primary's log.
         end: Lsn,
+    },
+    /// Set `synchronous_standby_names`, then [`Event::SyncSet`].
+    SetSync {
+        /// The server.
+        server: String,
+        /// What to.
+        names: String,
+        /// So many of the standbys must be there, and have all that was committed before; 0: none.
+        need: usize,
     },
     /// Promote the server, unless it is already, and write the mark, then [`Event::Promoted`].
     Promote {
@@ -343,6 +373,10 @@ pub struct Machine {
     silent: BTreeSet<String>,
     /// What was said last about a primary that does not answer.
     said: Option<String>,
+    /// Another balancer has replaced this server: its connections through this one must end.
+    replaced: Option<String>,
+    /// What commits wait for, and whether that changes.
+    upkeep: degrade::Upkeep,
 }
 
 /// Time between two tries of what other balancers or servers did not answer.
@@ -384,6 +418,8 @@ impl Machine {
             doubted: None,
             silent: BTreeSet::new(),
             said: None,
+            replaced: None,
+            upkeep: degrade::Upkeep::default(),
         }
     }
 
@@ -411,10 +447,14 @@ impl Machine {
             Event::Revoked { server, found } => self.revoked(&server, found, now, &mut out),
             Event::Quiesced(result) => self.quiesced(result, now, &mut out),
             Event::CaughtUp(result) => self.caught_up(result, now, &mut out),
+            Event::SyncSet { server, names, result } => {
+                self.sync_set(&server, &names, result, now, &mut out);
+            }
             Event::Promoted { server, result } => self.promoted(&server, result, now, &mut out),
         }
         self.advance(now, &mut out);
         self.consider(now, &mut out);
+        self.keep_sync(now, &mut out);
         self.update_gate(&mut out);
         out
     }

@@ -37,6 +37,10 @@ const MOST_REPORTS: u64 = 20;
 /// Bytes of an empty TCP packet with timestamps, Ethernet header included: over IPv4, and over IPv6.
 const EMPTY: [u64; 2] = [66, 86];
 
+/// What a report cannot know, in words.
+const UNSEEN: &str =
+    "connections that came and went between two looks, one a second or fewer, are not among them";
+
 /// Looks that are older are of no use: a standby that is further behind is not promoted unless nothing else
 /// is left.
 const OLDEST: Duration = Duration::from_mins(5);
@@ -80,6 +84,9 @@ pub struct Report {
     pub count: usize,
     /// The clients, the last one that was heard first.
     pub clients: Vec<Client>,
+    /// Whom it cannot name.
+    #[serde(default)]
+    pub unseen: String,
     /// The file that names them.
     #[serde(default)]
     pub file: PathBuf,
@@ -112,7 +119,7 @@ impl Report {
             self.clients.iter().take(MOST_SHOWN).map(|it| it.address.to_string()).collect();
         let names =
             if names.is_empty() { String::new() } else { format!(": {}", names.join(", ")) };
-        format!("{count} clients may have lost writes to {from}, {since}{names}")
+        format!("{count} clients may have lost writes to {from}, {since}{names}; {UNSEEN}")
     }
 }
 
@@ -278,6 +285,7 @@ impl Draft {
             loss: self.loss,
             count,
             clients,
+            unseen: UNSEEN.into(),
             file: PathBuf::new(),
         }
     }

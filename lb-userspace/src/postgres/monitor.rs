@@ -4,12 +4,12 @@
 //! connection is given up. Every two seconds a new connection takes the place of the old one, so that a
 //! server whose old sessions live while it takes no new ones is found out.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc,
     task::JoinHandle,
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, timeout},
 };
 
 use super::sample::{Failure, FailureKind, Sample};
@@ -48,7 +48,7 @@ pub fn watch(link: Arc<Link>, every: Duration, found: mpsc::Sender<Found>) -> Jo
     tokio::spawn(async move {
         let mut ticks = interval(every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut watch = Watch { link, session: None, detailed: None, trouble: None };
+        let mut watch = Watch { link, session: None, next: None, detailed: None, trouble: None };
         loop {
             ticks.tick().await;
             if found.send(watch.ask().await).await.is_err() {
@@ -62,14 +62,30 @@ struct Watch {
     link: Arc<Link>,
     /// The connection, and when it was made.
     session: Option<(Session, Duration)>,
+    /// A connection that was begun when an answer was late, and when.
+    next: Option<Begun>,
     detailed: Option<Duration>,
     trouble: Option<String>,
 }
 
 impl Watch {
     async fn ask(&mut self) -> Found {
-        let asked = clock::monotonic();
-        let sample = self.sample(asked).await;
+        let next = self.next.take();
+        let asked = next.as_ref().map_or_else(clock::monotonic, |(begun, _)| *begun);
+        let sample = match next {
+            None => self.sample(asked).await,
+            Some((begun, next)) => match next.await {
+                Ok(Ok(session)) => {
+                    self.session = Some((session, begun));
+                    self.sample(asked).await
+                }
+                Ok(Err(failure)) => Err(failure),
+                Err(panicked) => {
+                    let reason = panicked.to_string();
+                    Err(Failure { kind: FailureKind::Refuses, reason })
+                }
+            },
+        };
         let due = self.detailed.is_none_or(|at| asked >= at + DETAIL);
         let mut detail = None;
         if let (Ok(sample), Some((session, _)), true) = (&sample, &self.session, due) {
@@ -99,10 +115,30 @@ impl Watch {
             let reason = "not connected".to_owned();
             return Err(Failure { kind: FailureKind::Silent, reason });
         };
-        let sample = sql::sample(session).await;
+        let (sample, next) = ask_twice(&self.link, session).await;
         if sample.is_err() {
-            self.session = None;
+            (self.session, self.next) = (None, next);
+        } else if let Some((_, next)) = next {
+            next.abort();
         }
         sample
     }
+}
+
+/// A connection that is being made, and since when.
+type Begun = (Duration, JoinHandle<Result<Session, Failure>>);
+
+/// Asks a server. If it is late, a new connection is begun meanwhile: whether that comes to nothing too is then
+/// known the sooner.
+async fn ask_twice(
+    link: &Arc<Link>,
+    session: &Session,
+) -> (Result<Sample, Failure>, Option<Begun>) {
+    let mut work = pin!(sql::sample(session));
+    if let Ok(sample) = timeout(link.limit / 2, &mut work).await {
+        return (sample, None);
+    }
+    let (begun, link) = (clock::monotonic(), Arc::clone(link));
+    let next = tokio::spawn(async move { link.connect().await });
+    (work.await, Some((begun, next)))
 }

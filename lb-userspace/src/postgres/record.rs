@@ -142,6 +142,22 @@ pub struct FollowUp {
     pub from: String,
 }
 
+/// A server whose commits shall wait for no standby, as those that they waited for are missing. While this
+/// stands in the record, nobody may say that synchronous replication proves anything.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Degraded {
+    /// `synchronous_standby_names` as it was, and shall be again.
+    pub names: String,
+    /// The balancer that sees to it.
+    pub by: String,
+    /// Balancers that need not know of it first: the operator has said that they are off.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub absent: BTreeSet<String>,
+    /// It is being set back.
+    #[serde(default)]
+    pub restoring: bool,
+}
+
 /// The record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -170,6 +186,18 @@ pub struct Record {
     /// A person is asked, as the primary does not answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub doubt: Option<Doubt>,
+    /// Servers whose commits shall wait for no standby, or that have not been set back yet.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub degraded: BTreeMap<String, Degraded>,
+    /// Where the log of the primary ended when its commits were last made to wait again: a standby that has
+    /// not come so far proves nothing.
+    #[serde(default, skip_serializing_if = "is_start")]
+    pub sync_since: Lsn,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over so")]
+fn is_start(lsn: &Lsn) -> bool {
+    *lsn == Lsn::default()
 }
 
 impl Record {
@@ -187,7 +215,15 @@ impl Record {
             fenced: BTreeSet::new(),
             follow_up: None,
             doubt: None,
+            degraded: BTreeMap::new(),
+            sync_since: Lsn::default(),
         }
+    }
+
+    /// The primary, if its commits may wait for no standby.
+    #[must_use]
+    pub fn degraded(&self) -> Option<&Degraded> {
+        self.degraded.get(&self.primary)
     }
 
     /// The next record, which differs by what `change` does.

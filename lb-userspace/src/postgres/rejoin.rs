@@ -25,7 +25,9 @@ pub fn commands(database: &Postgres, server: &Server, primary: &Server) -> Strin
          pg_ctl -D \"$PGDATA\" -m fast stop\n\
          cp -p \"$PGDATA\"/postgresql.conf \"$PGDATA\"/pg_hba.conf /tmp/\n\
          \n\
-         # 2. Back to where {leader} went on. It needs wal_log_hints or checksums.\n\
+         # 2. Back to where {leader} went on. It needs wal_log_hints or checksums, and that {leader} has written\n\
+         #    a checkpoint since its promotion: until 15, `pg_rewind` does nothing before that, and says so.\n\
+         psql -d 'host={host} port={port} user=REWIND_ROLE dbname={dbname}' -c checkpoint\n\
          pg_rewind -D \"$PGDATA\" --progress \\\n  \
            --source-server='host={host} port={port} user=REWIND_ROLE dbname={dbname}'\n\
          #    If it cannot: clone it anew.\n\
@@ -58,6 +60,20 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', "'\\''"))
 }
 
+/// A function of the shell: waits until a primary has written a checkpoint since its promotion. Before that its
+/// `pg_control` has the timeline that it has left, and `pg_rewind` (until 15) takes a server that has gone on
+/// there for one that needs nothing: it would never follow. Without the right to write a checkpoint, the next
+/// one comes by itself after `checkpoint_timeout`.
+const CHECKPOINTED: &str = r#"checkpointed() {
+now="select timeline_id = ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int"
+for try in $(seq 360); do
+if [ "$(psql -X -A -t -q -d "$1" -c "$now from pg_control_checkpoint()")" = t ]; then return 0; fi
+psql -X -q -d "$1" -c checkpoint > /dev/null 2>&1 || sleep 1
+done
+return 1
+}
+"#;
+
 /// The script for a server that has a `command`; none if it has none. With `clone` it is not tried to rewind
 /// it.
 ///
@@ -79,7 +95,8 @@ pub fn remote(
         || "false".to_owned(),
         |user| {
             let source = format!("host={at} port={port} user={user} dbname={dbname}");
-            format!("pg_rewind -D \"$PGDATA\" --source-server={}", quoted(&source))
+            let source = quoted(&source);
+            format!("checkpointed {source} && pg_rewind -D \"$PGDATA\" --source-server={source}")
         },
     );
     let settings = format!("primary_conninfo = '{conninfo}'\nprimary_slot_name = '{slot}'");
@@ -94,6 +111,7 @@ pub fn remote(
          PGDATA={data}\n\
          export PGDATA\n\
          say() {{ echo \"ballast: $*\"; }}\n\
+         {CHECKPOINTED}\
          if pg_ctl -D \"$PGDATA\" status > /dev/null; then\n\
          say 'stop {name}'\n\
          {stop}\n\

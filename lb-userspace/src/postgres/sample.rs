@@ -44,6 +44,8 @@ pub struct Sample {
     pub revoked: bool,
     /// What a commit on it waits for.
     pub sync: Option<SyncRule>,
+    /// `synchronous_standby_names` as it stands.
+    pub sync_names: String,
     /// The standbys that a primary feeds.
     pub replicas: Vec<Replica>,
     /// What our role lacks to promote it.
@@ -52,6 +54,15 @@ pub struct Sample {
     pub started: i64,
     /// `server_version_num`: 150018 is 15.18.
     pub version: u32,
+}
+
+impl Sample {
+    /// Of the standbys that commits wait for, so many are there.
+    #[must_use]
+    pub fn there(&self, rule: &SyncRule) -> usize {
+        let streams = self.replicas.iter().filter(|it| it.state == "streaming");
+        streams.filter(|it| rule.counts(&it.name)).count()
+    }
 }
 
 /// A standby's way to its source.

@@ -32,11 +32,13 @@ pub fn sql(database: &Postgres) -> String {
            written timestamptz not null default now()\n\
          );\n\
          alter table ballast.mark owner to {role};\n\
-         -- To take standbys off an old primary, and to have them follow the new one. Before PostgreSQL\n\
-         -- 15 only a superuser may: then standbys other than the promoted one are left to you.\n\
+         -- To take standbys off an old primary, to have them follow the new one, and to let commits go on\n\
+         -- without a standby that is lost (`ballast pg degrade`). Before PostgreSQL 15 only a superuser\n\
+         -- may: then standbys other than the promoted one, and that setting, are left to you.\n\
          do $$ begin\n  \
            if current_setting('server_version_num')::int >= 150000 then\n    \
-             execute 'grant alter system on parameter primary_conninfo, primary_slot_name to {quoted}';\n    \
+             execute 'grant alter system on parameter primary_conninfo, primary_slot_name, \
+                      synchronous_standby_names to {quoted}';\n    \
              execute 'grant pg_checkpoint to {quoted}';\n  \
            end if;\n\
          end $$;\n\

@@ -43,6 +43,12 @@ pub struct Database {
     pub phase: Option<Phase>,
     /// The timeline of the epoch.
     pub timeline: u32,
+    /// Commits on the primary wait for no standby, or do not yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub degraded: Option<Degradation>,
+    /// What becomes of commits whose synchronous standbys are missing: `strict` or `available TIME`.
+    #[serde(default)]
+    pub durability: String,
     /// The change of the primary that is under way, or stuck.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub change: Option<Change>,
@@ -65,6 +71,45 @@ pub struct Database {
     /// Bytes of log that a replication slot may keep before an alert says so.
     #[serde(default)]
     pub max_retained: u64,
+}
+
+/// Commits on a primary that wait for no standby, or do not yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Degradation {
+    /// The primary.
+    pub server: String,
+    /// `synchronous_standby_names` as it was, and shall be again.
+    pub names: String,
+    /// The balancer that sees to it.
+    pub by: String,
+    /// It is being set back.
+    pub restoring: bool,
+    /// So many of the standbys must be there before that.
+    pub need: usize,
+    /// So many are.
+    pub have: usize,
+    /// It is set back as soon as they are; otherwise by `ballast pg restore`.
+    pub by_itself: bool,
+}
+
+impl Degradation {
+    /// For a person.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let Self { server, names, need, have, .. } = self;
+        if self.restoring {
+            return format!("commits on {server} are about to wait for {names} again");
+        }
+        let then = match (self.by_itself, have >= need) {
+            (true, _) => "they wait again once enough are there".to_owned(),
+            (false, true) => "`ballast pg restore` lets them wait again".to_owned(),
+            (false, false) => "`ballast pg restore`, once enough are there".to_owned(),
+        };
+        format!(
+            "commits on {server} wait for no standby, and are lost with it: {have} of the {need} that they \
+             waited for ({names}) are there; {then}"
+        )
+    }
 }
 
 /// What a person is asked.

@@ -35,6 +35,12 @@ impl SyncRule {
         (need >= 1 && !names.is_empty()).then_some(Self { need, names })
     }
 
+    /// Whether a standby of this name counts.
+    #[must_use]
+    pub fn counts(&self, name: &str) -> bool {
+        self.names.iter().any(|it| it == "*" || it.eq_ignore_ascii_case(name))
+    }
+
     /// Whether no acknowledged commit can be missing from all of `seen`: each commit has reached `need`
     /// of the names, so so many that all but `need - 1` are seen include one that has it.
     ///

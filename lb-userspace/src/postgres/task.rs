@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     clock,
-    config::{Access, Postgres, Promotion},
+    config::{Access, Durability, Postgres, Promotion},
     control::{
         kernel::Gates,
         reset::DEFAULT_RATE,
@@ -235,8 +235,11 @@ impl Task {
                 biased;
                 Some(event) = ends.recv() => self.take(event).await,
                 Some(record) = stored.recv() => {
-                    let event = self.keep(*record).await;
-                    self.take(event).await;
+                    // The store was slow, and another balancer has told what came after: that is kept.
+                    if self.machine.record().is_none_or(|it| it.place() <= record.place()) {
+                        let event = self.keep(*record).await;
+                        self.take(event).await;
+                    }
                 }
                 ask = asks.recv() => match ask {
                     Some(Ask::Command(command, answer)) => {
@@ -282,8 +285,12 @@ impl Task {
     fn unheard(&self, command: &Command) -> Option<String> {
         let absent = match command {
             // The gate of a silent balancer closes by itself.
-            Command::Promote { .. } if self.store.is_some() => return None,
-            Command::Promote { absent, .. } | Command::Switchover { absent, .. } => absent,
+            Command::Promote { .. } | Command::Degrade { .. } if self.store.is_some() => {
+                return None;
+            }
+            Command::Promote { absent, .. }
+            | Command::Switchover { absent, .. }
+            | Command::Degrade { absent, .. } => absent,
             _ => return None,
         };
         // The first of all records says who the primary is, and changes nothing.
@@ -334,6 +341,9 @@ impl Task {
         let after = sample.as_ref().err().map(|failure| failure.reason.clone());
         let failed = matches!(before, Some(Some(_)));
         self.watch_for_losses(&server, after.is_some(), failed);
+        if primary && failed != after.is_some() {
+            self.prepare(&server, after.is_some());
+        }
         if before.as_ref() != Some(&after) {
             let note = match &after {
                 Some(why) if before != Some(None) || !why.is_empty() => Some(
@@ -349,6 +359,18 @@ impl Task {
             }
         }
         self.take(Event::Seen { server, asked, found: sample }).await;
+    }
+
+    /// The primary begins to fail, or answers again: what a promotion begins with stands ready, or is forgotten.
+    fn prepare(&self, primary: &str, fails: bool) {
+        for link in self.links.values().filter(|link| link.server != primary) {
+            if fails {
+                let link = Arc::clone(link);
+                tokio::spawn(async move { link.prepare().await });
+            } else {
+                link.forget();
+            }
+        }
     }
 
     fn note(&self, note: Note) {
@@ -408,6 +430,13 @@ impl Task {
                     Some(Event::Quiesced(work::quiesce(&link).await))
                 });
             }
+            Action::SetSync { server, names, need } => {
+                self.begin(&server.clone(), move |link| async move {
+                    let result = work::set_sync(&link, &names, need).await;
+                    let result = result.map_err(|failure| failure.reason);
+                    Some(Event::SyncSet { server, names, result })
+                });
+            }
             Action::CatchUp { server, end } => self.begin(&server, move |link| async move {
                 Some(Event::CaughtUp(work::catch_up(&link, end).await))
             }),
@@ -419,6 +448,7 @@ impl Task {
                 });
             }
             Action::CutOff(server) => {
+                self.links.values().for_each(|link| link.forget());
                 let (report, cut) = (self.report_losses(), self.cut(server));
                 tokio::spawn(async move {
                     report.await;
@@ -622,7 +652,11 @@ fn unattended(config: &Postgres) -> Option<Unattended> {
     let mut seed = [0; 8];
     // The kernel's generator does not fail once it has been seeded, which it is at boot.
     SystemRandom::new().fill(&mut seed).expect("random numbers of the kernel");
-    Some(Unattended { veto, max_loss: config.max_loss, seed: u64::from_ne_bytes(seed) })
+    let available = match config.durability {
+        Durability::Strict => None,
+        Durability::Available(after) => Some(after),
+    };
+    Some(Unattended { veto, max_loss: config.max_loss, available, seed: u64::from_ne_bytes(seed) })
 }
 
 impl Drop for Task {

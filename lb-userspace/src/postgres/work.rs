@@ -10,11 +10,24 @@ use super::{
     monitor::{Link, Session, conninfo, sample},
     record::{Branch, Mark},
     sample::{Failure, FailureKind, Role, Sample},
+    sync::SyncRule,
 };
 use crate::clock;
 
 /// How long one statement of a change may take.
 const STATEMENT: Duration = Duration::from_secs(5);
+
+/// Tries to write a checkpoint, and the time between two.
+const CHECKPOINT_TRIES: u32 = 30;
+const CHECKPOINT_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long it is tried to reach a server on which a change depends: a moment in which it, or this host, is busy
+/// must not end the change.
+const CONNECT: Duration = Duration::from_secs(2);
+
+/// How long one statement that changes what commits wait for may take. One that arrives late does so before
+/// the setting may change again.
+const SYNC_STATEMENT: Duration = Duration::from_secs(2);
 
 /// How long a standby may take to let go of its source.
 const REVOKE: Duration = Duration::from_secs(4);
@@ -37,6 +50,19 @@ fn literal(text: &str) -> String {
     format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }
 
+/// Connects to a server that has answered a moment ago.
+async fn connect(link: &Link) -> Result<Session, Failure> {
+    let until = clock::monotonic() + CONNECT;
+    loop {
+        match link.connect_soon().await {
+            Err(failure) if failure.kind.is_down() && clock::monotonic() < until => {
+                sleep(LOOK * 10).await;
+            }
+            result => return result,
+        }
+    }
+}
+
 async fn reload(session: &Session) -> Result<(), Failure> {
     session.rows("select pg_reload_conf()").await.map(drop)
 }
@@ -51,7 +77,7 @@ async fn setting(session: &Session, name: &str) -> Result<String, Failure> {
 /// Takes a standby's way to its source, and waits until it has let go; then says how it stands. One
 /// that does not allow that is told as it is.
 pub async fn revoke(link: &Link) -> Result<Sample, Failure> {
-    let session = link.connect_for(STATEMENT).await?;
+    let session = connect(link).await?;
     if let Err(failure) = try_revoke(&session).await {
         // Its place in the log is worth knowing all the same.
         tracing::warn!(server = link.server, reason = failure.reason, "take a standby off");
@@ -65,6 +91,8 @@ pub async fn revoke(link: &Link) -> Result<Sample, Failure> {
         // Twice, as the receiver may have been about to start.
         quiet = if found.revoked && !streams { quiet + 1 } else { 0 };
         if quiet >= 2 || clock::monotonic() >= until {
+            // It may be the one that is promoted.
+            link.give_back(session);
             return Ok(Sample { revoked: quiet >= 2, ..found });
         }
         sleep(LOOK).await;
@@ -181,7 +209,7 @@ async fn try_promote(
     sent: &mut bool,
 ) -> Result<Promotion, Failure> {
     let unfit = |reason: String| Failure { kind: FailureKind::Unfit, reason };
-    let session = link.connect_for(STATEMENT).await?;
+    let session = connect(link).await?;
     let before = sample(&session).await?;
     if before.system_id != from.system_id {
         return Err(unfit("it belongs to another cluster".into()));
@@ -228,7 +256,80 @@ async fn try_promote(
     }
 }
 
-/// Writes a checkpoint.
+/// Says whether the checkpointer waits for something to do, where it has taken new settings. Who decides
+/// whether commits wait reads what that process has taken.
+const TAKEN: &str = "select count(*) from pg_stat_activity where backend_type = 'checkpointer' \
+                     and wait_event in ('CheckpointerMain', 'CheckpointWriteDelay')";
+
+/// Sets `synchronous_standby_names`, and waits until it is in force. With `need`, so many of the standbys
+/// must be there, and are waited for until commits wait for them and they have all that was committed
+/// before: then it says where the log ended.
+pub async fn set_sync(link: &Link, names: &str, need: usize) -> Result<Lsn, Failure> {
+    let session = link.connect_for(SYNC_STATEMENT).await?;
+    let unfit = |reason: String| Failure { kind: FailureKind::Unfit, reason };
+    let rule = SyncRule::parse(names);
+    if let Some(rule) = rule.filter(|_| need > 0) {
+        let there = sample(&session).await?.there(&rule);
+        if there < need {
+            return Err(unfit(format!("{there} of {need} synchronous standbys are there")));
+        }
+    }
+    session
+        .run(&format!("alter system set synchronous_standby_names = {}", literal(names)))
+        .await?;
+    reload(&session).await?;
+    let until = clock::monotonic() + if need > 0 { CATCH_UP } else { REVOKE };
+    let mut end: Option<Lsn> = None;
+    loop {
+        if end.is_none()
+            && setting(&session, "synchronous_standby_names").await? == names
+            && (need == 0 || session.value(TAKEN).await?.as_deref() != Some("0"))
+        {
+            let at = session
+                .value(
+                    "select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() \
+                        else pg_current_wal_lsn() end",
+                )
+                .await?;
+            end = Some(at.and_then(|at| at.parse().ok()).unwrap_or_default());
+        }
+        if let Some(end) = end {
+            let have = format!(
+                "select count(*) from pg_stat_replication where state = 'streaming' \
+                 and sync_state in ('sync', 'quorum') and flush_lsn >= '{end}'"
+            );
+            let have = if need > 0 { session.value(&have).await? } else { None };
+            if have.and_then(|it| it.parse().ok()).unwrap_or(0) >= need {
+                return Ok(end);
+            }
+        }
+        if clock::monotonic() >= until {
+            return Err(unfit(match end {
+                None => "the new setting does not come into force".into(),
+                Some(end) => format!("too few standbys have the log up to {end}"),
+            }));
+        }
+        sleep(LOOK * 4).await;
+    }
+}
+
+/// The clients that come back to a new primary are not to wait for the disk while it writes its checkpoint.
+const REST: Duration = Duration::from_secs(2);
+
+/// Writes a checkpoint, when those have come back who wait for the server. One that is busy with its first clients
+/// may refuse another for a while.
 pub async fn checkpoint(link: &Link) -> Result<(), Failure> {
-    link.connect_for(Duration::from_mins(10)).await?.run("checkpoint").await
+    sleep(REST).await;
+    let mut tries = 0;
+    loop {
+        let done = match link.connect_for(Duration::from_mins(10)).await {
+            Ok(session) => session.run("checkpoint").await,
+            Err(failure) => Err(failure),
+        };
+        tries += 1;
+        if done.is_ok() || tries == CHECKPOINT_TRIES {
+            return done;
+        }
+        sleep(CHECKPOINT_AGAIN).await;
+    }
 }

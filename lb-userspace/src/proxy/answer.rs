@@ -20,7 +20,7 @@ use super::{
     backend::Active,
     budget::{Permit, Under},
     connect::Link,
-    serve::{Client, Route},
+    serve::Client,
 };
 use crate::clock;
 
@@ -68,15 +68,19 @@ pub(super) struct Lease {
 
 impl Lease {
     /// The answer has ended: the connection can serve again, once the request has too.
-    fn give_back(self, route: &Arc<Route>) {
+    fn give_back(self, client: &Arc<Client>) {
         let Self { mut link, active, keepalive, .. } = self;
-        let route = Arc::clone(route);
-        if link.sender.is_ready() || link.is_ready() {
-            route.pool.give_back(active.backend(), link, keepalive, clock::timer());
+        if link.shared().is_some() {
+            // The pool has it all the time.
+            return;
+        }
+        let client = Arc::clone(client);
+        if link.seems_ready() || link.is_ready() {
+            client.pool().give_back(active.backend(), link, keepalive, clock::timer());
         } else if !link.has_ended() {
             tokio::spawn(async move {
                 if let Ok(true) = timeout(READY, link.ready()).await {
-                    route.pool.give_back(active.backend(), link, keepalive, clock::timer());
+                    client.pool().give_back(active.backend(), link, keepalive, clock::timer());
                 }
             });
         }
@@ -142,12 +146,15 @@ impl Relay {
         if let Some(fault) = self.fault.take() {
             return Poll::Ready(Some(Err(fault)));
         }
-        let mut frame = Pin::new(&mut self.incoming).poll_frame(cx);
+        let mut frame = match &self.lease {
+            Some(lease) => Pin::new(&mut self.incoming).poll_frame(&mut lease.link.quiet(cx)),
+            None => Pin::new(&mut self.incoming).poll_frame(cx),
+        };
         if frame.is_pending()
             && let Some(lease) = &mut self.lease
         {
             lease.link.drive(cx);
-            frame = Pin::new(&mut self.incoming).poll_frame(cx);
+            frame = Pin::new(&mut self.incoming).poll_frame(&mut lease.link.quiet(cx));
         }
         let Poll::Ready(frame) = frame else {
             let until = self.read_timeout;
@@ -186,7 +193,7 @@ impl Body for Answer {
                 match &frame {
                     None => {
                         if let Some(lease) = relay.lease.take() {
-                            lease.give_back(&this.client.route);
+                            lease.give_back(&this.client);
                         }
                     }
                     Some(Err(_)) => {
@@ -233,7 +240,7 @@ impl Drop for Answer {
             // hyper does not ask a body of known length for its end.
             whole = relay.incoming.is_end_stream();
             if whole {
-                lease.give_back(&self.client.route);
+                lease.give_back(&self.client);
             }
         } else if let Content::Backend(relay) = &self.content {
             whole = !relay.broken;

@@ -10,6 +10,7 @@ use super::{
     connect::Link,
     decide::Failure,
     kept::{Kept, Sending},
+    multiplex::is_unprocessed,
     stream,
 };
 use crate::{clock, config};
@@ -45,7 +46,7 @@ pub(super) async fn attempt(
     patience: Patience<'_>,
 ) -> Result<Response<Incoming>, Failed> {
     let begun = clock::timer();
-    let answer = link.sender.try_send_request(request);
+    let answer = link.send(request);
     tokio::pin!(answer);
     if let Some(deadline) = patience.deadline {
         link.look_again(deadline.min(begun + LOOK));
@@ -53,14 +54,16 @@ pub(super) async fn attempt(
     loop {
         let outcome = poll_fn(|cx| {
             link.drive(cx);
-            if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
+            if let Poll::Ready(answer) = answer.as_mut().poll(&mut link.quiet(cx)) {
                 return Poll::Ready(Some(answer));
             }
             link.poll_look(cx).map(|()| None)
         });
         if let Some(answer) = outcome.await {
             return answer.map_err(|mut error| {
-                let sent = error.take_message().is_none();
+                let written = error.take_message().is_none();
+                // A body of which a part is lost cannot begin anew, whoever says what of it.
+                let sent = written && !(is_unprocessed(error.error()) && body.is_kept());
                 Failed { failure: failure(error.error()), sent }
             });
         }
@@ -74,6 +77,9 @@ pub(super) async fn attempt(
         let is_late = body.sent(begun).is_some_and(|sent| now >= sent + read_timeout);
         let is_gone = || backend.is_condemned() || stream::is_silent(&link.tcp);
         if is_late || (is_gone() && (patience.hasty)()) {
+            if stream::is_silent(&link.tcp) {
+                link.spoil();
+            }
             return Err(Failed { failure: Failure::ReadTimeout, sent: true });
         }
     }

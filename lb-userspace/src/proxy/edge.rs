@@ -44,6 +44,10 @@ pub(super) struct Edge {
     /// The protocol has changed: the bytes are no requests.
     switched: AtomicBool,
     amid_head: AtomicBool,
+    /// Neither a head nor a body has begun and not ended.
+    between: AtomicBool,
+    /// Something that was written may not have left yet.
+    unflushed: AtomicBool,
 }
 
 impl Edge {
@@ -56,6 +60,8 @@ impl Edge {
             seen: AtomicU32::new(0),
             switched: AtomicBool::new(false),
             amid_head: AtomicBool::new(false),
+            between: AtomicBool::new(true),
+            unflushed: AtomicBool::new(false),
         }
     }
 
@@ -95,6 +101,13 @@ impl Edge {
         self.refusal.get().is_some()
     }
 
+    /// Whether all has come of the last request, nothing of the next one, and all has left that was
+    /// written. An answer may end before its request does.
+    pub(super) fn is_still(&self) -> bool {
+        let unflushed = self.unflushed.load(Ordering::Relaxed);
+        self.between.load(Ordering::Relaxed) && !unflushed && !self.has_refused()
+    }
+
     /// Whether a head had begun, and not ended, when the connection did.
     pub(super) fn is_amid_head(&self) -> bool {
         self.amid_head.load(Ordering::Relaxed)
@@ -120,6 +133,12 @@ impl<S> Strictly<S> {
     pub(super) fn new(stream: S, edge: Arc<Edge>, plain: bool) -> Self {
         let strict = Strict::default();
         Self { stream, strict, edge, ready: 0, refusal: None, refused: false, plain }
+    }
+
+    /// Says where in the client's bytes it is.
+    fn tell_place(&self) {
+        self.edge.amid_head.store(self.strict.is_amid_head(), Ordering::Relaxed);
+        self.edge.between.store(self.strict.is_between(), Ordering::Relaxed);
     }
 
     /// Takes note of a refusal. A body that is refused ends with an error.
@@ -158,6 +177,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Strictly<S> {
                 buf.put_slice(&held[..passed]);
                 held.drain(..passed);
                 this.ready -= passed;
+                this.tell_place();
                 return Poll::Ready(Ok(()));
             }
             if let Some(refusal) = this.refusal.take() {
@@ -174,6 +194,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Strictly<S> {
                 if !switched {
                     // All of it is a body's.
                     let _ = this.strict.feed(&buf.filled()[before..]);
+                    this.tell_place();
                 }
                 return Poll::Ready(Ok(()));
             }
@@ -185,7 +206,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Strictly<S> {
                 return Poll::Ready(Ok(()));
             }
             let Fed { passed, refusal } = this.strict.feed(new);
-            this.edge.amid_head.store(this.strict.is_amid_head(), Ordering::Relaxed);
+            this.tell_place();
             this.refusal = refusal;
             if held {
                 buf.set_filled(before);
@@ -206,11 +227,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Strictly<S> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.edge.unflushed.store(true, Ordering::Relaxed);
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
+    /// hyper asks for it when it has written all that it has.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        if flushed.is_ready() {
+            self.edge.unflushed.store(false, Ordering::Relaxed);
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -225,6 +252,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Strictly<S> {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.edge.unflushed.store(true, Ordering::Relaxed);
         Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
     }
 

@@ -22,6 +22,7 @@ use super::{
     head::{self, Head},
     headers,
     kept::{Fault, Kept},
+    proof::Before,
     refuse::{self, Refusal},
     select::{self, Candidate},
     serve::{Client, Route},
@@ -69,12 +70,13 @@ async fn answer(client: &Arc<Client>, mut request: Request<Incoming>) -> Respons
     let upgrades = upgrade::on(&mut request);
     let (parts, incoming) = request.into_parts();
     let head = Head::new(parts, client, &host, entry.as_deref_mut());
-    let has_key = head.headers.contains_key(headers::IDEMPOTENCY_KEY);
+    let repeatable = decide::is_repeatable(&head.method, false)
+        || decide::is_repeatable(&head.method, head.headers.contains_key(headers::IDEMPOTENCY_KEY));
     let timeout = view.proxy.next_upstream.timeout;
     let mut exchange = Exchange {
         route,
         client,
-        repeatable: decide::is_repeatable(&head.method, has_key),
+        repeatable,
         body: Kept::new(incoming, &view.proxy, &route.service),
         head,
         begun,
@@ -213,6 +215,9 @@ impl Exchange<'_> {
                     )
                 },
             };
+            let resets = self.route.service.resets.as_deref();
+            let may_be_stale = reused && !self.repeatable && link.shared().is_none();
+            let before = if may_be_stale { Before::look(&mut link, resets) } else { None };
             let asked = self.view.proxy.least_time.then(clock::timer);
             let result = attempt::attempt(&mut link, &backend, request, &self.body, patience).await;
             let (failure, sent) = match result {
@@ -249,6 +254,22 @@ impl Exchange<'_> {
                     Fault::Broken => Refusal::Body,
                     Fault::Slow => Refusal::SlowBody,
                 });
+            }
+            let mut sent = sent;
+            if sent
+                && failure == Failure::Closed
+                && let Some(before) = before
+                && self.body.is_kept()
+                && Box::pin(
+                    before.proves_undelivered(
+                        Arc::clone(&link.tcp),
+                        resets.filter(|_| link.is_watched),
+                    ),
+                )
+                .await
+            {
+                self.route.service.stats.undelivered.add();
+                sent = false;
             }
             let (_, Decision { next, charge }) = self.facts(failure, sent, reused);
             if charge {
@@ -297,7 +318,7 @@ impl Exchange<'_> {
             again
         } else {
             let active = self.pick_or_wait().await?;
-            if let Some(link) = self.route.pool.take(active.backend()) {
+            if let Some(link) = self.client.pool().take(active.backend()) {
                 return Ok(Found { link, active, reused: true });
             }
             active
@@ -311,14 +332,14 @@ impl Exchange<'_> {
         let mut racing = FuturesUnordered::new();
         let mut overdue: Vec<Arc<Backend>> = Vec::new();
         let mut last = StatusCode::BAD_GATEWAY;
-        racing.push(race(first, Arc::clone(&self.view)));
+        racing.push(race(first, Arc::clone(&self.view), self.client));
         let mut more = false;
         loop {
             if std::mem::take(&mut more) {
                 match self.pick() {
-                    Some(active) => match self.route.pool.take(active.backend()) {
+                    Some(active) => match self.client.pool().take(active.backend()) {
                         Some(link) => return Ok(Found { link, active, reused: true }),
-                        None => racing.push(race(active, Arc::clone(&self.view))),
+                        None => racing.push(race(active, Arc::clone(&self.view), self.client)),
                     },
                     None if racing.is_empty() => return Err(last),
                     None => {}
@@ -484,7 +505,12 @@ impl Exchange<'_> {
     }
 }
 
-async fn race(active: Active, view: Arc<View>) -> (Active, Result<Link, Failure>) {
-    let result = connect::connect(active.backend(), &view.proxy).await;
+async fn race(active: Active, view: Arc<View>, client: &Client) -> (Active, Result<Link, Failure>) {
+    let result = connect::connect(active.backend(), &view, client.ends).await;
+    if let Ok(link) = &result
+        && view.proxy.keepalive > 0
+    {
+        client.pool().share(active.backend(), link);
+    }
     (active, result)
 }

@@ -2,7 +2,7 @@
 
 use hyper::{
     HeaderMap, Method, Request, Uri, Version,
-    header::{HOST, HeaderValue},
+    header::{HOST, HeaderValue, TE},
     http::{request, uri},
 };
 
@@ -25,9 +25,13 @@ impl Head {
         entry: Option<&mut Entry>,
     ) -> Self {
         let request::Parts { method, uri, version, mut headers, .. } = parts;
+        let trailers = version == Version::HTTP_2 && headers::wants_trailers(&headers);
         let upgrade = headers::strip_hop_by_hop(&mut headers)
             .filter(|protocol| version == Version::HTTP_11 && headers::may_upgrade(protocol));
         headers.insert(HOST, host.clone());
+        if trailers && client.speaks_http2() {
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+        }
         headers::join_cookies(&mut headers);
         let id = headers::put_forwarded(&mut headers, &client.named, host);
         if let Some(entry) = entry {

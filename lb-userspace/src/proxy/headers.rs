@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::OnceLock};
 use hyper::{
     HeaderMap,
     header::{
-        CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, TE,
+        CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, Entry, HOST, HeaderName, HeaderValue, TE,
         TRANSFER_ENCODING, UPGRADE,
     },
 };
@@ -30,13 +30,22 @@ const ID_BYTES: usize = 128;
 /// definition, and those that `Connection` names. Gives the protocol that the sender wants to change
 /// to, if it does.
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
+    // Most messages have none of these, or one.
+    let present: Vec<HeaderName> =
+        headers.keys().filter(|name| is_hop_by_hop(name)).cloned().collect();
+    if present.is_empty() {
+        return None;
+    }
     let mut upgrade = false;
-    if headers.contains_key(CONNECTION) {
+    if present.contains(&CONNECTION) {
         let nominated: Vec<HeaderName> = headers
             .get_all(CONNECTION)
             .iter()
             .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+            .map(<[u8]>::trim_ascii)
+            // What nearly all say, and what names no field that would be left.
+            .filter(|name| !name.eq_ignore_ascii_case(b"keep-alive"))
+            .filter_map(|name| HeaderName::from_bytes(name).ok())
             .collect();
         for name in nominated {
             if name == UPGRADE {
@@ -45,16 +54,38 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
                 headers.remove(name);
             }
         }
-        headers.remove(CONNECTION);
     }
-    for name in [KEEP_ALIVE, PROXY_CONNECTION, TE] {
-        headers.remove(name);
+    let mut protocol = None;
+    for name in present {
+        let removed = headers.remove(&name);
+        if name == UPGRADE {
+            protocol = removed;
+        } else if name == TRANSFER_ENCODING {
+            // What comes with chunks has the length that it has.
+            headers.remove(CONTENT_LENGTH);
+        }
     }
-    // What comes with chunks has the length that it has.
-    if headers.remove(TRANSFER_ENCODING).is_some() {
-        headers.remove(CONTENT_LENGTH);
+    protocol.filter(|_| upgrade)
+}
+
+/// Whether a field is for one connection by definition. Looked at by its length first: it is asked of
+/// each field of each message.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    match name.as_str().len() {
+        2 => *name == TE,
+        7 => *name == UPGRADE,
+        10 => *name == CONNECTION || *name == KEEP_ALIVE,
+        16 => *name == PROXY_CONNECTION,
+        17 => *name == TRANSFER_ENCODING,
+        _ => false,
     }
-    headers.remove(UPGRADE).filter(|_| upgrade)
+}
+
+/// Whether the sender can read trailers, as gRPC asks for (RFC 9110, section 10.1.4).
+pub(super) fn wants_trailers(headers: &HeaderMap) -> bool {
+    headers.get(TE).is_some_and(|te| {
+        te.as_bytes().split(|byte| *byte == b',').any(|it| it.trim_ascii() == b"trailers")
+    })
 }
 
 /// Fields that a request is not understood without: naming them in `Connection` would take them away
@@ -185,19 +216,21 @@ fn forwarded(address: IpAddr, host: &HeaderValue, scheme: &str) -> String {
 /// Adds to a list. What the client has sent stands first: it is not to be trusted, and who reads the
 /// list knows that the last entry is ours.
 fn append(headers: &mut HeaderMap, name: HeaderName, entry: HeaderValue) {
-    if !headers.contains_key(&name) {
-        headers.insert(name, entry);
-        return;
-    }
-    let before = headers.get_all(&name).iter().map(HeaderValue::as_bytes);
-    let mut list = before.fold(Vec::new(), |mut list, value| {
-        list.extend_from_slice(value);
+    let mut given = match headers.entry(name) {
+        Entry::Vacant(place) => {
+            place.insert(entry);
+            return;
+        }
+        Entry::Occupied(given) => given,
+    };
+    let mut list = given.iter().fold(Vec::new(), |mut list, value| {
+        list.extend_from_slice(value.as_bytes());
         list.extend_from_slice(b", ");
         list
     });
     list.extend_from_slice(entry.as_bytes());
     if let Ok(value) = HeaderValue::from_bytes(&list) {
-        headers.insert(name, value);
+        given.insert(value);
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{backend::Backend, connect::Link};
+use super::{backend::Backend, connect::Link, multiplex::Shared};
 
 /// A connection that has been unused for so long is closed (nginx: `keepalive_timeout`).
 const UNUSED: Duration = Duration::from_mins(1);
@@ -18,15 +18,27 @@ const UNUSED: Duration = Duration::from_mins(1);
 #[derive(Debug, Default)]
 pub(super) struct Pool(Mutex<Vec<(Arc<Backend>, Idle)>>);
 
-type Idle = VecDeque<(Instant, Link)>;
+#[derive(Debug, Default)]
+struct Idle {
+    links: VecDeque<(Instant, Link)>,
+    /// Connections of HTTP/2, used or not; since when they are seen to be unused.
+    shared: Vec<(Option<Instant>, Shared)>,
+}
 
 impl Pool {
     /// A connection to the backend that was open a moment ago.
     pub(super) fn take(&self, backend: &Arc<Backend>) -> Option<Link> {
         let mut pool = self.lock();
         let (_, idle) = pool.iter_mut().find(|(of, _)| Arc::ptr_eq(of, backend))?;
-        while let Some((_, mut link)) = idle.pop_back() {
-            if link.is_ready() {
+        for (unused, shared) in &mut idle.shared {
+            if let Some(place) = shared.place() {
+                *unused = None;
+                return Some(Link::many(place));
+            }
+        }
+        while let Some((_, mut link)) = idle.links.pop_back() {
+            // It was ready when it was given back.
+            if link.is_silent() || link.is_ready() {
                 return Some(link);
             }
         }
@@ -36,17 +48,19 @@ impl Pool {
     /// Keeps a connection, unless there are `most` already.
     pub(super) fn give_back(&self, backend: &Arc<Backend>, link: Link, most: u32, now: Instant) {
         let mut pool = self.lock();
-        let place = pool.iter().position(|(of, _)| Arc::ptr_eq(of, backend));
-        let place = place.unwrap_or_else(|| {
-            pool.push((Arc::clone(backend), VecDeque::new()));
-            pool.len() - 1
-        });
-        let idle = &mut pool[place].1;
+        let idle = &mut idle(&mut pool, backend).links;
         if idle.len() >= most as usize {
             idle.pop_front();
         }
         if most > 0 {
             idle.push_back((now, link));
+        }
+    }
+
+    /// Lets other requests have a connection that has room for more than one.
+    pub(super) fn share(&self, backend: &Arc<Backend>, link: &Link) {
+        if let Some(shared) = link.shared() {
+            idle(&mut self.lock(), backend).shared.push((None, shared.clone()));
         }
     }
 
@@ -56,15 +70,32 @@ impl Pool {
         let mut pool = self.lock();
         for (backend, idle) in pool.iter_mut() {
             let keeps = is_kept(backend.address);
-            idle.retain_mut(|(since, link)| {
+            idle.links.retain_mut(|(since, link)| {
                 keeps && link.is_ready() && now.duration_since(*since) < UNUSED
             });
+            idle.shared.retain_mut(|(unused, shared)| {
+                let since = *unused.get_or_insert(now);
+                if shared.is_used() {
+                    *unused = None;
+                }
+                keeps && shared.is_open() && now.duration_since(since) < UNUSED
+            });
         }
-        pool.retain(|(_, idle)| !idle.is_empty());
+        pool.retain(|(_, idle)| !idle.links.is_empty() || !idle.shared.is_empty());
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<(Arc<Backend>, Idle)>> {
         // Each change leaves it whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What there is for a backend.
+fn idle<'a>(pool: &'a mut Vec<(Arc<Backend>, Idle)>, backend: &Arc<Backend>) -> &'a mut Idle {
+    let place = pool.iter().position(|(of, _)| Arc::ptr_eq(of, backend));
+    let place = place.unwrap_or_else(|| {
+        pool.push((Arc::clone(backend), Idle::default()));
+        pool.len() - 1
+    });
+    &mut pool[place].1
 }

@@ -4,7 +4,7 @@ use std::{
     convert::Infallible,
     io,
     net::SocketAddr,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -12,23 +12,23 @@ use std::{
     time::Duration,
 };
 
-use hyper::{
-    server::conn::{http1, http2},
-    service::service_fn,
-};
+use hyper::{server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::watch,
-    time::{MissedTickBehavior, interval, sleep, sleep_until},
+    time::{MissedTickBehavior, interval, sleep},
 };
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    edge::{Edge, Strictly},
+    edge::Edge,
     exchange,
+    gate::gated,
     headers::Named,
+    http1::http1,
+    inbound::{self, Ends},
     pool::Pool,
     service::{LEAVE, Open, Phase, Service, View},
     stream::Stream,
@@ -66,6 +66,21 @@ pub(super) struct Client {
     pub(super) edge: Arc<Edge>,
     /// What backends are told of it.
     pub(super) named: Named,
+    pub(super) ends: Ends,
+    /// Unused connections to backends that are for this client alone: they have begun with its name.
+    own: Option<Pool>,
+}
+
+impl Client {
+    /// Unused connections that its requests may have.
+    pub(super) fn pool(&self) -> &Pool {
+        self.own.as_ref().unwrap_or(&self.route.pool)
+    }
+
+    /// Whether backends may be spoken to in HTTP/2.
+    pub(super) fn speaks_http2(&self) -> bool {
+        self.route.view().proxy.upstream.http2
+    }
 }
 
 impl Route {
@@ -119,6 +134,14 @@ pub(super) async fn connection(route: Arc<Route>, tcp: TcpStream, address: Socke
     route.service.stats.connections.add();
     let tcp = Arc::new(tcp);
     let view = route.view();
+    let ends = if view.proxy.accept_proxy.is_empty() {
+        Ends { client: address, target: route.service.listen }
+    } else {
+        let identified = Box::pin(inbound::identify(&route.service, &view, &tcp, address));
+        let Some(ends) = identified.await else { return };
+        ends
+    };
+    let address = ends.client;
     let timeout = view.proxy.client_timeout;
     let stream = Stream::new(Arc::clone(&tcp), timeout);
     let edge = Arc::new(Edge::new(clock::timer()));
@@ -129,6 +152,8 @@ pub(super) async fn connection(route: Arc<Route>, tcp: TcpStream, address: Socke
         open,
         edge: Arc::clone(&edge),
         named: Named::new(address.ip(), scheme),
+        ends,
+        own: view.proxy.upstream.send_proxy.map(|_| Pool::default()),
     });
     // Each in a box of its own, so that the state of a connection has room for what it is and not for
     // what it might be; and nothing of the configuration is held while it lasts.
@@ -159,33 +184,6 @@ async fn secured(client: Arc<Client>, tls: TlsAcceptor, stream: Stream, timeout:
     }
 }
 
-async fn http1<S>(client: Arc<Client>, stream: S, plain: bool, timeout: Duration)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (route, edge) = (Arc::clone(&client.route), Arc::clone(&client.edge));
-    let stream = Strictly::new(stream, Arc::clone(&edge), plain);
-    let service = service_fn(move |request| {
-        let client = Arc::clone(&client);
-        async move { Ok::<_, Infallible>(exchange::exchange(&client, request).await) }
-    });
-    let mut builder = http1::Builder::new();
-    // `Strictly` counts the header fields, and `rests_for` has the time.
-    builder.max_buf_size(HEAD_BYTES).header_read_timeout(None);
-    let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
-    let tell = http1::UpgradeableConnection::graceful_shutdown;
-    tokio::select! {
-        biased;
-        // How it ended is the client's matter.
-        _ = until_told(&route, connection, tell) => {}
-        () = rests_for(&edge, timeout) => {
-            if edge.is_amid_head() {
-                route.service.stats.slow_heads.add();
-            }
-        }
-    }
-}
-
 async fn http2<S>(client: Arc<Client>, stream: S, timeout: Duration)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -203,43 +201,31 @@ where
         .keep_alive_timeout(timeout)
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(HEAD_BYTES as u32);
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     // How it ended is the client's matter.
     let _ = until_told(&route, connection, http2::Connection::graceful_shutdown).await;
 }
 
-/// Waits until a client has been waited for as long as that (nginx: `client_header_timeout` and
-/// `keepalive_timeout`). It looks when that can be at the earliest, so a request costs no timer.
-async fn rests_for(edge: &Edge, timeout: Duration) {
-    let mut end = clock::timer() + timeout;
-    loop {
-        sleep_until(end).await;
-        let now = clock::timer();
-        end = edge.rests_since().unwrap_or(now) + timeout;
-        if end <= now {
-            return;
-        }
-    }
-}
-
 /// Runs a connection to its end, which is told it when the service ends.
-async fn until_told<C: Future<Output = hyper::Result<()>>>(
+pub(super) async fn until_told<C: Future<Output = hyper::Result<()>>>(
     route: &Route,
-    connection: C,
+    mut connection: Pin<&mut C>,
     tell: impl Fn(Pin<&mut C>),
 ) -> hyper::Result<()> {
     let mut phase = route.phase();
-    tokio::pin!(connection);
     let (mut seen, mut told) = (Phase::Serving, false);
     loop {
+        // Before it ends, there is nothing to be told.
+        let next = pin!(next(&mut phase, seen));
+        let next = gated(|| route.service.ends(), next);
         tokio::select! {
             biased;
             result = &mut connection => return result,
-            phase = next(&mut phase, seen) => match phase {
-                Phase::Serving | Phase::Draining => seen = phase,
+            phase = next => match phase {
+                Phase::Serving | Phase::Draining | Phase::Closing => seen = phase,
                 Phase::Cut => return Ok(()),
             },
-            () = sleep(LEAVE), if seen == Phase::Draining && !told => {
+            () = sleep(LEAVE), if seen != Phase::Serving && !told => {
                 // Answers until now have said that they are the last; who has not asked is cut off.
                 tell(connection.as_mut());
                 told = true;
@@ -266,7 +252,7 @@ async fn linger(tcp: &TcpStream) -> io::Result<()> {
 }
 
 /// The phase after the one that has been seen.
-async fn next(phase: &mut watch::Receiver<Phase>, seen: Phase) -> Phase {
+pub(super) async fn next(phase: &mut watch::Receiver<Phase>, seen: Phase) -> Phase {
     // It fails only if the service is gone, which this connection holds.
     phase.wait_for(|phase| *phase != seen).await.map_or(Phase::Cut, |phase| *phase)
 }

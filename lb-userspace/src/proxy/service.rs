@@ -12,18 +12,22 @@ use std::{
 };
 
 use lb_common::service::Balance;
-use tokio::{sync::watch, task::JoinHandle, time::timeout};
+use tokio::{sync::watch, task::JoinHandle, time::timeout_at};
 
 use super::{
     access::Log,
     backend::Backend,
     budget::Budget,
+    inbound::admit::Admission,
+    proof::Resets,
     queue::Queue,
+    secure::Secure,
     stats::{Stats, Status},
     tls,
 };
 use crate::{
-    config,
+    clock,
+    config::{self, Guard},
     control::{
         plan::DesiredService,
         state::{Record, ServiceState},
@@ -40,6 +44,8 @@ pub(super) enum Phase {
     /// None should come any more, and those that are open end with the next answer, or after
     /// [`LEAVE`].
     Draining,
+    /// It takes none any more.
+    Closing,
     /// They end now.
     Cut,
 }
@@ -47,6 +53,9 @@ pub(super) enum Phase {
 /// How long a service that ends still takes connections and requests: those that were on their way when
 /// new ones were turned elsewhere.
 pub(super) const LEAVE: Duration = Duration::from_secs(1);
+
+/// How long connections may go on that came while the service waited for others to end.
+const LATE: Duration = Duration::from_secs(5);
 
 /// A service.
 #[derive(Debug)]
@@ -58,12 +67,17 @@ pub(super) struct Service {
     /// What the seats were made of.
     judged: Mutex<Arc<DesiredService>>,
     open: watch::Sender<u64>,
+    /// Those of `open` that came when it had begun to end.
+    late: watch::Sender<u64>,
     /// The phase is not the first.
     ends: AtomicBool,
     pub(super) stats: Stats,
     pub(super) budget: Arc<Budget>,
     pub(super) queue: Arc<Queue>,
     pub(super) memory: Memory,
+    pub(super) admission: Admission,
+    /// What notes the resets of connections to backends.
+    pub(super) resets: Option<Arc<dyn Resets>>,
 }
 
 /// What holds for a service now.
@@ -76,6 +90,10 @@ pub(super) struct View {
     pub(super) seats: Vec<Seat>,
     pub(super) log: Option<Arc<Log>>,
     pub(super) tls: Option<Arc<rustls::ServerConfig>>,
+    /// TLS towards backends.
+    pub(super) secure: Option<Arc<Secure>>,
+    /// Who may connect, where only a header tells who does.
+    pub(super) guard: Arc<Guard>,
 }
 
 /// A backend and the verdict on it.
@@ -117,7 +135,11 @@ impl Memory {
 }
 
 impl Service {
-    pub(super) fn new(state: &ServiceState, proxy: &Arc<config::Proxy>) -> io::Result<Arc<Self>> {
+    pub(super) fn new(
+        state: &ServiceState,
+        proxy: &Arc<config::Proxy>,
+        resets: Option<Arc<dyn Resets>>,
+    ) -> io::Result<Arc<Self>> {
         let log = proxy.access_log.as_deref().map(Log::open).transpose()?;
         let queue = Arc::<Queue>::default();
         let view = View {
@@ -127,6 +149,8 @@ impl Service {
             seats: seats(state, &[], &queue),
             log,
             tls: server(proxy).map_err(io::Error::other)?,
+            secure: Secure::new(&proxy.upstream).map_err(io::Error::other)?,
+            guard: Arc::new(state.config.guard.clone()),
         };
         Ok(Arc::new(Self {
             name: state.config.name.clone(),
@@ -135,11 +159,14 @@ impl Service {
             phase: watch::Sender::new(Phase::Serving),
             judged: Mutex::new(Arc::clone(state.desired())),
             open: watch::Sender::new(0),
+            late: watch::Sender::new(0),
             ends: AtomicBool::new(false),
             stats: Stats::default(),
             budget: Arc::default(),
             queue,
             memory: Memory::default(),
+            admission: Admission::default(),
+            resets,
         }))
     }
 
@@ -186,6 +213,10 @@ impl Service {
                 wrong = Some(error.to_string());
                 view.tls.clone()
             });
+            let secure = Secure::new(&proxy.upstream).unwrap_or_else(|error| {
+                wrong = Some(error.to_string());
+                view.secure.clone()
+            });
             *view = Arc::new(View {
                 proxy: Arc::clone(proxy),
                 balance: state.config.balance,
@@ -193,6 +224,8 @@ impl Service {
                 seats: seats(state, &view.seats, &self.queue),
                 log,
                 tls,
+                secure,
+                guard: Arc::new(state.config.guard.clone()),
             });
         });
         wrong
@@ -226,26 +259,49 @@ impl Service {
 
     /// A connection of a client, or what became of one; open as long as this lives.
     pub(super) fn open(self: &Arc<Self>) -> Open {
-        self.open.send_modify(|open| *open += 1);
-        Open(Arc::clone(self))
+        let is_late = self.ends();
+        self.opened(is_late).send_modify(|open| *open += 1);
+        Open { service: Arc::clone(self), is_late }
+    }
+
+    fn opened(&self, is_late: bool) -> &watch::Sender<u64> {
+        if is_late { &self.late } else { &self.open }
+    }
+
+    /// Whether nobody else can take its connections.
+    pub(super) fn is_only(&self) -> bool {
+        self.view.borrow().proxy.is_only()
     }
 
     /// Takes no more connections, and ends those that there are: in order, or after this time at once.
-    pub(super) fn end(self: &Arc<Self>, within: Duration) -> JoinHandle<()> {
+    ///
+    /// One that `lingers` takes more until those that there are have ended: nobody else can.
+    pub(super) fn end(self: &Arc<Self>, within: Duration, lingers: bool) -> JoinHandle<()> {
         self.ends.store(true, Ordering::Relaxed);
         self.phase.send_replace(Phase::Draining);
         let service = Arc::clone(self);
-        let mut open = self.open.subscribe();
         tokio::spawn(async move {
+            let cut = clock::timer() + within;
             tokio::time::sleep(LEAVE.min(within)).await;
-            // It fails only if the sender is gone, which `service` holds.
-            let _ = timeout(within.saturating_sub(LEAVE), open.wait_for(|open| *open == 0)).await;
+            let (mut open, mut late) = (service.open.subscribe(), service.late.subscribe());
+            // Waiting fails only if the sender is gone, which `service` holds.
+            if lingers {
+                let _ = timeout_at(cut, open.wait_for(|open| *open == 0)).await;
+            }
+            service.phase.send_replace(Phase::Closing);
+            let cut = if lingers { cut.max(clock::timer() + LATE) } else { cut };
+            let all = async {
+                let _ = open.wait_for(|open| *open == 0).await;
+                let _ = late.wait_for(|late| *late == 0).await;
+            };
+            let _ = timeout_at(cut, all).await;
             service.phase.send_replace(Phase::Cut);
         })
     }
 
     pub(super) fn status(&self) -> Status {
-        self.stats.status(self.budget.requests(), *self.open.borrow())
+        let open = *self.open.borrow() + *self.late.borrow();
+        self.stats.status(self.budget.requests(), open)
     }
 }
 
@@ -259,11 +315,14 @@ fn server(proxy: &config::Proxy) -> Result<Option<Arc<rustls::ServerConfig>>, tl
 
 /// See [`Service::open`].
 #[derive(Debug)]
-pub(super) struct Open(Arc<Service>);
+pub(super) struct Open {
+    service: Arc<Service>,
+    is_late: bool,
+}
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.open.send_modify(|open| *open -= 1);
+        self.service.opened(self.is_late).send_modify(|open| *open -= 1);
     }
 }
 

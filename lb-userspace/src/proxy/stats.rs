@@ -37,8 +37,12 @@ pub(super) struct Stats {
     pub(super) gone: Counter,
     pub(super) slow_heads: Counter,
     pub(super) handshakes: Counter,
+    pub(super) undelivered: Counter,
+    pub(super) proxy_headers: Counter,
+    pub(super) denied: Counter,
     pub(super) queued: Counter,
     pub(super) overloaded: Counter,
+    still: AtomicU64,
     /// By the first digit of the status.
     answers: [Counter; 6],
     bad_gateway: Counter,
@@ -46,7 +50,23 @@ pub(super) struct Stats {
     refused: [Counter; Refusal::ALL.len()],
 }
 
+/// A connection that is still, for as long as this lives.
+#[derive(Debug)]
+pub(super) struct Still<'a>(&'a AtomicU64);
+
+impl Drop for Still<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Stats {
+    /// A connection is still.
+    pub(super) fn still(&self) -> Still<'_> {
+        self.still.fetch_add(1, Ordering::Relaxed);
+        Still(&self.still)
+    }
+
     /// A client was answered.
     pub(super) fn answered(&self, status: StatusCode) {
         if let Some(counter) = self.answers.get(usize::from(status.as_u16() / 100)) {
@@ -80,6 +100,7 @@ impl Stats {
         Status {
             connections: self.connections.get(),
             open,
+            still: self.still.load(Ordering::Relaxed),
             requests: self.requests.get(),
             active: active.into(),
             tunnels: self.tunnels.get(),
@@ -92,6 +113,9 @@ impl Stats {
             gone: self.gone.get(),
             slow_heads: self.slow_heads.get(),
             handshakes: self.handshakes.get(),
+            undelivered: self.undelivered.get(),
+            proxy_headers: self.proxy_headers.get(),
+            denied: self.denied.get(),
             queued: self.queued.get(),
             overloaded: self.overloaded.get(),
             answers: answers.filter_map(nonzero).collect(),
@@ -107,6 +131,9 @@ pub struct Status {
     pub connections: u64,
     /// Those that are open.
     pub open: u64,
+    /// Those of them that are still: no request has come for some seconds, and they hold no buffers.
+    #[serde(default)]
+    pub still: u64,
     /// Requests.
     pub requests: u64,
     /// Those that are under way.
@@ -132,6 +159,15 @@ pub struct Status {
     /// Connections that were not made secure.
     #[serde(default)]
     pub handshakes: u64,
+    /// Requests that could be sent again because a reset proved that nobody has seen them.
+    #[serde(default)]
+    pub undelivered: u64,
+    /// Connections of `accept_proxy` whose header of the PROXY protocol was none, or did not come in time.
+    #[serde(default)]
+    pub proxy_headers: u64,
+    /// Connections whose header names a client that may not connect, or not so often.
+    #[serde(default)]
+    pub denied: u64,
     /// Requests that had to wait, as every backend had as many as it may.
     #[serde(default)]
     pub queued: u64,

@@ -41,6 +41,11 @@ impl Stream {
         Self { tcp, send_timeout, stuck: None }
     }
 
+    /// The socket.
+    pub(super) fn tcp(&self) -> &Arc<TcpStream> {
+        &self.tcp
+    }
+
     /// Waits for room to write, but not for ever.
     fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Poll::Ready(room) = self.tcp.poll_write_ready(cx) {

@@ -88,6 +88,11 @@ impl Strict {
         matches!(self.place, Place::Head) && !self.held.is_empty()
     }
 
+    /// Whether the last request has ended and nothing of the next one has come.
+    pub(super) fn is_between(&self) -> bool {
+        matches!(self.place, Place::Head) && self.held.is_empty()
+    }
+
     /// Heads that have gone on.
     pub(super) fn heads(&self) -> u32 {
         self.heads

@@ -40,6 +40,12 @@ pub enum Error {
     /// The key is no key, or not the certificate's.
     #[error("the key does not fit the certificate: {0}")]
     Key(rustls::Error),
+    /// The certificates that are to be trusted cannot be had.
+    #[error("{0}")]
+    Trust(String),
+    /// A name that no certificate can have.
+    #[error("the name of the backends: {0}")]
+    Name(String),
     /// The rest of it.
     #[error("TLS cannot be set up: {0}")]
     Setup(rustls::Error),

@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{
     serve::{self, Route},
-    service::{LEAVE, Phase, Service},
+    service::{Phase, Service},
 };
 
 /// After a failure to take a connection (most often: no file descriptor is left) a worker waits so
@@ -71,9 +71,7 @@ async fn accept(listener: TcpListener, route: Arc<Route>) {
     let mut phase = route.phase();
     let ends = async {
         // It fails only if the service is gone, which `route` holds.
-        let _ = phase.wait_for(|phase| *phase != Phase::Serving).await;
-        // Whoever was on the way is let in.
-        tokio::time::sleep(LEAVE).await;
+        let _ = phase.wait_for(|phase| matches!(phase, Phase::Closing | Phase::Cut)).await;
     };
     tokio::pin!(ends);
     loop {

@@ -51,6 +51,24 @@ const MOST_DOUBLINGS: u32 = 5;
 /// A state that has lasted for so long makes up for one that did not.
 const FORGIVES_AFTER: Duration = Duration::from_mins(10);
 
+/// What counts at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Haste {
+    /// A lower priority.
+    pub falls: bool,
+    /// A higher one.
+    pub rises: bool,
+}
+
+impl Haste {
+    /// What moves no address: less, of a node that has none, and more, of the one that has them. The rest is
+    /// damped. So nobody takes the addresses with what it was worth before its cable was out, and nobody loses
+    /// them because it was once worth less. That the program is not `attached` no other node has to see first.
+    pub const fn of(attached: bool, holds: bool) -> Self {
+        Self { falls: !attached || !holds, rises: holds }
+    }
+}
+
 /// Follows a priority, slowly: what flaps must not make the addresses flap.
 #[derive(Clone, Copy, Debug)]
 pub struct Damper {
@@ -66,10 +84,9 @@ impl Damper {
         Self { now: priority, wanted: priority, since: Duration::ZERO, doublings: 0 }
     }
 
-    /// The priority to advertise now that `wanted` would be right. `notice` is how long the slowest
-    /// check of a backend takes; `at_once` if no other node has to see it first, or this one has no addresses that
-    /// could flap.
-    pub fn follow(&mut self, wanted: u8, notice: Duration, at_once: bool, now: Duration) -> u8 {
+    /// The priority to advertise now that `wanted` would be right. `notice` is how long the slowest check of a
+    /// backend takes.
+    pub fn follow(&mut self, wanted: u8, notice: Duration, haste: Haste, now: Duration) -> u8 {
         if wanted != self.wanted {
             self.doublings = if now >= self.since + FORGIVES_AFTER {
                 0
@@ -81,10 +98,11 @@ impl Damper {
             (self.wanted, self.since) = (wanted, now);
         }
         let lasts = now.saturating_sub(self.since);
-        let after = if self.wanted < self.now {
-            if at_once { Duration::ZERO } else { FALLS_AFTER.max(notice) }
-        } else {
-            RISES_AFTER * 2_u32.pow(self.doublings.saturating_sub(1))
+        let after = match haste {
+            Haste { falls: true, .. } if self.wanted < self.now => Duration::ZERO,
+            Haste { rises: true, .. } if self.wanted > self.now => Duration::ZERO,
+            _ if self.wanted < self.now => FALLS_AFTER.max(notice),
+            _ => RISES_AFTER * 2_u32.pow(self.doublings.saturating_sub(1)),
         };
         if lasts >= after {
             self.now = self.wanted;
@@ -139,7 +157,8 @@ mod tests {
     fn what_flaps_moves_nothing() {
         let second = Duration::from_secs;
         let mut damper = Damper::new(100);
-        let mut at = |wanted, seconds| damper.follow(wanted, second(2), false, second(seconds));
+        let none = Haste { falls: false, rises: false };
+        let mut at = |wanted, seconds| damper.follow(wanted, second(2), none, second(seconds));
         // Down and up again within three seconds, many times.
         for time in 1000..1100 {
             assert_eq!(at(if time % 2 == 0 { 89 } else { 100 }, time), 100);
@@ -161,10 +180,30 @@ mod tests {
     fn what_only_this_node_sees_counts_at_once() {
         let mut damper = Damper::new(100);
         let now = Duration::from_secs(50);
-        assert_eq!(damper.follow(2, Duration::ZERO, true, now), 2);
+        assert_eq!(damper.follow(2, Duration::ZERO, Haste::of(false, true), now), 2);
         let mut slow = Damper::new(100);
         let notice = Duration::from_secs(30);
-        assert_eq!(slow.follow(89, notice, false, now), 100);
-        assert_eq!(slow.follow(89, notice, false, now + notice), 89);
+        let holds = Haste::of(true, true);
+        assert_eq!(slow.follow(89, notice, holds, now), 100);
+        assert_eq!(slow.follow(89, notice, holds, now + notice), 89);
+    }
+
+    #[test]
+    fn what_moves_no_address_counts_at_once() {
+        let (mut first, mut second) = (Damper::new(100), Damper::new(90));
+        let notice = Duration::from_secs(30);
+        let (rests, serves) = (Haste::of(true, false), Haste::of(true, true));
+        let mut now = Duration::from_secs(1000);
+        // Their cables are out and in again, one after the other, many times.
+        for _ in 0..10 {
+            assert_eq!(first.follow(23, notice, rests, now), 23);
+            assert_eq!(second.follow(90, notice, serves, now), 90);
+            now += Duration::from_secs(1);
+            assert_eq!(first.follow(100, notice, rests, now), 23, "it takes nothing back");
+            assert_eq!(second.follow(13, notice, rests, now), 13);
+            now += Duration::from_secs(1);
+            assert_eq!(first.follow(100, notice, serves, now), 100, "it serves, and loses nothing");
+            assert_eq!(second.follow(90, notice, rests, now), 13);
+        }
     }
 }

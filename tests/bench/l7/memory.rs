@@ -4,6 +4,8 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::TcpStream,
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
@@ -15,7 +17,11 @@ use super::{
     fronts::{Front, Fronts},
 };
 
-/// Bytes that each of so many connections adds to a proxy's memory. Each has had one request.
+/// For so long they have been unused.
+const UNUSED: Duration = Duration::from_secs(10);
+
+/// Bytes that each of so many connections adds to a proxy's memory. Each has had one request, and has been
+/// unused since.
 pub(super) fn of_idle(
     lab: &Lab,
     fronts: &Fronts,
@@ -25,8 +31,10 @@ pub(super) fn of_idle(
     let process = fronts.process(front)?;
     // The first ones need what all will share.
     let first = open(lab, front, 50)?;
+    thread::sleep(UNUSED);
     let before = resident(process)?;
     let more = open(lab, front, count)?;
+    thread::sleep(UNUSED);
     let grown = resident(process)? - before;
     drop((first, more));
     Ok(grown / count as f64)

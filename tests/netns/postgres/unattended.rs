@@ -1,23 +1,35 @@
 //! The primary changes without a person, where etcd says who may do that; and does not, where it must not.
 
+use nix::time::{ClockId, clock_gettime};
+
 use super::{
     pair::{BOTH, both_see, database_of, routes_alike},
     *,
 };
 use crate::peers::{self, Key};
 
-const ETCD: [HostName; 3] = [HostName::Lb01, HostName::Lb02, HostName::Witness];
+/// The hosts of its members.
+pub(super) const ETCD: [HostName; 3] = [HostName::Lb01, HostName::Lb02, HostName::Witness];
 
 /// How long nothing must happen where nothing may.
 const WATCH: Duration = Duration::from_secs(6);
 
+/// The configuration of both balancers.
+pub(super) fn config(key: &Key, promotion: &str) -> String {
+    let promotion = format!("promotion = \"{promotion}\"");
+    let postgres = automatic_config().replace("promotion = \"automatic\"", &promotion);
+    peers::config(key) + &postgres + &etcd_config()
+}
+
 /// A lab with two balancers, etcd and synchronous replication.
-fn unattended(name: &str, key: &Key, promotion: &str) -> Result<Site> {
-    let words = format!(
-        "user = \"ballast\"\npromotion = \"{promotion}\"\ninterval = \"100ms\"\ntimeout = \"400ms\""
-    );
-    let postgres = postgres_config().replace("user = \"ballast\"", &words);
-    let config = peers::config(key) + &postgres + &etcd_config();
+pub(super) fn unattended(name: &str, key: &Key, promotion: &str) -> Result<Site> {
+    unattended_with(name, key, promotion, "")
+}
+
+/// The same, with more lines about the database.
+pub(super) fn unattended_with(name: &str, key: &Key, promotion: &str, more: &str) -> Result<Site> {
+    let line = format!("promotion = \"{promotion}\"");
+    let config = config(key, promotion).replacen(&line, &format!("{line}{more}"), 1);
     let site = Site::with(
         name,
         Options {
@@ -29,28 +41,46 @@ fn unattended(name: &str, key: &Key, promotion: &str) -> Result<Site> {
             ..Options::default()
         },
     )?;
-    both_see(&site, "pg-01 to be the primary", |it| {
-        it["writes_to"] == "pg-01" && server(it, "pg-02")["read_only"]["state"] == "serves"
-    })?;
-    peers::until_in_sync(&site)?;
-    for host in ["pg-01", "pg-02"] {
-        // A standby that hears nothing asks its primary for a word after half of this.
-        site.lab().query(host, "alter system set wal_receiver_timeout = '2s'")?;
-        site.lab().query(host, "select pg_reload_conf()")?;
-    }
-    make_synchronous(&site)?;
-    both_see(&site, "synchronous replication to be seen", |it| {
-        it["servers"][0]["detail"]["standbys"][0]["sync_state"] == "sync"
-    })?;
-    both_see(&site, "no packet to be held up", |it| {
-        !it["warnings"].to_string().contains("no packet passes")
-            && !it["warnings"].to_string().contains("etcd")
-    })?;
+    settle(&site)?;
     Ok(site)
 }
 
+/// Waits until nothing is in the way of a promotion. Replication is synchronous in such a lab.
+pub(super) fn settle(site: &Site) -> Result<()> {
+    both_see(site, "pg-01 to be the primary", |it| {
+        it["writes_to"] == "pg-01" && server(it, "pg-02")["read_only"]["state"] == "serves"
+    })?;
+    peers::until_in_sync(site)?;
+    both_see(site, "synchronous replication to be seen", |it| {
+        it["servers"][0]["detail"]["standbys"][0]["sync_state"] == "sync"
+    })?;
+    both_see(site, "no packet to be held up", |it| {
+        !it["warnings"].to_string().contains("no packet passes")
+            && !it["warnings"].to_string().contains("etcd")
+    })
+}
+
+fn monotonic_ms() -> Result<u64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
+    Ok(now.tv_sec() as u64 * 1000 + now.tv_nsec() as u64 / 1_000_000)
+}
+
+/// Prints what the balancers have done since then, with the time that it took.
+fn print_since(site: &Site, since_ms: u64) -> Result<()> {
+    for host in BOTH {
+        for line in peers::obeys(site, host, "events --json")?.lines() {
+            let event: Value = serde_json::from_str(line)?;
+            let at = event["monotonic_ms"].as_u64().unwrap_or_default();
+            if let Some(after) = at.checked_sub(since_ms) {
+                println!("  {host} {after:5} ms  {} {}", event["message"], event["cause"]);
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Nobody is promoted for a while, and it is said why.
-fn nobody_is_promoted(site: &Site, why: &str) -> Result<()> {
+pub(super) fn nobody_is_promoted(site: &Site, why: &str) -> Result<()> {
     both_see(site, why, |it| it["refused"].to_string().contains(why))?;
     let begin = Instant::now();
     while begin.elapsed() < WATCH {
@@ -96,13 +126,23 @@ fn a_killed_primary_is_replaced_without_a_person() -> Result<()> {
 fn a_primary_that_is_cut_off_is_replaced_without_a_person() -> Result<()> {
     let key = Key::new("one key for both balancers\n")?;
     let site = unattended("pg-auto-cut", &key, "automatic")?;
+    for host in ["pg-01", "pg-02"] {
+        // The shortest time that is advised: after half of it, the standby asks.
+        site.lab().query(host, "alter system set wal_receiver_timeout = '1s'")?;
+        site.lab().query(host, "select pg_reload_conf()")?;
+    }
     let writer = Writer::start(&site)?;
     writer.more(50)?;
+    let (cut, begin) = (monotonic_ms()?, Instant::now());
     site.lab().cut("pg-01")?;
     routes_alike(&site, "pg-02", 2)?;
     writer.more(50)?;
     let acknowledged = writer.end()?;
     println!("cut off: nothing was written for {:?}", gap(&acknowledged));
+    let paused = acknowledged.windows(2).max_by_key(|pair| pair[1].1 - pair[0].1);
+    let paused = paused.context("find the pause")?;
+    println!("from {:?} to {:?} after the cut", paused[0].1 - begin, paused[1].1 - begin);
+    print_since(&site, cut)?;
     let lost = missing(&site, &acknowledged)?;
     ensure!(lost.is_empty(), "{lost:?}");
     site.lab().heal("pg-01")?;

@@ -18,14 +18,15 @@ Brings the lab up, or starts what is missing of it.
 Every host is a network namespace NAME-HOST with an eth0, joined by a bridge in NAME-sw:
 
   client         192.0.2.9    2001:db8::9
-  lb-01, lb-02   .11, .12     ballast
+  lb-01, lb-02   .11, .12     ballast; etcd with --etcd
   app-01..03     .21 to .23   nginx on 8080, UDP echo on 9000
   pg-01, pg-02   .31, .32     PostgreSQL 15: primary, streaming standby
-  witness        .41
+  witness        .41          etcd with --etcd
   floating       .100         2001:db8::100; web on 80, UDP echo on 9000
 
 The app servers answer / and /id with their name; /big is 200 MB; PUT /upload/NAME keeps the body.
-The database, its user and the password are all `app`.";
+The database, its user and the password are all `app`. With --etcd, the standby becomes the primary by itself
+when that fails: `lab kill pg-01` or `lab cut pg-01`, and `ballast pg status`.";
 
 /// `cargo xtask lab …`
 #[derive(Subcommand)]
@@ -123,6 +124,10 @@ pub(super) struct UpArgs {
     /// Starts no databases
     #[arg(long)]
     no_postgres: bool,
+    /// Starts etcd on both balancers and on the witness, and the daemon on both; the standby is synchronous, and
+    /// replaces a primary that has failed (`promotion = "automatic"`)
+    #[arg(long, conflicts_with_all = ["no_balancers", "no_postgres"])]
+    etcd: bool,
     /// The app servers can answer the clients by themselves, on ports 80 to 83: for services with
     /// `forward = "direct"` or `"tunnel"`
     #[arg(long)]
@@ -172,7 +177,7 @@ impl UpArgs {
             })
             .transpose()?;
         interrupt::install()?;
-        let balancers = match (self.both, self.no_balancers) {
+        let balancers = match (self.both || self.etcd, self.no_balancers) {
             (_, true) => Balancers::None,
             (true, _) => Balancers::Both,
             _ => Balancers::First,
@@ -181,6 +186,7 @@ impl UpArgs {
             name: self.name.name,
             balancers,
             postgres: !self.no_postgres,
+            etcd: self.etcd,
             steered: self.steered,
             config,
             ..Options::default()

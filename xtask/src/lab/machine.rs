@@ -8,7 +8,7 @@ use std::{path::PathBuf, process::Command, time::Duration};
 use anyhow::{Context as _, Result, bail};
 
 use super::{
-    Balancers, HostName, Lab, Options, Program, balancer, check_name, check_privilege, hosts,
+    Balancers, HostName, Lab, Options, Program, balancer, check_name, check_privilege, etcd, hosts,
     netns, postgres, teardown::Lock, topology::Role,
 };
 use crate::{build, setup, shell, wait};
@@ -45,6 +45,7 @@ pub fn host(machine: Machine) -> Result<()> {
     let options = Options {
         balancers: Balancers::Both,
         postgres: true,
+        etcd: true,
         config: Some(config(&interface)),
         ballast,
         name,
@@ -81,7 +82,7 @@ pub fn host(machine: Machine) -> Result<()> {
 
 /// The balancers' configuration, for this interface.
 fn config(interface: &str) -> String {
-    let text = balancer::with_key(&balancer::config()) + &postgres::config();
+    let text = balancer::with_key(&balancer::config()) + &postgres::automatic() + &etcd::config();
     text.replace("interface = \"eth0\"", &format!("interface = \"{interface}\""))
 }
 
@@ -89,7 +90,7 @@ fn config(interface: &str) -> String {
 fn programs(host: HostName) -> &'static [&'static str] {
     match host.role() {
         Role::Client => &["curl", "ip", "nsenter", "wrk"],
-        Role::Balancer => &["bpftool", "ethtool", "ip", "nsenter"],
+        Role::Balancer => &["bpftool", "etcd", "ethtool", "ip", "nsenter"],
         Role::App => &["ip", "nginx", "nsenter"],
         Role::Postgres => &[
             "ip",
@@ -98,7 +99,7 @@ fn programs(host: HostName) -> &'static [&'static str] {
             "/usr/lib/postgresql/15/bin/postgres",
             "/usr/lib/postgresql/15/bin/pg_basebackup",
         ],
-        Role::Witness => &["ip", "nsenter"],
+        Role::Witness => &["etcd", "ip", "nsenter"],
     }
 }
 

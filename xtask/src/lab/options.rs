@@ -96,6 +96,13 @@ pub(super) fn standing(name: &str) -> Option<Options> {
 /// Fills in what is left open, and adds what the lab has already.
 pub(super) fn complete(mut options: Options, old: Option<&Options>) -> Result<Options> {
     if let Some(old) = old {
+        if options.etcd && !old.etcd {
+            // Servers and daemons that run would not take what belongs to it.
+            bail!(
+                "lab `{0}` stands without etcd: take it down first (`cargo xtask lab down --name {0}`)",
+                options.name
+            );
+        }
         options.balancers = options.balancers.max(old.balancers);
         options.apps = options.apps.max(old.apps);
         options.postgres |= old.postgres;
@@ -126,6 +133,15 @@ mod tests {
         for name in ["ballast", "t1-reload", &"a".repeat(MAX_NAME)] {
             assert!(check_name(name).is_ok(), "{name}");
         }
+    }
+
+    #[test]
+    fn a_lab_that_stands_gets_no_etcd() {
+        let old = Options::default();
+        let options = Options { etcd: true, balancers: Balancers::None, ..Options::default() };
+        let error = complete(options.clone(), Some(&old)).unwrap_err();
+        assert!(error.to_string().contains("lab down"), "{error}");
+        assert!(complete(options.clone(), Some(&options)).unwrap().etcd);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::unistd::User;
 
 use super::{
-    HostName, Lab, netns, paths,
+    HostName, Lab, hosts, netns, paths,
     process::Program,
     topology::{FLOATING_V4, POSTGRES_PORT},
 };
@@ -41,11 +41,13 @@ CREATE ROLE app LOGIN PASSWORD 'app';
 CREATE DATABASE app OWNER app;
 CREATE ROLE ballast LOGIN PASSWORD 'ballast' IN ROLE pg_monitor, pg_checkpoint;
 GRANT EXECUTE ON FUNCTION pg_promote(boolean, integer), pg_reload_conf() TO ballast;
-GRANT ALTER SYSTEM ON PARAMETER primary_conninfo, primary_slot_name TO ballast;
+GRANT ALTER SYSTEM ON PARAMETER primary_conninfo, primary_slot_name, synchronous_standby_names TO ballast;
 CREATE SCHEMA ballast AUTHORIZATION ballast;
 CREATE TABLE ballast.mark (epoch bigint PRIMARY KEY, server text NOT NULL, node text NOT NULL, written timestamptz NOT NULL DEFAULT now());
 ALTER TABLE ballast.mark OWNER TO ballast;
 CREATE ROLE replication LOGIN REPLICATION PASSWORD 'replication';
+CREATE ROLE rewinder LOGIN PASSWORD 'rewinder';
+GRANT EXECUTE ON FUNCTION pg_ls_dir(text, boolean, boolean), pg_stat_file(text, boolean), pg_read_binary_file(text), pg_read_binary_file(text, bigint, bigint, boolean) TO rewinder;
 ";
 
 const CONFIG: &str = "\
@@ -76,6 +78,16 @@ logging_collector = off
 log_line_prefix = '%m [%p] '
 timezone = 'UTC'
 ";
+
+/// What a change without a person wants of a server: a standby asks after half of this time whether its primary
+/// lives, and what the first primary acknowledges its standby has.
+fn unattended(host: HostName) -> String {
+    let text = String::from("wal_receiver_timeout = 2s\n");
+    if host == PRIMARY {
+        return text + &format!("synchronous_standby_names = '\"{STANDBY}\"'\n");
+    }
+    text
+}
 
 const ACCESS: &str = "\
 # Written by `cargo xtask lab up`.
@@ -145,6 +157,13 @@ pub fn config() -> String {
     text
 }
 
+/// The balancers' configuration where the primary may change without a person.
+pub fn automatic() -> String {
+    let words =
+        "user = \"ballast\"\npromotion = \"automatic\"\ninterval = \"100ms\"\ntimeout = \"400ms\"";
+    config().replace("user = \"ballast\"", words)
+}
+
 /// Brings up the servers: the primary, and then the standby, cloned from it the first time.
 pub(super) fn start(lab: &Lab) -> Result<()> {
     start_primary(lab)?;
@@ -153,6 +172,7 @@ pub(super) fn start(lab: &Lab) -> Result<()> {
 
 /// Brings up the primary.
 pub(super) fn start_primary(lab: &Lab) -> Result<()> {
+    hosts::prepare(lab)?;
     write_config(lab, PRIMARY)?;
     let fresh = !data(lab, PRIMARY).exists();
     if fresh {
@@ -209,9 +229,9 @@ pub(super) fn data(lab: &Lab, host: HostName) -> PathBuf {
 }
 
 /// Runs a statement as the superuser, without a password, and gives the bare rows.
-pub(super) fn query(lab: &Lab, host: HostName, statement: &str) -> Result<String> {
+pub(super) fn query(lab: &Lab, host: HostName, database: &str, statement: &str) -> Result<String> {
     let mut command = as_postgres(&lab.namespace(host), "psql");
-    command.args(["-XAtq", "-h"]).arg(lab.host_dir(host)).args(["-c", statement]);
+    command.args(["-XAtq", "-h"]).arg(lab.host_dir(host)).args(["-d", database, "-c", statement]);
     Ok(shell::output(&mut command)?.trim().to_owned())
 }
 
@@ -241,14 +261,21 @@ fn write_config(lab: &Lab, host: HostName) -> Result<()> {
         .replace("@IPV6@", &host.ipv6().to_string())
         .replace("@PORT@", &POSTGRES_PORT.to_string())
         .replace("@FOLDER@", &folder.display().to_string());
+    let text = if lab.options.etcd { text + &unattended(host) } else { text };
     fs::write(folder.join("postgresql.conf"), text).context("write postgresql.conf")?;
     fs::write(folder.join("pg_hba.conf"), ACCESS).context("write pg_hba.conf")
 }
 
-fn give_to_postgres(folder: &Path) -> Result<()> {
+/// User and group that run the servers.
+pub(super) fn owner() -> Result<(u32, u32)> {
     let user = User::from_name(USER).context("look up user postgres")?;
     let user = user.context("find user postgres: `cargo xtask setup` installs PostgreSQL")?;
-    std::os::unix::fs::chown(folder, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
+    Ok((user.uid.as_raw(), user.gid.as_raw()))
+}
+
+pub(super) fn give_to_postgres(folder: &Path) -> Result<()> {
+    let (user, group) = owner()?;
+    std::os::unix::fs::chown(folder, Some(user), Some(group))
         .with_context(|| format!("give {} to postgres", folder.display()))
 }
 
@@ -316,7 +343,7 @@ fn make_slot(lab: &Lab) -> Result<()> {
         "SELECT pg_create_physical_replication_slot('{slot}') WHERE NOT EXISTS \
          (SELECT FROM pg_replication_slots WHERE slot_name = '{slot}')"
     );
-    query(lab, PRIMARY, &statement).map(drop)
+    query(lab, PRIMARY, USER, &statement).map(drop)
 }
 
 fn clone_primary(lab: &Lab) -> Result<()> {
@@ -338,7 +365,12 @@ impl Lab {
     /// Runs a statement on a database server as its superuser; gives the rows, columns joined by
     /// `|`.
     pub fn query(&self, host: &str, statement: &str) -> Result<String> {
-        query(self, super::find(host)?, statement)
+        query(self, super::find(host)?, USER, statement)
+    }
+
+    /// The same in the database of the application.
+    pub fn query_app(&self, host: &str, statement: &str) -> Result<String> {
+        query(self, super::find(host)?, "app", statement)
     }
 
     /// `primary`, or the state of the standby's receiver (`streaming` when all is well), or
@@ -347,6 +379,7 @@ impl Lab {
         query(
             self,
             host,
+            USER,
             "SELECT CASE WHEN NOT pg_is_in_recovery() THEN 'primary' ELSE \
              coalesce((SELECT status FROM pg_stat_wal_receiver), 'waiting') END",
         )

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 
 use super::{
-    check_privilege, netns,
+    check_privilege, disk, netns,
     options::check_name,
     paths::{self, make_dir, remove},
     postgres,
@@ -48,6 +48,7 @@ pub(super) fn clear(name: &str) -> Result<()> {
     for what in ["postgres", "big"] {
         remove(&paths::draft(name, what))?;
     }
+    disk::remove_all(name)?;
     remove(&paths::data_dir(name))?;
     remove(&paths::run_dir(name))
 }

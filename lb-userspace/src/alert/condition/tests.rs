@@ -3,7 +3,7 @@ use crate::postgres::{
     monitor::Detail,
     monitor::SlotState,
     sample::FailureKind,
-    status::{Asks, Route, Sync},
+    status::{Asks, Degradation, Route, Sync},
 };
 
 fn server(name: &str, role: Role) -> Server {
@@ -110,6 +110,21 @@ fn each_thing_that_is_wrong_with_a_database_has_its_alert() {
             "appdb/pg-01",
             Box::new(|it| {
                 it.servers[0].sync = Some(Sync { need: 1, have: 0 });
+            }),
+        ),
+        (
+            "sync_degraded",
+            "appdb/pg-01",
+            Box::new(|it| {
+                it.degraded = Some(Degradation {
+                    server: "pg-01".into(),
+                    names: "pg-02".into(),
+                    by: "lb-01".into(),
+                    restoring: false,
+                    need: 1,
+                    have: 0,
+                    by_itself: false,
+                });
             }),
         ),
         (

@@ -54,7 +54,10 @@ pub(super) fn guard(service: &raw::Service, total: &mut u32, findings: &mut Find
             .help("write the networks that may connect, or leave `allow` out for all");
     }
     let is_v4 = service.listen.value().map(|listen| listen.0.is_ipv4());
-    let of_family = |address: std::net::IpAddr| is_v4.is_none_or(|v4| v4 == address.is_ipv4());
+    // Clients that a header tells may be of another family than those before this node.
+    let is_told = service.proxy.value().is_some_and(|proxy| !proxy.accept_proxy.is_absent());
+    let of_family =
+        |address: std::net::IpAddr| is_told || is_v4.is_none_or(|v4| v4 == address.is_ipv4());
     let sources: Vec<_> = seen
         .into_iter()
         .filter(|((address, _), _)| of_family(*address))

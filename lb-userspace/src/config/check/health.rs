@@ -6,7 +6,7 @@ use toml::Spanned;
 
 use super::{not_zero, whole};
 use crate::config::{
-    Health, HttpProbe, Probe, Protocol,
+    Health, HttpProbe, Probe, Protocol, Upstream,
     raw::{self, Service},
     report::Findings,
     units,
@@ -44,6 +44,7 @@ pub(super) fn health(
         path: raw.path.value().map_or_else(|| "/".to_owned(), |path| path.0.clone()),
         host: raw.host.value().map(|host| host.0.clone()),
         expect: raw.expect.value().map_or_else(|| vec![EXPECT], |expect| expect.0.clone()),
+        upstream: Upstream::default(),
     };
     Health {
         probe: match word {

@@ -6,8 +6,8 @@ use toml::Spanned;
 
 use super::{Listeners, Seen, network::Held, not_zero, service::note_listener};
 use crate::config::{
-    Access, Backend, Consensus, Forwarding, Guard, Health, OnDown, Postgres, Probe, Promotion,
-    Protocol, Replay, Server, ServerHost, Service,
+    Access, Backend, Consensus, Durability, Forwarding, Guard, Health, OnDown, Postgres, Probe,
+    Promotion, Protocol, Replay, Server, ServerHost, Service,
     raw::{self, File},
     read::Field,
     report::Findings,
@@ -143,6 +143,7 @@ fn database(
         timeout: postgres.timeout.or(TIMEOUT),
         promotion,
         max_loss: postgres.max_loss.value().map_or(0, |bytes| bytes.0),
+        durability: postgres.durability.value().map_or(Durability::Strict, |it| it.0),
         max_lag: postgres.max_lag.value().map_or(MAX_LAG, |bytes| bytes.0),
         max_retained: postgres.max_retained.value().map_or(MAX_RETAINED, |bytes| bytes.0),
         servers,
@@ -151,6 +152,17 @@ fn database(
 }
 
 fn check_promotion(postgres: &raw::Postgres, file: &File, findings: &mut Findings) {
+    let manual = postgres.promotion.value().is_none_or(|it| it.0 == Promotion::Manual);
+    if let Some(durability) = postgres.durability.get().filter(|_| manual)
+        && durability.get_ref().0 != Durability::Strict
+    {
+        findings
+            .error(durability.span(), "only `promotion = \"automatic\"` or \"veto\" has this")
+            .help(
+                "otherwise a person decides, by `ballast pg degrade`: etcd must hold that and a promotion \
+                 apart",
+            );
+    }
     let Some(promotion) = postgres.promotion.get() else { return };
     if promotion.get_ref().0 == Promotion::Manual {
         return;

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use toml::Spanned;
 
-use super::{forward, not_zero, whole};
+use super::{forward, not_zero, upstream, whole};
 use crate::{
     config::{
         Certificate, Protocol, Proxy,
@@ -51,6 +51,10 @@ pub(super) fn proxy(
             "write `path = \"proxy\"`: with \"auto\" the kernel forwards packets as they are",
         );
     }
+    if auto {
+        upstream::needs_proxy(&raw, findings);
+    }
+    upstream::check_probe(&raw, service, findings);
     let checked = Proxy { auto, ..check(&raw, findings) };
     (route != Route::Kernel).then(|| Arc::new(checked))
 }
@@ -111,6 +115,12 @@ fn check(raw: &raw::Proxy, findings: &mut Findings) -> Proxy {
         body_buffer: raw.body_buffer.value().map_or(BODY_BUFFER, |bytes| bytes.0),
         access_log: raw.access_log.value().map(|path| path.0.clone()),
         certificates: certificates(raw),
+        accept_proxy: raw
+            .accept_proxy
+            .items()
+            .map(|source| (source.get_ref().address, source.get_ref().length))
+            .collect(),
+        upstream: upstream::upstream(raw, findings),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::{
         value::AbsolutePath,
     },
     proxy::tls,
+    trust,
 };
 
 /// Permission bits of the group and of all others.
@@ -19,7 +20,7 @@ const OTHERS: u32 = 0o077;
 
 /// Checks every file of a secret that the configuration names.
 pub(in crate::config) fn check(file: &File, findings: &mut Findings) {
-    let mut pairs = Vec::new();
+    let (mut pairs, mut authorities) = (Vec::new(), Vec::new());
     let mut check = |field: &Field<AbsolutePath>, key: &str| {
         if let Some(path) = field.get() {
             check_file(path, key, findings);
@@ -35,6 +36,11 @@ pub(in crate::config) fn check(file: &File, findings: &mut Findings) {
             check(key, "key");
             pairs.extend(chain.get().zip(key.value()));
         }
+        if let Some(tls) = proxy.and_then(|proxy| proxy.backend_tls.value()) {
+            check(&tls.key, "key");
+            pairs.extend(tls.certificate.get().zip(tls.key.value()));
+            authorities.extend(tls.ca_file.get());
+        }
     }
     for postgres in file.postgres.items() {
         check(&postgres.get_ref().password_file, "password_file");
@@ -45,6 +51,13 @@ pub(in crate::config) fn check(file: &File, findings: &mut Findings) {
     for alert in file.alert.items() {
         check(&alert.get_ref().token_file, "token_file");
         check(&alert.get_ref().url_file, "url_file");
+    }
+    for authority in authorities {
+        if let Err(error) = trust::roots(Some(&authority.get_ref().0)) {
+            findings
+                .error(authority.span(), error)
+                .help("write a file with the certificate that signs those of the backends, in PEM");
+        }
     }
     for (chain, key) in pairs {
         // What is wrong with the key's file itself has been said.

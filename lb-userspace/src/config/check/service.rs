@@ -4,7 +4,9 @@ use std::{net::SocketAddr, time::Duration};
 
 use toml::Spanned;
 
-use super::{Listeners, Seen, forward, guard, health, network::Held, passive, proxy, whole};
+use super::{
+    Listeners, Seen, forward, guard, health, network::Held, passive, proxy, upstream, whole,
+};
 use crate::config::{
     Backend, OnDown, Protocol, Replay, Service,
     raw::{self, File},
@@ -60,7 +62,8 @@ pub(super) fn services(
         let proxy = proxy::proxy(service, protocol, findings);
         let forward = forward::check(service, findings);
         let checked = check_backends(raw, held, findings);
-        let health = health::health(raw, protocol, findings);
+        let mut health = health::health(raw, protocol, findings);
+        upstream::equip(&mut health, proxy.as_deref());
         let guard = guard::guard(service, &mut prefixes, findings);
         let passive = passive::passive(raw, protocol, findings);
         if let (Some(name), Some(listen)) = (service.name.value(), service.listen.value()) {

@@ -8,7 +8,7 @@ use toml::{Spanned, de::DeValue};
 use crate::{
     alert::Severity,
     config::{
-        Encapsulation, OnDown, Promotion, Protocol,
+        Durability, Encapsulation, OnDown, Promotion, Protocol,
         read::{Read, distance, string},
         report::Findings,
         units,
@@ -152,6 +152,36 @@ impl Read for Promoted {
     }
 }
 
+impl Word for Durability {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("strict", Self::Strict), ("available", Self::Available(MISSING))];
+}
+
+/// How long synchronous standbys may be missing, if the file does not say it.
+const MISSING: Duration = Duration::from_secs(10);
+
+/// `durability` of a database: one of the words of [`Durability`], or `available` and a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::config) struct Durable(pub(in crate::config) Durability);
+
+impl Read for Durable {
+    fn read(value: &Spanned<DeValue<'_>>, key: &str, findings: &mut Findings) -> Option<Self> {
+        let text = value.get_ref().as_str();
+        let Some(time) = text.and_then(|text| text.strip_prefix("available ")) else {
+            return Durability::read(value, key, findings).map(Self);
+        };
+        match units::duration(time.trim()) {
+            Ok(time) => Some(Self(Durability::Available(time))),
+            Err(error) => {
+                findings
+                    .error(value.span(), format!("the time of `{key}` {error}"))
+                    .help("write how long standbys may be missing, such as \"available 10s\"");
+                None
+            }
+        }
+    }
+}
+
 word! {
     /// `read_only_fallback` of a database.
     ReadFallback, 0 later { Primary = "primary", None = "none", }
@@ -183,4 +213,19 @@ word! {
         NonIdempotent = "non_idempotent",
         Off = "off",
     }
+}
+
+word! {
+    /// `scheme` of the proxy: what backends speak.
+    Scheme, 0 later { Http = "http", Https = "https", }
+}
+
+word! {
+    /// `http_version` of the proxy, towards backends.
+    HttpVersion, 0 later { One = "1.1", Two = "2", }
+}
+
+word! {
+    /// `send_proxy` of the proxy.
+    SendProxy, 0 later { Off = "off", V1 = "v1", V2 = "v2", }
 }

@@ -52,8 +52,8 @@ impl ServiceState {
     pub fn proxied(&self) -> Proxied {
         match &self.config.proxy {
             Some(proxy) if self.path.listens && (!proxy.auto || self.path.lift.is_up()) => {
-                // The backends do not understand what its clients speak, if that is TLS.
-                if proxy.certificates.is_empty() { Proxied::New } else { Proxied::Only }
+                // The backends may not understand what its clients speak.
+                if proxy.is_only() { Proxied::Only } else { Proxied::New }
             }
             _ if self.path.used => Proxied::Old,
             _ => Proxied::None,

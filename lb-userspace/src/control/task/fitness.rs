@@ -11,7 +11,7 @@ use crate::{
     control::verdict::Admin,
     events::{Kind, Note},
     health::Health,
-    vrrp::priority::{self, Damper, Fitness},
+    vrrp::priority::{self, Damper, Fitness, Haste},
 };
 
 /// The priority that this node advertises.
@@ -38,10 +38,8 @@ impl Task {
         let notice = notice(&self.config);
         let fresh = self.weight.damper.filter(|(base, _)| *base == own);
         let (_, mut damper) = fresh.unwrap_or((own, Damper::new(own)));
-        // Who has no addresses cannot make them flap, and must not take them with what it was worth before its
-        // cable was out.
-        let at_once = !fitness.attached || !self.addresses.holds();
-        let priority = damper.follow(wanted, notice, at_once, now);
+        let haste = Haste::of(fitness.attached, self.addresses.holds());
+        let priority = damper.follow(wanted, notice, haste, now);
         self.weight.damper = Some((own, damper));
         let worse = priority != own;
         if self.weight.told.replace((priority, worse)) == Some((priority, worse)) {

@@ -1,7 +1,7 @@
 //! The proxy's side of services: who listens, and what follows for the kernel's tables.
 
 use super::Task;
-use crate::proxy::Followed;
+use crate::{control::state::ServiceState, proxy::Followed};
 
 impl Task {
     /// Has the proxy listen for the services that want it. New connections go to it where it does, and
@@ -14,8 +14,8 @@ impl Task {
             let proxy = self.state.service(&service).and_then(|it| it.config.proxy.clone());
             let mut effect = "it goes on with what it had";
             if let Some(proxy) = proxy {
-                // The backends do not understand what its clients speak, if that is TLS.
-                let is_proxied = listens || !proxy.certificates.is_empty();
+                // The backends may not understand what its clients speak.
+                let is_proxied = listens || proxy.is_only();
                 self.state.set_listens(&service, is_proxied);
                 if !listens {
                     effect = "nobody takes its connections";
@@ -43,10 +43,14 @@ impl Task {
         }
     }
 
-    /// Lets the kernel forward new connections, as the daemon ends; those of TLS would not be understood.
+    /// Lets the kernel forward new connections, as the daemon ends. Those that it cannot wait for the
+    /// next one.
     pub(super) async fn hand_to_kernel(&mut self) {
-        let names: Vec<_> =
-            self.state.proxied().map(|service| service.config.name.clone()).collect();
+        let is_only = |service: &ServiceState| {
+            service.config.proxy.as_ref().is_some_and(|proxy| proxy.is_only())
+        };
+        let kernels = self.state.proxied().filter(|service| !is_only(service));
+        let names: Vec<_> = kernels.map(|service| service.config.name.clone()).collect();
         if names.is_empty() {
             return;
         }

@@ -42,6 +42,7 @@ fn standby(received: u64) -> Sample {
         delay: Duration::ZERO,
         revoked: true,
         sync: None,
+        sync_names: String::new(),
         replicas: Vec::new(),
         lacks: None,
         started: 0,

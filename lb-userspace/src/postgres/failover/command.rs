@@ -14,7 +14,8 @@ use crate::{
 
 impl Machine {
     pub(super) fn command(&mut self, command: Command, now: Duration, out: &mut Vec<Action>) {
-        if self.pending.is_some() || !matches!(self.work, Work::Rest) {
+        let busy = self.pending.is_some() || self.upkeep.is_awaited();
+        if busy || !matches!(self.work, Work::Rest) {
             let busy = "a change is under way; `ballast pg status` shows it".to_owned();
             out.push(Action::Finish(Err(busy)));
             return;
@@ -26,6 +27,8 @@ impl Machine {
             Command::Switchover { server, absent } => {
                 self.switchover(server.as_deref(), absent, now, out)
             }
+            Command::Degrade { absent, force } => self.degrade_by_hand(absent, force, now, out),
+            Command::Restore => self.restore_by_hand(out),
             Command::Fence(server) => self.fence(&server, out),
             Command::Unfence { server, force } => self.unfence(&server, force, out),
             Command::Approve(token) => self.answer(&token, true, out),
@@ -45,7 +48,7 @@ impl Machine {
         Err(format!("no server is called {server}; there are: {}", self.order().join(", ")))
     }
 
-    fn check_absent(&self, absent: &BTreeSet<String>) -> Result<(), String> {
+    pub(super) fn check_absent(&self, absent: &BTreeSet<String>) -> Result<(), String> {
         match absent.iter().find(|node| !self.settings.peers.contains(*node)) {
             None => Ok(()),
             Some(node) => Err(format!("no other balancer is called {node}")),
@@ -80,6 +83,13 @@ impl Machine {
                     ));
                 }
                 let controller = self.settings.node.clone();
+                if old.controller != controller && old.absent.contains(&controller) && !force {
+                    return Err(format!(
+                        "{} was told that {controller} is off, and may have promoted a server since: look at \
+                         the servers, and force this",
+                        old.controller
+                    ));
+                }
                 Run { controller, cause: Cause::Operator, stuck: None, ..old.clone() }
             }
             None => self.draft(&record, Cause::Operator, now),
@@ -200,7 +210,7 @@ impl Machine {
     }
 
     /// The record, if no other balancer is about to change it.
-    fn ours(&self) -> Result<&Record, String> {
+    pub(super) fn ours(&self) -> Result<&Record, String> {
         let record = self.record.as_ref().ok_or("no primary is known yet")?;
         match &record.run {
             Some(run) if run.controller != self.settings.node && record.phase != Phase::Frozen => {

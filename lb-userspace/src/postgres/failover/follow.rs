@@ -247,6 +247,7 @@ impl Machine {
             Message::Ack(place) => {
                 if self.record.as_ref().is_some_and(|record| record.place() == place) {
                     self.work.heard(node);
+                    self.upkeep.heard(node, place);
                 }
             }
             Message::Refuse(place, why) => {
@@ -361,6 +362,7 @@ impl Machine {
                 self.ack = None;
             }
             if before.as_ref().is_none_or(|it| it.primary != record.primary) {
+                self.replaced = before.map(|it| it.primary);
                 let message = format!("{} is the primary, {node} says", record.primary);
                 out.push(self.note(Kind::Failover, message));
             } else if before.is_some_and(|it| it.phase != record.phase) {

@@ -174,7 +174,9 @@ impl Machine {
         let primary = self.servers.get(&record.primary);
         let sample = primary.and_then(Known::sample).filter(|it| it.role == Role::Primary);
         let servers = sample.map(|it| sync_servers(&self.settings, it)).unwrap_or_default();
-        let mut sync = sample.and_then(|sample| sample.sync.clone());
+        // What was acknowledged meanwhile may be nowhere else.
+        let waits = |_: &&Sample| record.degraded().is_none();
+        let mut sync = sample.filter(waits).and_then(|sample| sample.sync.clone());
         if let Some(rule) = &mut sync {
             // The same list may stand on every server, but none waits for itself.
             rule.names.retain(|name| servers.get(name) != Some(&record.primary));
@@ -188,7 +190,10 @@ impl Machine {
             last_known: sample.and(primary).and_then(|known| known.last_known(now)),
             sync,
             sync_servers: servers,
-            sync_from: primary.and_then(|it| it.sync.as_ref()).map_or(Lsn::default(), |it| it.1),
+            sync_from: primary
+                .and_then(|it| it.sync.as_ref())
+                .map_or(Lsn::default(), |it| it.1)
+                .max(record.sync_since),
             candidate: None,
             loss: None,
             stuck: None,

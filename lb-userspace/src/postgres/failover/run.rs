@@ -142,6 +142,13 @@ impl Machine {
             self.stop(&why, now, out);
             return;
         }
+        if self.is_gated()
+            && record.phase == Phase::Serving
+            && let Some(from) = self.replaced.take()
+        {
+            // Its clients are told where they may come back.
+            out.push(Action::CutOff(from));
+        }
         let sure = !matches!(self.work, Work::Fence { .. }) || self.is_sure(&record, now);
         let closes = self.is_unattended() && self.is_stored();
         match &mut self.work {
@@ -386,6 +393,7 @@ impl Machine {
             next.branch = Branch { timeline, switch, ..record.branch };
             next.mark = Some(mark);
             next.run = None;
+            next.sync_since = Lsn::default();
         });
         self.verified = Some(next.epoch);
         let message = format!("{server} is the primary, on timeline {timeline}");

@@ -38,7 +38,7 @@ pub(super) const ASK_EVERY: Duration = Duration::from_millis(500);
 const GIVE_UP: Duration = Duration::from_secs(3);
 
 /// A balancer that changes the primary, and says nothing for so long, is at it no longer.
-const TAKEOVER: Duration = Duration::from_secs(4);
+pub(super) const TAKEOVER: Duration = Duration::from_secs(4);
 
 /// What a balancer of that name has said is what the store has.
 const STORE: &str = "etcd";
@@ -187,7 +187,10 @@ impl Machine {
         let serves = self.record.as_ref().is_none_or(|it| it.phase == Phase::Serving);
         // Who does not agree by word has to find it in the store.
         let alone = |run: &Run| run.cause == Cause::Failure || !run.absent.is_empty();
-        let needed = pending.record.run.as_ref().is_some_and(alone);
+        // And nobody may believe of commits that they wait who could find there that they do not.
+        let sync = |record: &Record| (record.degraded.clone(), record.sync_since);
+        let needed = pending.record.run.as_ref().is_some_and(alone)
+            || (serves && self.record.as_ref().is_some_and(|it| sync(it) != sync(&pending.record)));
         if needed && serves {
             // Nothing has begun. If the store has it all the same, that is found out.
             self.pending = None;

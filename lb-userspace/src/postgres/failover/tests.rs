@@ -44,6 +44,7 @@ pub(super) fn primary(received: u64) -> Sample {
         delay: Duration::ZERO,
         revoked: false,
         sync: None,
+        sync_names: String::new(),
         replicas: Vec::new(),
         lacks: None,
         started: 1,

@@ -92,6 +92,13 @@ impl Machine {
             let why = format!("{} was promoted less than a minute ago", record.primary);
             return self.say_once(nobody, &why, out);
         }
+        if record.degraded().is_some() && rules.max_loss == 0 {
+            let why = format!(
+                "commits on {} wait for no standby, so nothing proves that none is lost, and max_loss is 0",
+                record.primary
+            );
+            return self.say_once(nobody, &why, out);
+        }
         let mut run = self.draft(&record, Cause::Failure, now);
         run.may_lose = Some(rules.max_loss);
         let choice = choose::choose(&record, &run, &self.as_if_revoked(), &self.order());
@@ -306,10 +313,7 @@ impl Machine {
     fn commits_that_wait(&self, record: &Record) -> Option<String> {
         let sample = self.servers.get(&record.primary)?.sample()?;
         let rule = sample.sync.as_ref()?;
-        let there = sample.replicas.iter().filter(|it| it.state == "streaming");
-        let counts =
-            |name: &str| rule.names.iter().any(|it| it == "*" || it.eq_ignore_ascii_case(name));
-        let there = there.filter(|it| counts(&it.name)).count();
+        let there = sample.there(rule);
         (there < rule.need).then(|| {
             format!(
                 "{} lives, and its commits wait for {} of the standbys {}, of which {there} are there",
@@ -345,7 +349,7 @@ fn hears_nothing(sample: &Sample) -> Option<&'static str> {
 }
 
 /// How long a source may take to answer its standby.
-const ANSWER: Duration = Duration::from_millis(500);
+const ANSWER: Duration = Duration::from_millis(400);
 
 impl Known {
     /// When it was last seen to receive from its source.

@@ -1,6 +1,11 @@
 //! A server that is asked: how it is reached, and what its errors mean.
 
-use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt, io,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use tokio::{task::JoinHandle, time::timeout};
@@ -8,6 +13,7 @@ use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow, error::S
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::{
+    clock,
     config::{Postgres, Server},
     postgres::sample::{Failure, FailureKind},
 };
@@ -25,7 +31,19 @@ pub struct Link {
     ca_file: Option<PathBuf>,
     /// What connecting, and each question, may take.
     pub limit: Duration,
+    /// A connection that was made before it is needed.
+    spare: Arc<Spare>,
 }
+
+/// A connection that was made before it is needed, and when.
+#[derive(Debug, Default)]
+struct Spare(Mutex<Option<(Session, Duration)>>);
+
+/// A spare connection that is older may be one in name only.
+const SPARE: Duration = Duration::from_secs(10);
+
+/// How long one statement over a spare connection may take.
+const STATEMENT: Duration = Duration::from_secs(5);
 
 /// A connection. Dropping it ends it.
 pub struct Session {
@@ -59,7 +77,43 @@ impl Link {
             password_file: database.password_file.clone(),
             ca_file: database.ca_file.clone(),
             limit: database.timeout,
+            spare: Arc::default(),
         }
+    }
+
+    /// Makes a connection that [`Self::connect_soon`] will want.
+    pub async fn prepare(&self) {
+        // If it comes to nothing, it is made when it is wanted.
+        if let Ok(session) = self.connect_for(STATEMENT).await {
+            self.give_back(session);
+        }
+    }
+
+    /// Keeps a connection for who wants one next.
+    pub fn give_back(&self, session: Session) {
+        *self.lock_spare() = Some((session, clock::monotonic()));
+    }
+
+    /// Nobody wants the spare connection.
+    pub fn forget(&self) {
+        drop(self.lock_spare().take());
+    }
+
+    /// The spare connection, or a new one.
+    pub async fn connect_soon(&self) -> Result<Session, Failure> {
+        let spare = self.lock_spare().take();
+        match spare {
+            Some((session, made))
+                if !session.client.is_closed() && clock::monotonic() < made + SPARE =>
+            {
+                Ok(session)
+            }
+            _ => self.connect_for(STATEMENT).await,
+        }
+    }
+
+    fn lock_spare(&self) -> MutexGuard<'_, Option<(Session, Duration)>> {
+        self.spare.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The same, where connecting, and each question, may take so long.

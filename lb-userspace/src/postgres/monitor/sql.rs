@@ -105,6 +105,7 @@ pub async fn sample(session: &Session) -> Result<Sample, Failure> {
         delay: Duration::from_millis(number("delay_ms").unwrap_or(0).max(0) as u64),
         revoked: role == Role::Standby && text("conninfo").is_some_and(conninfo::is_revoked),
         sync,
+        sync_names: text("sync_names").unwrap_or_default().to_owned(),
         replicas,
         lacks: if text("may_promote") != Some("t") {
             Some("EXECUTE on pg_promote".into())
@@ -168,6 +169,9 @@ pub struct Detail {
     pub slots: Vec<SlotState>,
     /// The standbys that it feeds.
     pub standbys: Vec<StandbyState>,
+    /// Our role may change `synchronous_standby_names`; absent where that cannot be said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub may_degrade: Option<bool>,
     /// What will go wrong at a change of the primary, or makes it slow.
     pub advice: Vec<String>,
 }
@@ -208,7 +212,13 @@ select (select coalesce(sum(size), 0) from (select pg_database_size(oid) as size
   current_setting('wal_log_hints') = 'on' or current_setting('data_checksums') = 'on' \
     as rewinds, \
   (select setting from pg_settings where name = 'wal_receiver_timeout') as receiver_ms, \
-  current_setting('hot_standby') = 'on' as hot";
+  current_setting('hot_standby') = 'on' as hot, \
+  current_setting('server_version_num')::int >= 150000 as grants, \
+  current_setting('is_superuser') = 'on' as superuser";
+
+/// Before version 15 only a superuser may.
+const MAY_DEGRADE: &str =
+    "select has_parameter_privilege('synchronous_standby_names', 'alter system')";
 
 /// Looks at what changes slowly.
 pub(super) async fn detail(session: &Session, role: Role) -> Result<Detail, Failure> {
@@ -234,6 +244,11 @@ pub(super) async fn detail(session: &Session, role: Role) -> Result<Detail, Fail
              greatest(pg_wal_lsn_diff({sent}, replay_lsn), 0) as lag from pg_stat_replication"
         ))
         .await?;
+    let may_degrade = match (text(&row, "superuser").as_str(), text(&row, "grants").as_str()) {
+        ("t", _) => Some(true),
+        (_, "t") => session.value(MAY_DEGRADE).await?.map(|it| it == "t"),
+        _ => Some(false),
+    };
     let mut advice = Vec::new();
     if text(&row, "rewinds") == "f" {
         advice.push(
@@ -272,6 +287,7 @@ pub(super) async fn detail(session: &Session, role: Role) -> Result<Detail, Fail
                 lag_bytes: number(standby, "lag"),
             })
             .collect(),
+        may_degrade,
         advice,
     })
 }

@@ -21,6 +21,7 @@ fn sample(role: Role, place: u64) -> Sample {
         delay: Duration::ZERO,
         revoked: false,
         sync: None,
+        sync_names: String::new(),
         replicas: Vec::new(),
         lacks: None,
         started: 0,

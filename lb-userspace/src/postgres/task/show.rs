@@ -5,13 +5,14 @@ use std::time::Duration;
 use super::Task;
 use crate::{
     clock,
-    config::Server,
+    config::{Durability, Server},
     control::verdict::Appointed,
     postgres::{
         failover::Known,
-        record::{Phase, Run},
+        record::{Phase, Record, Run},
         sample::{Receiver, Role, Sample},
-        status::{self, Asks, Change, Database, Route, Sync},
+        status::{self, Asks, Change, Database, Degradation, Route, Sync},
+        sync::SyncRule,
     },
 };
 
@@ -57,6 +58,23 @@ impl Task {
                 lost.map(|slot| format!("{server}: slot {} is {}", slot.name, slot.wal_status)),
             );
         }
+        if self.config.durability != Durability::Strict
+            && let Some(primary) = record.map(|record| &record.primary)
+            && self.details.get(primary).is_some_and(|it| it.may_degrade == Some(false))
+        {
+            warnings.push(format!(
+                "{primary}: our role lacks ALTER SYSTEM on synchronous_standby_names, so commits wait whatever \
+                 `durability` says; `ballast pg setup` prints the SQL"
+            ));
+        }
+        for (server, degraded) in record.iter().flat_map(|record| &record.degraded) {
+            if record.is_none_or(|record| record.primary != *server) {
+                let names = &degraded.names;
+                warnings.push(format!(
+                    "{server}: synchronous_standby_names is to be {names} again as soon as it answers"
+                ));
+            }
+        }
         if let Some(why) = self.machine.store_trouble() {
             warnings
                 .push(format!("nobody is promoted without a person: etcd does not answer ({why})"));
@@ -81,6 +99,8 @@ impl Task {
             revision: record.map_or(0, |record| record.revision),
             phase: record.map(|record| record.phase),
             timeline: record.map_or(0, |record| record.branch.timeline),
+            degraded: record.and_then(|record| self.degradation(record)),
+            durability: self.config.durability.to_string(),
             change: record
                 .filter(|record| record.phase != Phase::Serving)
                 .and_then(|record| record.run.as_ref())
@@ -100,6 +120,23 @@ impl Task {
         }
     }
 
+    /// What becomes of commits on the primary, if they do not wait as they should.
+    fn degradation(&self, record: &Record) -> Option<Degradation> {
+        let degraded = record.degraded()?;
+        let rule = SyncRule::parse(&degraded.names);
+        let known = self.machine.servers().get(&record.primary).filter(|known| known.answers());
+        let sample = known.and_then(Known::sample);
+        Some(Degradation {
+            server: record.primary.clone(),
+            names: degraded.names.clone(),
+            by: degraded.by.clone(),
+            restoring: degraded.restoring,
+            need: rule.as_ref().map_or(0, |rule| rule.need),
+            have: sample.zip(rule.as_ref()).map_or(0, |(sample, rule)| sample.there(rule)),
+            by_itself: self.config.durability != Durability::Strict,
+        })
+    }
+
     /// What speaks against promoting a server, or reading from it.
     fn lack(&self, server: &str) -> Option<String> {
         let known = self.machine.servers().get(server)?;
@@ -115,7 +152,7 @@ impl Task {
             && sample.patience.is_none_or(|patience| patience > PATIENCE)
         {
             return Some(format!(
-                "{server} is slow to find out that a primary is silent: set wal_receiver_timeout to 2s"
+                "{server} is slow to find out that a primary is silent: set wal_receiver_timeout to 2s or 1s"
             ));
         }
         (sample.role == Role::Standby && !streams)

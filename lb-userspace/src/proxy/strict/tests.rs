@@ -21,6 +21,24 @@ fn pass(pieces: &[&[u8]]) -> (Vec<u8>, Result<(), Refusal>) {
     (out, Ok(()))
 }
 
+#[test]
+fn it_is_known_where_nothing_has_begun() {
+    for (text, between) in [
+        ("", true),
+        ("G", false),
+        (GET, true),
+        ("GET /a HTTP/1.1\r\nHost: x\r\n\r\nG", false),
+        ("POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhell", false),
+        ("POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello", true),
+        ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n", false),
+        ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", true),
+    ] {
+        let mut strict = Strict::default();
+        assert_eq!(strict.feed(text.as_bytes()).refusal, None);
+        assert_eq!(strict.is_between(), between, "{text:?}");
+    }
+}
+
 fn refusal(bytes: &[u8]) -> Option<Refusal> {
     pass(&[bytes]).1.err()
 }

@@ -8,6 +8,7 @@ use fastrand::Rng;
 use super::*;
 use crate::postgres::record::Cause;
 
+mod commits;
 mod laws;
 mod store;
 
@@ -45,6 +46,8 @@ struct Server {
     started: i64,
     /// Writes that wait for a standby.
     waiting: Vec<u64>,
+    /// Writes wait for a standby. It outlives a crash.
+    sync: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -84,6 +87,8 @@ struct Site {
     failovers: u32,
     switchovers: u32,
     lost: u64,
+    degradations: u32,
+    restorations: u32,
     epochs: BTreeMap<u64, String>,
 }
 
@@ -99,6 +104,7 @@ impl Site {
     fn new(seed: u64, unattended: bool) -> Self {
         let mut rng = Rng::with_seed(seed);
         let unattended = unattended.then(|| store::rules(&mut rng));
+        let sync = rng.bool();
         let server = |at: usize| Server {
             up: true,
             role: if at == 0 { Role::Primary } else { Role::Standby },
@@ -107,6 +113,7 @@ impl Site {
             source: if at == 0 { Source::Nobody } else { Source::Server(0) },
             started: at as i64,
             waiting: Vec::new(),
+            sync,
         };
         let balancer = |at: usize| Balancer {
             host_up: true,
@@ -120,7 +127,6 @@ impl Site {
             lease: Duration::ZERO,
             replies: Vec::new(),
         };
-        let sync = rng.bool();
         let mut site = Self {
             rng,
             now: Duration::from_secs(1000),
@@ -137,6 +143,8 @@ impl Site {
             failovers: 0,
             switchovers: 0,
             lost: 0,
+            degradations: 0,
+            restorations: 0,
             epochs: BTreeMap::new(),
         };
         site.calm(30);
@@ -233,10 +241,9 @@ impl Site {
             mark: it.log.iter().rev().find_map(|write| write.mark.clone()),
             receiver: receiver.filter(|_| it.role == Role::Standby),
             revoked: it.source == Source::Revoked,
-            sync: self.sync.then(|| {
-                let names = SERVERS.map(str::to_owned).to_vec();
-                crate::postgres::sync::SyncRule { need: 1, names }
-            }),
+            sync: SyncRule::parse(self.names_of(server)),
+            sync_names: self.names_of(server).into(),
+            replicas: self.replicas_of(server),
             started: it.started,
             ..primary(0)
         }
@@ -286,13 +293,7 @@ impl Site {
         let it = &self.servers[server];
         let arrived = |number: &u64| it.log.iter().rev().any(|write| write.number == *number);
         let done: Vec<u64> = self.servers[source].waiting.iter().copied().filter(arrived).collect();
-        let from = &mut self.servers[source];
-        from.waiting.retain(|number| !done.contains(number));
-        // A client whose connection was cut hears of no acknowledgement.
-        let is_primary = from.role == Role::Primary;
-        if is_primary && (0..2).any(|at| self.gate(at) == Some(SERVERS[source])) {
-            self.acknowledged.extend(done);
-        }
+        self.acknowledge(source, &done);
     }
 
     /// A client writes through a balancer.
@@ -307,7 +308,7 @@ impl Site {
         let number = self.next;
         self.next += 1;
         it.log.push(Write { number, timeline: it.timeline, mark: None });
-        if self.sync {
+        if it.sync {
             it.waiting.push(number);
         } else {
             self.acknowledged.insert(number);
@@ -388,6 +389,9 @@ impl Site {
                     Err(failure) => Err(failure.reason),
                 };
                 self.take(at, Event::CaughtUp(result));
+            }
+            Action::SetSync { server, names, need } => {
+                self.set_sync(at, server, names, need, fails);
             }
             Action::Promote { server, mark, from } => self.promote(at, server, mark, from, fails),
             Action::Read => self.read_store(at, fails),
@@ -470,7 +474,13 @@ impl Site {
                 self.act(at, true);
                 self.hear_store(at);
             }
-            18..30 if self.unattended.is_some() && self.rng.u8(..20) == 0 => self.incident(),
+            18..30 if self.unattended.is_some() && self.rng.u8(..20) == 0 => {
+                if self.rng.bool() {
+                    self.lose_standbys();
+                } else {
+                    self.incident();
+                }
+            }
             18..30 if self.unattended.is_some() && self.rng.bool() => self.turn(at),
             18..30 => self.look(at, server),
             30..42 => self.write(at),
@@ -534,13 +544,15 @@ impl Site {
         if self.unattended.is_some() && self.answer(at) {
             return;
         }
-        let command = match self.rng.u8(..10) {
+        let command = match self.rng.u8(..13) {
             0..5 => {
                 let may_lose = [Some(0), Some(3), None][self.rng.usize(..3)];
                 Command::Promote { server: named, may_lose, absent, force: self.rng.bool() }
             }
             5..8 => Command::Switchover { server: named, absent },
             8 => Command::Fence(server),
+            9 | 10 => Command::Degrade { absent, force: self.rng.bool() },
+            11 => Command::Restore,
             _ => Command::Unfence { server, force: false },
         };
         // To force another candidate than the one that may be promoted is to give up on its writes.
@@ -550,10 +562,13 @@ impl Site {
         let unsure = self.balancers[at].machine.as_ref().is_none_or(|it| !it.is_confirmed());
         let rash = match &command {
             _ if unsure => true,
-            Command::Promote { force, .. } => *force && stuck,
+            Command::Promote { force, .. } => *force && (stuck || self.is_behind(at)),
+            // Nor does somebody who has looked let commits go on at a server that the other has replaced.
+            Command::Degrade { .. } => self.is_behind(at),
             Command::Unfence { .. } => stuck,
             Command::Switchover { .. }
             | Command::Fence(_)
+            | Command::Restore
             | Command::Approve(_)
             | Command::Veto(_) => false,
         };
@@ -624,24 +639,43 @@ impl Site {
         let has: BTreeSet<u64> = self.servers[primary].log.iter().map(|it| it.number).collect();
         let lost: Vec<_> = self.acknowledged.difference(&has).collect();
         assert!(lost.is_empty(), "seed {seed}: nobody said that these are lost: {lost:?}");
+        self.check_commits(seed);
     }
 }
 
-/// Plays one life, and says how many promotions, switchovers and lost writes it had.
-fn live(seed: u64, unattended: bool) -> (u32, u32, u64, u32) {
+/// How much of everything there was.
+#[derive(Clone, Copy, Debug, Default)]
+struct Played {
+    promotions: u64,
+    switchovers: u64,
+    lost: u64,
+    failovers: u64,
+    degradations: u64,
+    restorations: u64,
+}
+
+/// Plays one life.
+fn live(seed: u64, unattended: bool) -> Played {
     let mut site = Site::new(seed, unattended);
     for _ in 0..STEPS {
         site.step();
         site.check();
     }
     site.heal(seed);
-    (site.promotions, site.switchovers, site.lost, site.failovers)
+    Played {
+        promotions: site.promotions.into(),
+        switchovers: site.switchovers.into(),
+        lost: site.lost,
+        failovers: site.failovers.into(),
+        degradations: site.degradations.into(),
+        restorations: site.restorations.into(),
+    }
 }
 
-/// Plays all lives, and says how much of everything they had.
-fn lives(unattended: bool) -> (u64, u64, u64, u64) {
+/// Plays all lives.
+fn lives(unattended: bool) -> Played {
     let threads = std::thread::available_parallelism().map_or(2, usize::from) as u64;
-    let mut all = (0, 0, 0, 0);
+    let mut all = Played::default();
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
             .map(|worker| {
@@ -657,10 +691,12 @@ fn lives(unattended: bool) -> (u64, u64, u64, u64) {
             .collect();
         for worker in workers {
             for life in worker.join().expect("all lives went well") {
-                all.0 += u64::from(life.0);
-                all.1 += u64::from(life.1);
-                all.2 += life.2;
-                all.3 += u64::from(life.3);
+                all.promotions += life.promotions;
+                all.switchovers += life.switchovers;
+                all.lost += life.lost;
+                all.failovers += life.failovers;
+                all.degradations += life.degradations;
+                all.restorations += life.restorations;
             }
         }
     });
@@ -669,19 +705,22 @@ fn lives(unattended: bool) -> (u64, u64, u64, u64) {
 
 #[test]
 fn no_life_has_two_primaries_or_hidden_losses() {
-    let (promotions, switchovers, lost, failovers) = lives(false);
+    let all = lives(false);
+    println!("{all:?}");
     // A simulation in which nothing happens proves nothing.
-    assert!(promotions > LIVES / 10, "{promotions} promotions");
-    assert!(switchovers > LIVES / 20, "{switchovers} switchovers");
-    assert!(lost > 0, "no promotion was allowed to lose anything");
-    assert_eq!(failovers, 0, "nobody has asked for that");
+    assert!(all.promotions > LIVES / 10, "{all:?}");
+    assert!(all.switchovers > LIVES / 20, "{all:?}");
+    assert!(all.lost > 0, "no promotion was allowed to lose anything");
+    assert!(all.degradations > LIVES / 20 && all.restorations > LIVES / 100, "{all:?}");
+    assert_eq!(all.failovers, 0, "nobody has asked for that");
 }
 
 #[test]
 fn no_unattended_life_has_two_primaries_or_hidden_losses() {
-    let (promotions, switchovers, _, failovers) = lives(true);
-    println!("{promotions} promotions, {failovers} without a person, {switchovers} switchovers");
-    assert!(failovers > LIVES / 20, "{failovers} promotions without a person");
-    assert!(promotions > LIVES / 100, "{promotions} promotions");
-    assert!(switchovers > LIVES / 100, "{switchovers} switchovers");
+    let all = lives(true);
+    println!("{all:?}");
+    assert!(all.failovers > LIVES / 20, "{all:?}");
+    assert!(all.promotions > LIVES / 100, "{all:?}");
+    assert!(all.switchovers > LIVES / 100, "{all:?}");
+    assert!(all.degradations > LIVES / 20 && all.restorations > LIVES / 20, "{all:?}");
 }

@@ -4,7 +4,7 @@ use super::{steps::Site, *};
 use crate::postgres::record::Cause;
 
 fn rules(veto: Option<Duration>, max_loss: u64) -> Settings {
-    let unattended = Some(Unattended { veto, max_loss, seed: 42 });
+    let unattended = Some(Unattended { veto, max_loss, available: None, seed: 42 });
     Settings { unattended, ..settings("lb-01", &["lb-02"], 2) }
 }
 

@@ -59,7 +59,9 @@ impl Store {
 /// Some rules.
 pub(super) fn rules(rng: &mut Rng) -> Unattended {
     let veto = rng.bool().then(|| Duration::from_secs(rng.u64(..6)));
-    Unattended { veto, max_loss: [0, 2, 1000][rng.usize(..3)], seed: rng.u64(..) }
+    let max_loss = [0, 2, 1000][rng.usize(..3)];
+    let available = rng.bool().then(|| Duration::from_millis(rng.u64(..3000)));
+    Unattended { veto, max_loss, available, seed: rng.u64(..) }
 }
 
 impl Site {
@@ -168,6 +170,11 @@ impl Site {
             Reply::Event(event) => self.take(at, *event),
             Reply::Stored(record) => {
                 let revision = record.revision;
+                let kept = self.balancers[at].disk.as_ref();
+                if kept.is_some_and(|kept| kept.place() > record.place()) {
+                    // Another balancer has told what came after.
+                    return;
+                }
                 self.check_record(at, &record);
                 self.balancers[at].disk = Some(*record);
                 self.take(at, Event::Committed(revision));
