@@ -65,8 +65,8 @@ pub const fn steered_bit(vip_bit: u32, port: u16, protocol: u8) -> u32 {
 /// read as a native word. Zeros know no address, and take every frame for this node's.
 #[must_use]
 #[inline(always)]
-pub const fn mac_place(last: [u8; 2]) -> u32 {
-    u16::from_ne_bytes(last) as u32
+pub const fn mac_place(last: u16) -> u32 {
+    last as u32
 }
 
 #[cfg(test)]

@@ -28,14 +28,17 @@ pub struct EthernetHdr {
 }
 
 impl EthernetHdr {
-    /// Whether it is for one host, whose MAC address is of this node's, or not: by the filter `is_foreign` of
-    /// places in `MACS`.
+    /// Place of the destination in `MACS`.
     #[inline(always)]
-    pub fn is_foreign(&self, is_foreign: impl FnOnce(u32) -> bool) -> bool {
-        /// The lowest bit of the first byte: for a group (IEEE 802).
-        const GROUP: u8 = 1;
-        let [first, _, _, _, last @ ..] = self.dst;
-        is_foreign(hash::mac_place(last)) && first & GROUP == 0
+    pub fn mac_place(&self) -> u32 {
+        let [_, _, _, _, last @ ..] = &self.dst;
+        hash::mac_place(load16(last))
+    }
+
+    /// Whether it is for all hosts of a group (IEEE 802).
+    #[inline(always)]
+    pub fn is_for_group(&self) -> bool {
+        self.dst[0] & 1 != 0
     }
 
     /// Both MAC addresses.

@@ -60,8 +60,8 @@ pub fn forward<F: Family, T: Tables, E: Exit>(
     frame: &mut Frame<F::Hdr, TcpHdr>,
 ) -> Option<E::Out> {
     let Frame { ethernet, ip, l4 } = frame;
-    // Nothing else would tell: no entry says by which link these packets come.
-    if ethernet.is_foreign(|place| tables.is_foreign(place)) {
+    // Nothing else would tell: no entry says by which link these packets come. (Or it is for a group.)
+    if tables.is_foreign(ethernet.mac_place()) {
         return None;
     }
     let (src, dst) = F::addresses(ip);
@@ -131,7 +131,8 @@ pub fn steer<F: Family, T: Tables + Flows<F>>(
     packet: Packet,
     tables: &T,
 ) -> Option<Result<Action, Reason>> {
-    if packet.header::<EthernetHdr>(0).ok()?.is_foreign(|place| tables.is_foreign(place)) {
+    let ethernet = packet.header::<EthernetHdr>(0).ok()?;
+    if tables.is_foreign(ethernet.mac_place()) && !ethernet.is_for_group() {
         return Some(Err(Reason::OtherHost));
     }
     let l3 = Link::parse(&packet).ok()?.l3;

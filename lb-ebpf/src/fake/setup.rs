@@ -364,7 +364,7 @@ impl Setup {
     pub fn mac_filter(&self) -> Vec<u8> {
         let mut bytes = vec![u8::from(!self.macs.is_empty()); MAC_BYTES];
         for [.., e, f] in &self.macs {
-            bytes[hash::mac_place([*e, *f]) as usize] = 0;
+            bytes[hash::mac_place(u16::from_ne_bytes([*e, *f])) as usize] = 0;
         }
         bytes
     }

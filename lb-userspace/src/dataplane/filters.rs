@@ -90,7 +90,7 @@ impl Filters {
     pub(super) fn set_macs(&self, macs: &BTreeSet<[u8; 6]>) -> anyhow::Result<()> {
         let mut bytes = vec![u8::from(!macs.is_empty()); MAC_BYTES];
         for [.., e, f] in macs {
-            bytes[hash::mac_place([*e, *f]) as usize] = 0;
+            bytes[hash::mac_place(u16::from_ne_bytes([*e, *f])) as usize] = 0;
         }
         set::<MAC_BYTES>(&self.macs, &bytes)
     }
