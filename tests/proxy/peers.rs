@@ -1,6 +1,7 @@
 //! Real programs beside the proxy: nginx behind it, `HAProxy` before it.
 
 use std::{
+    fmt::Write as _,
     fs,
     net::{SocketAddr, TcpStream},
     process::{Child, Command, Stdio},
@@ -48,9 +49,10 @@ pub(crate) fn nginx(servers: &[(&str, String)], answer: &str) -> Result<(Peer, V
     for (how, lines) in servers {
         let listen = fronts::unused()?;
         listens.push(listen);
-        text += &format!(
+        let _ = writeln!(
+            text,
             "  server {{\n    listen {listen} {how};\n    {lines}\n    location / {{ return 200 \
-             \"{answer}\"; }}\n  }}\n"
+             \"{answer}\"; }}\n  }}"
         );
     }
     text.push_str("}\n");

@@ -197,7 +197,7 @@ fn probes_speak_as_the_proxy_does() -> Result<()> {
     ];
     let (_nginx, backends) = peers::nginx(&servers, TOLD)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let deadline = || Deadline::after(Duration::from_secs(60));
+    let deadline = || Deadline::after(Duration::from_mins(1));
     let probe = |upstream| HttpProbe {
         path: "/".into(),
         host: Some("www.example".into()),
