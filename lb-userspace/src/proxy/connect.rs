@@ -114,13 +114,8 @@ impl Link {
         Context::from_waker(waker)
     }
 
-    /// Whether nothing has come since it was driven last. Whoever waits for it is not woken.
-    pub(super) fn is_silent(&self) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
-        self.connection.is_some() && self.tcp.poll_read_ready(&mut cx).is_pending()
-    }
-
-    /// Whether it can take a request now. Whoever waits for it is not woken.
+    /// Whether it can take a request now. Whoever waits for it is not woken, and whoever drove it before
+    /// is not any more: else the next request would wake a client that has nothing to do with it.
     pub(super) fn is_ready(&mut self) -> bool {
         self.drive(&mut Context::from_waker(Waker::noop()));
         match &self.sender {

@@ -37,8 +37,7 @@ impl Pool {
             }
         }
         while let Some((_, mut link)) = idle.links.pop_back() {
-            // It was ready when it was given back.
-            if link.is_silent() || link.is_ready() {
+            if link.is_ready() {
                 return Some(link);
             }
         }
