@@ -4,7 +4,10 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     os::fd::AsRawFd as _,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
 };
 
@@ -13,7 +16,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::{
     config::{self, APPS, Service, web},
     load::PATIENCE,
-    site::{Site, number},
+    site::{Site, eventually, number},
 };
 
 const PORT: u16 = 8090;
@@ -27,11 +30,17 @@ enum Manner {
     Drop,
 }
 
-/// Bodies of requests that a server has read whole.
-type Seen = Arc<Mutex<Vec<String>>>;
+/// What a server has seen.
+#[derive(Default)]
+struct Seen {
+    /// Bodies of requests that it has read whole.
+    bodies: Mutex<Vec<String>>,
+    /// Whether its first connection is as the manner says.
+    is_ready: AtomicBool,
+}
 
 /// Serves connections of the proxy, the first as the manner says, all others well.
-fn serve(listener: &TcpListener, manner: Manner, seen: &Seen) {
+fn serve(listener: &TcpListener, manner: Manner, seen: &Arc<Seen>) {
     for (number, stream) in listener.incoming().flatten().enumerate() {
         let seen = Arc::clone(seen);
         // What becomes of it, the client sees.
@@ -59,17 +68,36 @@ fn answer(stream: TcpStream, manner: Option<Manner>, seen: &Seen) -> Result<()> 
         let mut body = vec![0; length];
         reader.read_exact(&mut body)?;
         let body = String::from_utf8(body)?;
-        seen.lock().unwrap_or_else(PoisonError::into_inner).push(body);
+        seen.bodies.lock().unwrap_or_else(PoisonError::into_inner).push(body);
         out.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK")?;
         match manner {
             None => {}
-            Some(Manner::Forget) => return forget(&out),
+            Some(Manner::Forget) => {
+                // An acknowledgement of the answer would meet the reset before the next request does.
+                until_acknowledged(&out)?;
+                forget(&out)?;
+                drop((out, reader));
+                seen.is_ready.store(true, Ordering::Release);
+                return Ok(());
+            }
             Some(Manner::Drop) => {
+                seen.is_ready.store(true, Ordering::Release);
                 out.peek(&mut [0])?;
                 return Ok(());
             }
         }
     }
+}
+
+/// Waits until nothing that was sent is without an acknowledgement (`SIOCOUTQ`, `tcp(7)`).
+fn until_acknowledged(stream: &TcpStream) -> Result<()> {
+    eventually("the answer to be acknowledged", || {
+        let mut waits = 0_i32;
+        // SAFETY: the descriptor is open, and the kernel writes one number.
+        let asked = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut waits) };
+        ensure!(asked == 0, "ask: {}", std::io::Error::last_os_error());
+        Ok((waits == 0).then_some(()))
+    })
 }
 
 /// Has the kernel forget a connection when it is closed: no FIN, no reset (`TCP_REPAIR`, `tcp(7)`).
@@ -142,17 +170,20 @@ fn a_post_that_provably_nobody_has_seen_is_sent_again() -> Result<()> {
             .health("probe = \"none\"");
         let site = Site::up("proxy-resets", config::text(&[service]))?;
         let listener = site.host(APPS[0]).within(|| TcpListener::bind(("0.0.0.0", PORT)))??;
-        let seen = Seen::default();
+        let seen = Arc::<Seen>::default();
         thread::spawn({
             let seen = Arc::clone(&seen);
             move || serve(&listener, manner, &seen)
         });
         let mut client = Client::open(&site, web())?;
         ensure!(client.post("first")? == "200");
+        eventually("the server to be ready", || {
+            Ok(seen.is_ready.load(Ordering::Acquire).then_some(()))
+        })?;
         let told = client.post(body)?;
         let what = format!("{manner:?}, {} bytes", body.len());
         ensure!(status.contains(&told.as_str()), "{what}: {told}");
-        let seen = seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let seen = seen.bodies.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let status = site.status()?;
         let proxy = &status.service("web")["proxy"];
         if told == "200" {

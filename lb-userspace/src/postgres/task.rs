@@ -15,7 +15,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, sleep},
 };
 
 use super::{
@@ -56,6 +56,10 @@ const TICK: Duration = Duration::from_millis(100);
 /// After its start the task waits so long for the first word of each server, and touches no table.
 const FIRST_ROUND: Duration = Duration::from_millis(1500);
 
+/// A fence that is not in force after so long is told to be late, and how often that is looked at.
+const IN_FORCE: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(20);
+
 /// What waits for the task. A monitor whose report does not fit waits, which delays its next look.
 const QUEUED: usize = 64;
 
@@ -66,6 +70,7 @@ enum Ask {
     Plan(Option<String>, oneshot::Sender<Plan>),
     Try(Command, oneshot::Sender<Result<(), String>>),
     Hear(String, Message),
+    InForce(oneshot::Sender<Result<(), String>>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -94,7 +99,26 @@ impl Handle {
 
     /// Does what the operator wants, and answers when it is done.
     pub async fn command(&self, command: Command) -> Result<String, String> {
-        self.ask(|answer| Ask::Command(command, answer)).await?
+        let fences = matches!(command, Command::Fence(_));
+        let done = self.ask(|answer| Ask::Command(command, answer)).await??;
+        if fences {
+            let late = |why| format!("it is decided, and not in force yet: {why}");
+            self.wait_in_force().await.map_err(late)?;
+        }
+        Ok(done)
+    }
+
+    /// Waits until the kernel's tables say what was decided. Those of a daemon that has just started are its
+    /// predecessor's for a moment.
+    async fn wait_in_force(&self) -> Result<(), String> {
+        let until = clock::monotonic() + IN_FORCE;
+        loop {
+            match self.ask(Ask::InForce).await? {
+                Err(why) if clock::monotonic() >= until => return Err(why),
+                Err(_) => sleep(LOOK).await,
+                Ok(()) => return Ok(()),
+            }
+        }
     }
 
     /// Another balancer says something.
@@ -263,6 +287,9 @@ impl Task {
                     }
                     Some(Ask::Hear(node, message)) => {
                         self.take(Event::Heard { node, message }).await;
+                    }
+                    Some(Ask::InForce(answer)) => {
+                        let _ = answer.send(self.in_force());
                     }
                     Some(Ask::Stop(answer)) => {
                         let _ = answer.send(());
@@ -621,6 +648,15 @@ impl Task {
         }
         self.applied = routes;
         self.gate.take().map(Event::Gated)
+    }
+
+    /// Whether the kernel's tables say what was decided, or why they do not yet.
+    fn in_force(&self) -> Result<(), String> {
+        if self.routes() == self.applied {
+            return Ok(());
+        }
+        let unknown = || "not every server has been asked yet".to_owned();
+        Err(self.behind.clone().unwrap_or_else(unknown))
     }
 
     fn routes(&self) -> BTreeMap<String, (Appointed, Appointed)> {
