@@ -236,7 +236,6 @@ impl Site {
         thread::sleep(AFTER);
         let after = self.not_forwarded();
         let seen = clients.stop()?;
-        outcome?;
         println!("  {title}: {}", report::line(&seen));
         for (host, after) in &after {
             let line = before.get(host).and_then(|before| report::not_forwarded(before, after));
@@ -244,7 +243,7 @@ impl Site {
                 println!("    {host}: {line}");
             }
         }
-        if self.stack == Stack::Ballast && !report::is_clean(&seen) {
+        if self.stack == Stack::Ballast && (outcome.is_err() || !report::is_clean(&seen)) {
             for host in BALANCERS {
                 let mut command = self.lab.ballast_command(host, "events");
                 let events = shell::output(command.arg("--json")).unwrap_or_default();
@@ -254,6 +253,7 @@ impl Site {
             }
         }
         interrupt::check()?;
+        outcome?;
         Ok(seen)
     }
 
