@@ -53,16 +53,17 @@ const MOST_ASKED: u64 = 900;
 /// Requests over new connections while it lasts.
 const REQUESTS: u64 = 50;
 
+/// A service with all app servers.
+fn everywhere() -> Service {
+    APPS.iter().fold(Service::new("web", web()), |service, app| {
+        service.backend(app.as_str(), app.sockets(APP_PORT)[0], "")
+    })
+}
+
 #[test]
 fn a_syn_flood_breaks_no_connection_and_lets_new_ones_through() -> Result<()> {
     // In a lab, the flood takes the CPUs of the backends as well, and with them the probes' answers.
-    let web_service = APPS
-        .iter()
-        .fold(Service::new("web", web()), |service, app| {
-            service.backend(app.as_str(), app.sockets(APP_PORT)[0], "")
-        })
-        .key("balance = \"round_robin\"")
-        .health("probe = \"none\"");
+    let web_service = everywhere().key("balance = \"round_robin\"").health("probe = \"none\"");
     let text = config::text(&[web_service])
         + &format!("\n[dataplane]\nmax_flows = {FLOWS}\nmax_half_open = {HALF_OPEN}\n");
     let site = Site::up("flood", text)?;
@@ -133,13 +134,7 @@ const SYNS_FOR_PROXY: u64 = 500_000;
 /// the kernel program answers.
 #[test]
 fn a_syn_flood_breaks_no_connection_of_the_proxy_and_lets_new_ones_through() -> Result<()> {
-    let web_service = APPS
-        .iter()
-        .fold(Service::new("web", web()), |service, app| {
-            service.backend(app.as_str(), app.sockets(APP_PORT)[0], "")
-        })
-        .key("path = \"proxy\"")
-        .health("probe = \"none\"");
+    let web_service = everywhere().key("path = \"proxy\"").health("probe = \"none\"");
     let site = Site::up("flood-proxy", config::text(&[web_service]))?;
     // The node's stack remembers no SYN whose sender it knows no way to.
     let route = ["ip", "route", "add", "198.18.0.0/15", "via", "192.0.2.9"];
