@@ -43,7 +43,7 @@ mod privilege;
 mod resume;
 
 use lock::Lock;
-use resume::Early;
+use resume::{Early, GivingWay};
 
 /// How to run.
 #[derive(Clone, Debug)]
@@ -100,11 +100,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
         forget_stale_addresses(&config, &node, &timeline).await;
         let (wanted, receiver) = watch::channel(BTreeSet::<IpAddr>::new());
         let (next_hops, _task) = net::watch_next_hops(receiver).context("watch next hops")?;
-        match tokio::task::spawn_blocking(Noted::load).await? {
-            Ok(resets) => proxy.note_resets(Arc::new(resets)),
-            // Requests are then repeated as seldom as without it.
-            Err(error) => tracing::warn!(error = format!("{error:#}"), "note resets of backends"),
-        }
+        note_resets(&proxy).await?;
         Task::start(Setup {
             databases: databases_sender,
             alerts: alerts_sender,
@@ -122,17 +118,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
         })
         .await
     };
-    let mut handle = match start.await {
-        Ok(handle) => handle,
-        Err(error) => {
-            if let Some(giving_way) = giving_way {
-                giving_way.give_way().await;
-            }
-            return Err(error);
-        }
-    };
-    // From here on, VRRP ends with the task that commands it.
-    drop(giving_way);
+    let mut handle = GivingWay::unless(start.await, giving_way).await?;
     let databases = Databases::default();
     let setup = databases::Setup {
         node: node.name.clone(),
@@ -239,6 +225,16 @@ async fn open_kernel(options: dataplane::Options) -> anyhow::Result<Arc<dyn Kern
         .await?
         .context("open the data plane")?;
     Ok(Arc::new(Shared::new(dataplane)?))
+}
+
+/// Loads what tells the proxy of the resets of backends.
+async fn note_resets(proxy: &Proxy) -> anyhow::Result<()> {
+    match tokio::task::spawn_blocking(Noted::load).await? {
+        Ok(resets) => proxy.note_resets(Arc::new(resets)),
+        // Requests are then repeated as seldom as without it.
+        Err(error) => tracing::warn!(error = format!("{error:#}"), "note resets of backends"),
+    }
+    Ok(())
 }
 
 /// Keeps the kernel program told of this node's MAC addresses. Ends when nobody follows them any more; cancelling

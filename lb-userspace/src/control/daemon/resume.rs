@@ -73,9 +73,16 @@ impl Early {
 pub(super) struct GivingWay(Router);
 
 impl GivingWay {
-    /// The start has failed: another node is to take over at once. If there is none, the addresses stay for a
-    /// while, and the program of the daemon before goes on.
-    pub(super) async fn give_way(self) {
-        self.0.stop().await;
+    /// If the start has failed, another node is to take over at once. If there is none, the addresses stay for a
+    /// while, and the program of the daemon before goes on. If it has not, VRRP ends with the task that commands it
+    /// from now on.
+    pub(super) async fn unless<T>(
+        started: anyhow::Result<T>,
+        giving_way: Option<Self>,
+    ) -> anyhow::Result<T> {
+        if let (Err(_), Some(Self(router))) = (&started, giving_way) {
+            router.stop().await;
+        }
+        started
     }
 }

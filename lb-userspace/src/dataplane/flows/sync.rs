@@ -360,9 +360,12 @@ impl FlowSync {
                 let idle_ms = u32::try_from(age_ns / 1_000_000).unwrap_or(u32::MAX);
                 let begun = self.begun(&view, K::client_mac(entry), idle_ms);
                 let ack = u32::from_be(K::ack(entry));
-                changes.extend(begun.map(|begun| match table.half_open {
-                    true => Change::Answered(Answered { begun, ack }),
-                    false => Change::Begun(begun),
+                changes.extend(begun.map(|begun| {
+                    if table.half_open {
+                        Change::Answered(Answered { begun, ack })
+                    } else {
+                        Change::Begun(begun)
+                    }
                 }));
             }
         }
