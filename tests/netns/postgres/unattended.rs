@@ -65,10 +65,19 @@ fn monotonic_ms() -> Result<u64> {
     Ok(now.tv_sec() as u64 * 1000 + now.tv_nsec() as u64 / 1_000_000)
 }
 
-/// Prints what the balancers have done since then, with the time that it took.
-fn print_since(site: &Site, since_ms: u64) -> Result<()> {
-    for host in BOTH {
-        for line in peers::obeys(site, host, "events --json")?.lines() {
+/// Prints when the longest pause began and ended, from `begin` on.
+fn print_pause(acknowledged: &[(u64, Instant)], begin: Instant) -> Result<()> {
+    let paused = acknowledged.windows(2).max_by_key(|pair| pair[1].1 - pair[0].1);
+    let paused = paused.context("find the pause")?;
+    let after = |at: Instant| at.saturating_duration_since(begin);
+    println!("from {:?} to {:?} after it", after(paused[0].1), after(paused[1].1));
+    Ok(())
+}
+
+/// Prints what these balancers have done since then, with the time that it took.
+fn print_since(site: &Site, since_ms: u64, hosts: &[HostName]) -> Result<()> {
+    for host in hosts {
+        for line in peers::obeys(site, *host, "events --json")?.lines() {
             let event: Value = serde_json::from_str(line)?;
             let at = event["monotonic_ms"].as_u64().unwrap_or_default();
             if let Some(after) = at.checked_sub(since_ms) {
@@ -139,10 +148,8 @@ fn a_primary_that_is_cut_off_is_replaced_without_a_person() -> Result<()> {
     writer.more(50)?;
     let acknowledged = writer.end()?;
     println!("cut off: nothing was written for {:?}", gap(&acknowledged));
-    let paused = acknowledged.windows(2).max_by_key(|pair| pair[1].1 - pair[0].1);
-    let paused = paused.context("find the pause")?;
-    println!("from {:?} to {:?} after the cut", paused[0].1 - begin, paused[1].1 - begin);
-    print_since(&site, cut)?;
+    print_pause(&acknowledged, begin)?;
+    print_since(&site, cut, &BOTH)?;
     let lost = missing(&site, &acknowledged)?;
     ensure!(lost.is_empty(), "{lost:?}");
     site.lab().heal("pg-01")?;
@@ -161,12 +168,15 @@ fn a_balancer_that_dies_with_the_primary_delays_it_and_no_more() -> Result<()> {
     let writer = Writer::start(&site)?;
     writer.more(50)?;
     // Its tables stay, and its gate closes by itself.
+    let (killed, begin) = (monotonic_ms()?, Instant::now());
     site.lab().daemon("lb-01").kill()?;
     site.lab().kill("pg-01")?;
     until(&site, "pg-02 to be the primary", |it| it["writes_to"] == "pg-02" && it["epoch"] == 2)?;
     writer.more(50)?;
     let acknowledged = writer.end()?;
     println!("killed with a balancer: nothing was written for {:?}", gap(&acknowledged));
+    print_pause(&acknowledged, begin)?;
+    print_since(&site, killed, &[HostName::Lb02])?;
     let lost = missing(&site, &acknowledged)?;
     ensure!(lost.is_empty(), "{lost:?}");
     let told = site.obeys("events")?;

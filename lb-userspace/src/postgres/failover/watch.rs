@@ -266,9 +266,17 @@ impl Machine {
         }
         let mut evidence = vec![format!("{primary}: {}", failure.reason)];
         let mut waits = false;
+        let failure = record.run.as_ref().is_some_and(|run| run.cause == Cause::Failure);
+        let begun = failure && record.phase == Phase::Fencing;
         for (name, known) in self.servers.iter().filter(|(name, _)| *name != primary) {
             let Some(sample) = known.sample().filter(|_| known.answers()) else { continue };
             let same = sample.system_id == record.branch.system_id;
+            if same && sample.revoked && begun {
+                // Nobody has done that who was not sure; what it says from then on proves nothing.
+                evidence
+                    .push(format!("{name} had not heard {primary} when its way there was taken"));
+                continue;
+            }
             // One that did not hear it before says nothing by not hearing it now.
             let knew = known.streamed().is_some_and(|at| since <= at + KNOWN_BEFORE);
             if !same || sample.role != Role::Standby || sample.revoked || !knew {
