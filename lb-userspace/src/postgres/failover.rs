@@ -41,6 +41,7 @@ mod degrade;
 mod follow;
 mod gate;
 mod known;
+mod names;
 mod run;
 mod store;
 mod watch;
@@ -365,9 +366,9 @@ pub struct Machine {
     /// When other balancers were heard, and when the primary had answered them.
     heard: BTreeMap<String, Duration>,
     reach: BTreeMap<String, Duration>,
-    /// When this record came, and the last promotion without a person.
+    /// When this record came; and the epoch that began without a person, and when that was seen.
     since: Duration,
-    promoted: Option<Duration>,
+    calm: Option<(u64, Duration)>,
     /// The last one that came to nothing.
     given_up: Option<Duration>,
     /// Nothing begins without a person before this: the last beginning could not be kept.
@@ -420,7 +421,7 @@ impl Machine {
             heard: BTreeMap::new(),
             reach: BTreeMap::new(),
             since: Duration::ZERO,
-            promoted: None,
+            calm: None,
             given_up: None,
             not_before: Duration::ZERO,
             doubted: None,

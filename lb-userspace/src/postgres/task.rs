@@ -357,6 +357,7 @@ impl Task {
             self.lags.see(&server, sample, primary, self.config.max_lag, asked);
         }
         if let Some(detail) = detail {
+            self.note_room(&server, &detail);
             self.details.insert(server.clone(), detail);
         }
         match trouble {
@@ -398,6 +399,22 @@ impl Task {
                 link.forget();
             }
         }
+    }
+
+    /// A server can write no longer, or again.
+    fn note_room(&self, server: &str, detail: &Detail) {
+        let before = self.details.get(server).and_then(|it| it.cannot_write.as_ref());
+        let role = self.role_of(server);
+        let note = match (before, &detail.cannot_write) {
+            (None, Some(why)) => {
+                Note::new(Kind::Fault, format!("{role}{server} cannot write")).because(why)
+            }
+            (Some(_), None) => {
+                Note::new(Kind::Recovered, format!("{role}{server} can write again"))
+            }
+            _ => return,
+        };
+        self.note(note.backend(server));
     }
 
     fn note(&self, note: Note) {

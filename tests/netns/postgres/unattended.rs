@@ -3,6 +3,7 @@
 use nix::time::{ClockId, clock_gettime};
 
 use super::{
+    figures::repeated,
     pair::{BOTH, both_see, database_of, routes_alike},
     *,
 };
@@ -12,7 +13,7 @@ use crate::peers::{self, Key};
 pub(super) const ETCD: [HostName; 3] = [HostName::Lb01, HostName::Lb02, HostName::Witness];
 
 /// How long nothing must happen where nothing may.
-const WATCH: Duration = Duration::from_secs(6);
+pub(super) const WATCH: Duration = Duration::from_secs(6);
 
 /// The configuration of both balancers.
 pub(super) fn config(key: &Key, promotion: &str) -> String {
@@ -101,8 +102,7 @@ pub(super) fn nobody_is_promoted(site: &Site, why: &str) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_killed_primary_is_replaced_without_a_person() -> Result<()> {
+fn kill() -> Result<Duration> {
     let key = Key::new("one key for both balancers\n")?;
     let site = unattended("pg-auto", &key, "automatic")?;
     let writer = Writer::start(&site)?;
@@ -111,7 +111,7 @@ fn a_killed_primary_is_replaced_without_a_person() -> Result<()> {
     routes_alike(&site, "pg-02", 2)?;
     writer.more(50)?;
     let acknowledged = writer.end()?;
-    println!("killed: nothing was written for {:?}", gap(&acknowledged));
+    let pause = gap(&acknowledged);
     let lost = missing(&site, &acknowledged)?;
     ensure!(lost.is_empty(), "{lost:?}");
     // It is told why.
@@ -128,11 +128,16 @@ fn a_killed_primary_is_replaced_without_a_person() -> Result<()> {
             && server(it, "pg-01")["read_only"]["state"] == "barred"
     })?;
     ensure!(leads_to(&site, 5432)? == "192.0.2.32");
-    site.finish()
+    site.finish()?;
+    Ok(pause)
 }
 
 #[test]
-fn a_primary_that_is_cut_off_is_replaced_without_a_person() -> Result<()> {
+fn a_killed_primary_is_replaced_without_a_person() -> Result<()> {
+    repeated("the primary killed, nothing was written for", kill)
+}
+
+fn cut_off() -> Result<Duration> {
     let key = Key::new("one key for both balancers\n")?;
     let site = unattended("pg-auto-cut", &key, "automatic")?;
     for host in ["pg-01", "pg-02"] {
@@ -147,7 +152,7 @@ fn a_primary_that_is_cut_off_is_replaced_without_a_person() -> Result<()> {
     routes_alike(&site, "pg-02", 2)?;
     writer.more(50)?;
     let acknowledged = writer.end()?;
-    println!("cut off: nothing was written for {:?}", gap(&acknowledged));
+    let pause = gap(&acknowledged);
     print_pause(&acknowledged, begin)?;
     print_since(&site, cut, &BOTH)?;
     let lost = missing(&site, &acknowledged)?;
@@ -158,11 +163,16 @@ fn a_primary_that_is_cut_off_is_replaced_without_a_person() -> Result<()> {
             && server(it, "pg-01")["read_write"]["state"] == "barred"
     })?;
     ensure!(leads_to(&site, 5432)? == "192.0.2.32");
-    site.finish()
+    site.finish()?;
+    Ok(pause)
 }
 
 #[test]
-fn a_balancer_that_dies_with_the_primary_delays_it_and_no_more() -> Result<()> {
+fn a_primary_that_is_cut_off_is_replaced_without_a_person() -> Result<()> {
+    repeated("the primary cut off, nothing was written for", cut_off)
+}
+
+fn kill_with_a_balancer() -> Result<Duration> {
     let key = Key::new("one key for both balancers\n")?;
     let site = unattended("pg-auto-both", &key, "automatic")?.on_lb02();
     let writer = Writer::start(&site)?;
@@ -174,7 +184,7 @@ fn a_balancer_that_dies_with_the_primary_delays_it_and_no_more() -> Result<()> {
     until(&site, "pg-02 to be the primary", |it| it["writes_to"] == "pg-02" && it["epoch"] == 2)?;
     writer.more(50)?;
     let acknowledged = writer.end()?;
-    println!("killed with a balancer: nothing was written for {:?}", gap(&acknowledged));
+    let pause = gap(&acknowledged);
     print_pause(&acknowledged, begin)?;
     print_since(&site, killed, &[HostName::Lb02])?;
     let lost = missing(&site, &acknowledged)?;
@@ -184,7 +194,13 @@ fn a_balancer_that_dies_with_the_primary_delays_it_and_no_more() -> Result<()> {
     // The other one learns of it.
     site.lab().daemon("lb-01").start()?;
     routes_alike(&site, "pg-02", 2)?;
-    site.finish()
+    site.finish()?;
+    Ok(pause)
+}
+
+#[test]
+fn a_balancer_that_dies_with_the_primary_delays_it_and_no_more() -> Result<()> {
+    repeated("the primary killed with a balancer, nothing was written for", kill_with_a_balancer)
 }
 
 #[test]

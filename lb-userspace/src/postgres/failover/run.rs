@@ -352,6 +352,8 @@ impl Machine {
             known.promote(timeline, &mark);
         }
         let loss = run.and_then(|run| run.loss);
+        let alone = run.is_some_and(|run| run.cause == Cause::Failure);
+        let lifted = run.and_then(|run| self.lifted(&record, run, server));
         let lost = loss.map_or_else(|| "what is lost is not known".to_owned(), describe);
         let next = record.next(|next| {
             next.epoch += 1;
@@ -362,6 +364,10 @@ impl Machine {
             next.mark = Some(mark);
             next.run = None;
             next.sync_since = Lsn::default();
+            next.calm = alone;
+            if let Some(lifted) = lifted {
+                next.degraded.entry(server.to_owned()).or_insert(lifted);
+            }
         });
         self.verified = Some(next.epoch);
         let message = format!("{server} is the primary, on timeline {timeline}");

@@ -323,11 +323,11 @@ impl Machine {
         self.agreed.clear();
         let failed =
             |record: &&Record| record.run.as_ref().is_some_and(|run| run.cause == Cause::Failure);
-        let primary = self.record.as_ref().map(|record| &record.primary);
         let serves = self.record.as_ref().is_some_and(|it| it.phase == Phase::Serving);
-        if let Some(before) = before.filter(failed).filter(|_| serves) {
-            let done = Some(&before.primary) != primary;
-            *(if done { &mut self.promoted } else { &mut self.given_up }) = Some(now);
+        let epoch = self.record.as_ref().map(|record| record.epoch);
+        let ended = before.filter(failed).filter(|_| serves);
+        if ended.is_some_and(|it| Some(it.epoch) == epoch) {
+            self.given_up = Some(now);
         }
     }
 

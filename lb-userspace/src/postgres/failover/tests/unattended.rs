@@ -3,13 +3,13 @@
 use super::{steps::Site, *};
 use crate::postgres::record::Cause;
 
-fn rules(veto: Option<Duration>, max_loss: u64) -> Settings {
+pub(super) fn rules(veto: Option<Duration>, max_loss: u64) -> Settings {
     let unattended = Some(Unattended { veto, max_loss, available: None, seed: 42 });
     Settings { unattended, ..settings("lb-01", &["lb-02"], 2) }
 }
 
 /// A site whose store answers, and whose primary was seen with a standby that commits wait for.
-fn serving(settings: Settings) -> Site {
+pub(super) fn serving(settings: Settings) -> Site {
     let mut site = Site::serving(settings);
     site.stored();
     for _ in 0..3 {
@@ -20,7 +20,7 @@ fn serving(settings: Settings) -> Site {
     site
 }
 
-fn synchronous(received: u64) -> Sample {
+pub(super) fn synchronous(received: u64) -> Sample {
     let replica = Replica {
         name: "pg-02".into(),
         address: Some(address("pg-02")),
@@ -38,12 +38,12 @@ fn whole(site: &mut Site) {
     site.sees("pg-02", Ok(standby(1000)));
 }
 
-fn left_alone(received: u64) -> Sample {
+pub(super) fn left_alone(received: u64) -> Sample {
     Sample { receiver: None, ..standby(received) }
 }
 
 /// The primary is found dead by this balancer and by its standby.
-fn fails(site: &mut Site) {
+pub(super) fn fails(site: &mut Site) {
     for _ in 0..2 {
         site.tick(250);
         site.sees("pg-01", Err(failure(FailureKind::Dead)));
@@ -51,15 +51,15 @@ fn fails(site: &mut Site) {
     }
 }
 
-fn phase(site: &Site) -> Phase {
+pub(super) fn phase(site: &Site) -> Phase {
     site.disk.as_ref().expect("a record").phase
 }
 
-fn heard(message: Message) -> Event {
+pub(super) fn heard(message: Message) -> Event {
     Event::Heard { node: "lb-02".into(), message }
 }
 
-fn place(site: &Site) -> (u64, u64) {
+pub(super) fn place(site: &Site) -> (u64, u64) {
     site.disk.as_ref().expect("a record").place()
 }
 
