@@ -13,10 +13,10 @@ impl Site {
                 self.hear_store(at);
             }
             18..30 if self.unattended.is_some() && self.rng.u8(..20) == 0 => {
-                if self.rng.bool() {
-                    self.lose_standbys();
-                } else {
-                    self.incident();
+                match self.rng.u8(..3) {
+                    0 => self.lose_standbys(),
+                    1 => self.contest(),
+                    _ => self.incident(),
                 }
             }
             18..30 if self.unattended.is_some() && self.rng.bool() => self.turn(at),

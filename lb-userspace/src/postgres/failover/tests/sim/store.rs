@@ -113,6 +113,31 @@ impl Site {
         }
     }
 
+    /// One balancer reaches the primary and the other the standbys, and neither the other's: the one may let commits go on
+    /// without standbys, and the other may promote one. Perhaps the primary and its standbys hear each other again, or
+    /// the first does not reach the store.
+    pub(super) fn contest(&mut self) {
+        self.mend();
+        self.calm(10);
+        let Some(primary) = self.gate(0).map(server_at) else { return };
+        let at = self.rng.usize(..2);
+        self.cuts.extend([(0, 1), (1 - at, primary + 2)]);
+        let way = |other: usize| (other.min(primary) + 2, other.max(primary) + 2);
+        let standbys = (0..3).filter(|it| *it != primary);
+        self.cuts.extend(standbys.clone().map(way));
+        self.store.cut[at] = self.rng.u8(..3) == 0;
+        let rounds = self.rng.usize(20..70);
+        let back = self.rng.usize(..2 * rounds);
+        for round in 0..rounds {
+            if round == back {
+                for other in standbys.clone() {
+                    self.cuts.remove(&way(other));
+                }
+            }
+            self.go_on_roughly(primary);
+        }
+    }
+
     pub(super) fn read_store(&mut self, at: usize, fails: bool) {
         let found = if self.store.answers(at) && !fails {
             Ok(self.store.record.clone().map(Box::new))
