@@ -120,6 +120,14 @@ fn kill() -> Result<Duration> {
     for words in ["pg-01 has failed", "pg-02 receives nothing from pg-01", "pg-02 is chosen"] {
         ensure!(told.contains(words), "nobody has said {words:?}: {told}");
     }
+    // Daemons that are killed hold to it that the next promotion is not soon.
+    for host in BOTH {
+        site.lab().daemon(host.as_str()).kill()?;
+    }
+    for host in BOTH {
+        site.lab().daemon(host.as_str()).start()?;
+    }
+    both_see(&site, "the minute to go on", |it| it["writes_to"] == "pg-02" && it["calm"] == true)?;
     // The old one comes back, and is not reachable.
     site.lab().start("pg-01")?;
     both_see(&site, "pg-01 to be barred", |it| {
@@ -287,7 +295,12 @@ fn a_person_may_forbid_it_or_agree() -> Result<()> {
         let state = site.lab().query("pg-01", "select sync_state from pg_stat_replication")?;
         Ok((state == "sync").then_some(()))
     })?;
-    both_see(&site, "pg-02 to follow", |it| server(it, "pg-02")["read_only"]["state"] == "serves")?;
+    // A standby that was not seen to hear it says nothing by not hearing it.
+    both_see(&site, "pg-02 to follow", |it| {
+        server(it, "pg-02")["read_only"]["state"] == "serves"
+            && !server(it, "pg-02")["streams_from"].is_null()
+            && server(it, "pg-01")["sync"]["have"] == 1
+    })?;
     site.lab().kill("pg-01")?;
     let second = asks()?;
     ensure!(second["veto"] != first["veto"] && second["approve"] != first["approve"]);
