@@ -68,9 +68,10 @@ pub fn of_database(database: &Database, out: &mut Vec<Condition>) {
         }
         of_slots(database, server, &mut add);
         if let Some(why) = &server.cannot_write {
-            let (role, severity) = match primary == Some(it) {
-                true => ("primary database", Critical),
-                false => ("database server", Warning),
+            let (role, severity) = if primary == Some(it) {
+                ("primary database", Critical)
+            } else {
+                ("database server", Warning)
             };
             let text = format!(
                 "{role} {it} ({address}) cannot write: {why}. It answers, so nobody is promoted in its place"

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How long a gate stays open after the moment that this balancer is sure of.
-pub const LEASE: Duration = Duration::from_millis(2000);
+pub const LEASE: Duration = Duration::from_secs(2);
 
 /// After this time a gate that is not extended is surely closed: clocks of different hosts run at different
 /// rates, and a timer may be late.
