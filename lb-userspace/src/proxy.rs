@@ -63,6 +63,7 @@ mod stream;
 mod strict;
 pub mod tls;
 mod tunnel;
+mod wire;
 mod worker;
 
 pub use backend::Backend;

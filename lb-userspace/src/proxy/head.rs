@@ -11,7 +11,8 @@ use super::{access::Entry, headers, kept::Sending, serve::Client};
 /// The head of a request, as backends get it.
 pub(super) struct Head {
     pub(super) method: Method,
-    uri: Uri,
+    /// The target, without scheme and host.
+    pub(super) uri: Uri,
     pub(super) headers: HeaderMap,
     /// It asks for a change of protocol.
     pub(super) upgrade: bool,
@@ -44,6 +45,7 @@ impl Head {
         Self { method, uri: origin(uri), headers, upgrade: asks }
     }
 
+    /// As hyper takes it.
     pub(super) fn request(&self, body: Sending) -> Request<Sending> {
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
