@@ -37,6 +37,7 @@ mod backend;
 mod budget;
 mod connect;
 pub mod decide;
+mod early;
 mod edge;
 mod exchange;
 mod gate;

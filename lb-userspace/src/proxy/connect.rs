@@ -57,7 +57,7 @@ pub(super) struct Link {
 #[derive(Debug)]
 enum Sender {
     /// One after the other, in HTTP/1.1.
-    One(Wire),
+    One(Box<Wire>),
     /// Many at once, in HTTP/2. The connection is a task of its own.
     Many(Place),
 }
@@ -262,7 +262,7 @@ pub(super) async fn connect(backend: &Backend, view: &View, ends: Ends) -> Resul
 
 /// A connection on which HTTP/1.1 is spoken.
 pub(super) fn http1(stream: impl Io + 'static, tcp: Arc<TcpStream>) -> Link {
-    Link::new(Sender::One(Wire::new(stream)), tcp)
+    Link::new(Sender::One(Box::new(Wire::new(stream))), tcp)
 }
 
 async fn dial(address: SocketAddr) -> io::Result<TcpStream> {

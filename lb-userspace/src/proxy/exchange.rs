@@ -62,14 +62,15 @@ async fn answer(client: &Arc<Client>, mut request: Request<Incoming>) -> Respons
             .map(|log| Box::new(Entry::refused(log, client.address.ip(), refusal.label(), begun)));
         return refuse(refusal, client, under, entry);
     }
-    let host = match refuse::host(&request) {
+    let host = match refuse::host(&request, client.named.first_host()) {
         Ok(host) => host,
         Err(refusal) => return refuse(refusal, client, under, entry),
     };
     let host = host.unwrap_or_else(|| head::authority(client));
     let upgrades = upgrade::on(&mut request);
     let (parts, incoming) = request.into_parts();
-    let head = Head::new(parts, client, &host, entry.as_deref_mut());
+    let http2 = view.proxy.upstream.http2;
+    let head = Head::new(parts, client, http2, &host, entry.as_deref_mut());
     let repeatable = decide::is_repeatable(&head.method, false)
         || decide::is_repeatable(&head.method, head.headers.contains_key(headers::IDEMPOTENCY_KEY));
     let timeout = view.proxy.next_upstream.timeout;

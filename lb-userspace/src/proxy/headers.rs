@@ -4,6 +4,7 @@ use std::{net::IpAddr, sync::OnceLock};
 
 use hyper::{
     HeaderMap,
+    body::Bytes,
     header::{
         CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, Entry, HOST, HeaderName, HeaderValue, TE,
         TRANSFER_ENCODING, UPGRADE,
@@ -144,22 +145,76 @@ pub(super) struct Named {
     scheme: &'static str,
     /// As it stands in `X-Forwarded-For`.
     text: HeaderValue,
-    /// `Forwarded` for the first host that was asked for; most clients ask for no other.
-    forwarded: OnceLock<(HeaderValue, HeaderValue)>,
+    /// For the first host that was asked for; most clients ask for no other.
+    first: OnceLock<First>,
+}
+
+/// What backends are told of a client that asks for this host.
+#[derive(Debug)]
+struct First {
+    host: HeaderValue,
+    forwarded: HeaderValue,
+    /// All of it but the name of the request, as it is sent.
+    lines: Bytes,
 }
 
 impl Named {
     pub(super) fn new(address: IpAddr, scheme: &'static str) -> Self {
         let address = address.to_canonical();
         let text = value(address.to_string());
-        Self { address, scheme, text, forwarded: OnceLock::new() }
+        Self { address, scheme, text, first: OnceLock::new() }
     }
 
     /// An element of `Forwarded` (RFC 7239).
     fn forwarded(&self, host: &HeaderValue) -> HeaderValue {
-        let write = || value(forwarded(self.address, host, self.scheme));
-        let (first, forwarded) = self.forwarded.get_or_init(|| (host.clone(), write()));
-        if first == host { forwarded.clone() } else { write() }
+        match self.first(host) {
+            Some(first) => first.forwarded.clone(),
+            None => value(forwarded(self.address, host, self.scheme)),
+        }
+    }
+
+    /// What is the same in all requests for the first host.
+    fn first(&self, host: &HeaderValue) -> Option<&First> {
+        let first = self.first.get_or_init(|| {
+            let forwarded = value(forwarded(self.address, host, self.scheme));
+            let scheme = HeaderValue::from_static(self.scheme);
+            let mut lines = Vec::new();
+            for (name, value) in [
+                (X_FORWARDED_FOR, &self.text),
+                (X_FORWARDED_PROTO, &scheme),
+                (X_FORWARDED_HOST, host),
+                (FORWARDED, &forwarded),
+            ] {
+                lines.extend_from_slice(name.as_str().as_bytes());
+                lines.extend_from_slice(b": ");
+                lines.extend_from_slice(value.as_bytes());
+                lines.extend_from_slice(b"\r\n");
+            }
+            // A copy: the host as it came is part of a buffer, which would be kept for it.
+            let host = HeaderValue::from_bytes(host.as_bytes()).unwrap_or_else(|_| host.clone());
+            First { host, forwarded, lines: lines.into() }
+        });
+        (first.host == host).then_some(first)
+    }
+
+    /// The first host, if one was asked for.
+    pub(super) fn first_host(&self) -> Option<&HeaderValue> {
+        self.first.get().map(|first| &first.host)
+    }
+
+    /// All that a backend is told of a request for this host but its name, as it is sent in HTTP/1.1;
+    /// nothing if the request says something of that itself, or asks for another host than the first.
+    pub(super) fn lines(&self, headers: &HeaderMap, host: &HeaderValue) -> Option<Bytes> {
+        let says = headers.keys().any(|name| match name.as_str().len() {
+            6 => *name == EXPECT,
+            9 => *name == FORWARDED,
+            12 => *name == X_REQUEST_ID,
+            15 => *name == X_FORWARDED_FOR,
+            16 => *name == X_FORWARDED_HOST,
+            17 => *name == X_FORWARDED_PROTO,
+            _ => false,
+        });
+        if says { None } else { self.first(host).map(|first| first.lines.clone()) }
     }
 }
 
@@ -183,20 +238,25 @@ pub(super) fn put_forwarded(
     if let Some(given) = given {
         return given.clone();
     }
-    let id = new_id();
+    let id = id_value(&new_id());
     headers.insert(X_REQUEST_ID, id.clone());
     id
 }
 
 /// 128 random bits, in hexadecimal digits.
-fn new_id() -> HeaderValue {
+pub(super) fn new_id() -> [u8; 32] {
     let mut digits = [0; 32];
     let mut bits = fastrand::u128(..);
     for digit in &mut digits {
         *digit = b"0123456789abcdef"[(bits & 15) as usize];
         bits >>= 4;
     }
-    HeaderValue::from_bytes(&digits).unwrap_or(HeaderValue::from_static("-"))
+    digits
+}
+
+/// The name of a request as a value.
+pub(super) fn id_value(id: &[u8; 32]) -> HeaderValue {
+    HeaderValue::from_bytes(id).unwrap_or(HeaderValue::from_static("-"))
 }
 
 /// An element of `Forwarded`. IPv6 addresses stand in brackets and quotation marks.

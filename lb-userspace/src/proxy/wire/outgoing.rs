@@ -103,6 +103,12 @@ impl<B: Body<Data = Bytes, Error = io::Error> + Unpin> Outgoing<B> {
                 field(out, name, value.as_bytes());
             }
         }
+        if let Some((lines, id)) = &head.told {
+            out.extend_from_slice(lines);
+            out.extend_from_slice(b"x-request-id: ");
+            out.extend_from_slice(id);
+            out.extend_from_slice(b"\r\n");
+        }
         if body.is_end_stream() {
             if has_length {
                 field(out, &CONTENT_LENGTH, b"0");

@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use hyper::{
     Response, StatusCode, Version,
     ext::ReasonPhrase,
-    header::{CONNECTION, CONTENT_LENGTH, GetAll, HeaderName, HeaderValue, TRANSFER_ENCODING},
+    header::{CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING},
 };
 
 use super::chunks::Chunks;
@@ -51,27 +51,52 @@ pub(super) struct Reply {
     pub(super) keeps: bool,
 }
 
+/// What the fields of a head say of the message itself.
+#[derive(Debug, Default)]
+struct Said {
+    /// How long the body is.
+    length: Option<u64>,
+    /// That is said in two ways, or in none that can be understood.
+    unclear: bool,
+    /// How it is encoded; the last one.
+    encoding: Option<HeaderValue>,
+    /// `Connection: close`.
+    closes: bool,
+    /// `Connection: keep-alive`.
+    keeps: bool,
+}
+
 /// Takes the head of the final answer, once it is whole; interim ones before it are passed over.
 /// `bodiless` is whether the request was one whose answer has no body.
 pub(super) fn read(input: &mut BytesMut, bodiless: bool) -> Result<Option<Reply>, Malformed> {
     loop {
-        let Some(head) = one(input)? else {
+        let Some((response, said)) = one(input)? else {
             return if input.len() > HEAD_BYTES { Err(Malformed) } else { Ok(None) };
         };
-        let status = head.status();
-        if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
+        let status = response.status();
+        let switches = status == StatusCode::SWITCHING_PROTOCOLS;
+        if status.is_informational() && !switches {
             continue;
         }
-        let framing = framing(&head, bodiless)?;
-        let keeps = keeps(&head)
-            && status != StatusCode::SWITCHING_PROTOCOLS
+        let http_11 = response.version() == Version::HTTP_11;
+        let framing = if bodiless
+            || switches
+            || [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&status)
+        {
+            Framing::Length(0)
+        } else {
+            said.framing(http_11)?
+        };
+        let keeps = !switches
+            && !said.closes
+            && (said.keeps || http_11)
             && !matches!(framing, Framing::UntilEnd);
-        return Ok(Some(Reply { response: head, framing, keeps }));
+        return Ok(Some(Reply { response, framing, keeps }));
     }
 }
 
 /// Takes one head.
-fn one(input: &mut BytesMut) -> Result<Option<Response<()>>, Malformed> {
+fn one(input: &mut BytesMut) -> Result<Option<(Response<()>, Said)>, Malformed> {
     let mut fields = [const { MaybeUninit::uninit() }; HEADERS];
     let mut parsed = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
@@ -103,59 +128,60 @@ fn one(input: &mut BytesMut) -> Result<Option<Response<()>>, Malformed> {
     let head = input.split_to(length).freeze();
     let headers = response.headers_mut();
     headers.reserve(places.len());
+    let mut said = Said::default();
     for (name, value) in places {
         let name = HeaderName::from_bytes(&head[name]).map_err(|_| Malformed)?;
         let value = HeaderValue::from_maybe_shared(head.slice(value)).map_err(|_| Malformed)?;
+        if name == CONNECTION {
+            said.connection(&value);
+            if value.as_bytes().eq_ignore_ascii_case(b"keep-alive") {
+                // It is for this connection alone, and says nothing else.
+                continue;
+            }
+        } else if name == CONTENT_LENGTH {
+            said.length(&value);
+        } else if name == TRANSFER_ENCODING {
+            said.encoding = Some(value.clone());
+        }
         headers.append(name, value);
     }
-    Ok(Some(response))
+    Ok(Some((response, said)))
 }
 
-/// RFC 9112, section 6.3. What is said in two ways is refused.
-fn framing(head: &Response<()>, bodiless: bool) -> Result<Framing, Malformed> {
-    let none = [StatusCode::SWITCHING_PROTOCOLS, StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED];
-    if bodiless || none.contains(&head.status()) {
-        return Ok(Framing::Length(0));
-    }
-    let encodings = head.headers().get_all(TRANSFER_ENCODING);
-    if let Some(last) = encodings.iter().next_back() {
-        if head.version() == Version::HTTP_10 {
+impl Said {
+    /// How the end is found (RFC 9112, section 6.3). What is said in two ways is refused.
+    fn framing(&self, http_11: bool) -> Result<Framing, Malformed> {
+        let Some(last) = &self.encoding else {
+            let length = self.length.map_or(Framing::UntilEnd, Framing::Length);
+            return if self.unclear { Err(Malformed) } else { Ok(length) };
+        };
+        if !http_11 {
             return Err(Malformed);
         }
         let last = last.to_str().ok().and_then(|list| list.rsplit(',').next());
         let chunked = last.is_some_and(|last| last.trim().eq_ignore_ascii_case("chunked"));
-        return Ok(if chunked { Framing::Chunked(Chunks::default()) } else { Framing::UntilEnd });
+        Ok(if chunked { Framing::Chunked(Chunks::default()) } else { Framing::UntilEnd })
     }
-    let length = length(&head.headers().get_all(CONTENT_LENGTH))?;
-    Ok(length.map_or(Framing::UntilEnd, Framing::Length))
-}
 
-/// The length that is said, however often it is said alike.
-fn length(said: &GetAll<'_, HeaderValue>) -> Result<Option<u64>, Malformed> {
-    let mut length = None;
-    for part in said.iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b',')) {
-        let part = part.trim_ascii();
-        if part.is_empty() || !part.iter().all(u8::is_ascii_digit) {
-            return Err(Malformed);
-        }
-        let number = str::from_utf8(part).ok().and_then(|text| text.parse::<u64>().ok());
-        // hyper keeps the highest numbers for itself.
-        let number = number.filter(|number| *number < u64::MAX - 2).ok_or(Malformed)?;
-        if length.replace(number).is_some_and(|before| before != number) {
-            return Err(Malformed);
+    /// Takes a length. It may be said often, but not differently.
+    fn length(&mut self, said: &HeaderValue) {
+        for part in said.as_bytes().split(|byte| *byte == b',') {
+            let part = part.trim_ascii();
+            let is_number = !part.is_empty() && part.iter().all(u8::is_ascii_digit);
+            let text = str::from_utf8(part).ok().filter(|_| is_number);
+            // hyper keeps the highest numbers for itself.
+            let number = text.and_then(|text| text.parse().ok()).filter(|it| *it < u64::MAX - 2);
+            let before = self.length;
+            self.length = number;
+            self.unclear |= number.is_none() || before.is_some_and(|it| number != Some(it));
         }
     }
-    Ok(length)
-}
 
-/// Whether the backend keeps the connection open (RFC 9112, section 9.3).
-fn keeps(head: &Response<()>) -> bool {
-    let options = head.headers().get_all(CONNECTION);
-    let mut options = options.iter().flat_map(|list| list.as_bytes().split(|byte| *byte == b','));
-    let mut keeps = head.version() == Version::HTTP_11;
-    options.all(|option| {
-        let option = option.trim_ascii();
-        keeps |= option.eq_ignore_ascii_case(b"keep-alive");
-        !option.eq_ignore_ascii_case(b"close")
-    }) && keeps
+    /// Takes what is said of the connection (RFC 9112, section 9.3).
+    fn connection(&mut self, said: &HeaderValue) {
+        for option in said.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+            self.closes |= option.eq_ignore_ascii_case(b"close");
+            self.keeps |= option.eq_ignore_ascii_case(b"keep-alive");
+        }
+    }
 }

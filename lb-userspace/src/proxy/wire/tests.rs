@@ -78,7 +78,7 @@ fn head(method: &str, target: &str, fields: &[(&'static str, &'static str)]) -> 
     let method = method.parse().unwrap();
     let mut parts = hyper::http::uri::Parts::default();
     parts.path_and_query = Some(target.parse().unwrap());
-    Head { method, uri: Uri::from_parts(parts).unwrap(), headers, upgrade: false }
+    Head { method, uri: Uri::from_parts(parts).unwrap(), headers, told: None, upgrade: false }
 }
 
 fn nothing() -> Sent {
@@ -160,7 +160,7 @@ async fn ask_hyper(script: Script, method: &str) -> Outcome {
                 Err(_) => Outcome::Broken(status),
                 Ok(body) => Outcome::Whole {
                     status,
-                    headers: parts.headers,
+                    headers: without_keep_alive(&parts.headers),
                     trailers: body.trailers().cloned(),
                     body: body.to_bytes().to_vec(),
                 },
@@ -169,6 +169,17 @@ async fn ask_hyper(script: Script, method: &str) -> Outcome {
     };
     connection.abort();
     outcome
+}
+
+/// `Connection: keep-alive` is not handed on.
+fn without_keep_alive(headers: &HeaderMap) -> HeaderMap {
+    let fields = headers.iter().filter(|(name, value)| {
+        *name != "connection" || !value.as_bytes().eq_ignore_ascii_case(b"keep-alive")
+    });
+    fields.fold(HeaderMap::new(), |mut map, (name, value)| {
+        map.append(name, value.clone());
+        map
+    })
 }
 
 fn in_one(text: &[u8]) -> Script {
