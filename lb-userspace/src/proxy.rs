@@ -37,6 +37,7 @@ mod backend;
 mod budget;
 mod connect;
 pub mod decide;
+mod early;
 mod edge;
 mod exchange;
 mod gate;
@@ -63,6 +64,7 @@ mod stream;
 mod strict;
 pub mod tls;
 mod tunnel;
+mod wire;
 mod worker;
 
 pub use backend::Backend;

@@ -13,6 +13,7 @@ mod hostile;
 mod identity;
 mod limits;
 mod peers;
+mod prior;
 mod retries;
 mod streams;
 mod tls;

@@ -152,10 +152,15 @@ impl Entry {
     }
 
     /// What its header fields say.
-    pub(super) fn describe(&mut self, headers: &HeaderMap, host: &HeaderValue, id: &HeaderValue) {
+    pub(super) fn describe(
+        &mut self,
+        headers: &HeaderMap,
+        host: &HeaderValue,
+        id: Option<&HeaderValue>,
+    ) {
         for (key, value) in [
             ("host", Some(host)),
-            ("id", Some(id)),
+            ("id", id),
             ("referer", field(headers, &REFERER)),
             ("agent", field(headers, &USER_AGENT)),
         ] {

@@ -10,7 +10,7 @@ use std::{
 
 use hyper::{
     Response, StatusCode,
-    body::{Body, Bytes, Frame, Incoming, SizeHint},
+    body::{Body, Bytes, Frame, SizeHint},
     header::{CONNECTION, CONTENT_TYPE, HeaderValue},
 };
 use tokio::time::{Sleep, timeout};
@@ -19,7 +19,7 @@ use super::{
     access::Entry,
     backend::Active,
     budget::{Permit, Under},
-    connect::Link,
+    connect::{Link, Reply},
     serve::Client,
 };
 use crate::clock;
@@ -48,7 +48,7 @@ enum Content {
 /// The body of a backend's answer.
 #[derive(Debug)]
 struct Relay {
-    incoming: Incoming,
+    reply: Reply,
     lease: Option<Lease>,
     pause: Option<Pin<Box<Sleep>>>,
     read_timeout: Duration,
@@ -107,17 +107,16 @@ impl Answer {
         response
     }
 
-    /// A backend's answer. Its body is `incoming`, on the leased connection.
+    /// A backend's answer. Its body is `reply`, on the leased connection.
     pub(super) fn relay(
         status: StatusCode,
-        incoming: Incoming,
+        reply: Reply,
         lease: Lease,
         read_timeout: Duration,
         (client, under, entry): (&Arc<Client>, Under, Option<Box<Entry>>),
     ) -> Self {
         let lease = Some(lease);
-        let relay =
-            Relay { incoming, lease, pause: None, read_timeout, fault: None, broken: false };
+        let relay = Relay { reply, lease, pause: None, read_timeout, fault: None, broken: false };
         Self::new(Content::Backend(relay), status, client, under, entry)
     }
 
@@ -146,16 +145,13 @@ impl Relay {
         if let Some(fault) = self.fault.take() {
             return Poll::Ready(Some(Err(fault)));
         }
-        let mut frame = match &self.lease {
-            Some(lease) => Pin::new(&mut self.incoming).poll_frame(&mut lease.link.quiet(cx)),
-            None => Pin::new(&mut self.incoming).poll_frame(cx),
+        let frame = match (&mut self.reply, &mut self.lease) {
+            (Reply::Many(incoming), _) => Pin::new(incoming)
+                .poll_frame(cx)
+                .map(|frame| frame.map(|frame| frame.map_err(io::Error::other))),
+            (Reply::One, Some(lease)) => lease.link.poll_body(cx),
+            (Reply::One, None) => Poll::Ready(None),
         };
-        if frame.is_pending()
-            && let Some(lease) = &mut self.lease
-        {
-            lease.link.drive(cx);
-            frame = Pin::new(&mut self.incoming).poll_frame(&mut lease.link.quiet(cx));
-        }
         let Poll::Ready(frame) = frame else {
             let until = self.read_timeout;
             let pause = self
@@ -168,11 +164,32 @@ impl Relay {
         match frame {
             Some(Err(error)) => {
                 // hyper cuts the client off at once. What came before, and be it the head, goes first.
-                self.fault = Some(io::Error::other(error));
+                self.fault = Some(error);
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
-            frame => Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other))),
+            frame => Poll::Ready(frame),
+        }
+    }
+
+    /// Whether nothing is left.
+    fn is_end_stream(&self) -> bool {
+        if self.fault.is_some() || self.broken {
+            return false;
+        }
+        match &self.reply {
+            Reply::Many(incoming) => incoming.is_end_stream(),
+            Reply::One => self.lease.as_ref().is_none_or(|lease| lease.link.has_answered()),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.reply {
+            Reply::Many(incoming) => incoming.size_hint(),
+            Reply::One => match &self.lease {
+                Some(lease) => lease.link.left(),
+                None => SizeHint::with_exact(0),
+            },
         }
     }
 }
@@ -217,7 +234,7 @@ impl Body for Answer {
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Own(text) => text.is_none(),
-            Content::Backend(relay) => relay.incoming.is_end_stream(),
+            Content::Backend(relay) => relay.is_end_stream(),
         }
     }
 
@@ -226,7 +243,7 @@ impl Body for Answer {
             Content::Own(text) => {
                 SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
             }
-            Content::Backend(relay) => relay.incoming.size_hint(),
+            Content::Backend(relay) => relay.size_hint(),
         }
     }
 }
@@ -235,11 +252,11 @@ impl Drop for Answer {
     fn drop(&mut self) {
         let mut whole = true;
         if let Content::Backend(relay) = &mut self.content
-            && let Some(lease) = relay.lease.take()
+            && relay.lease.is_some()
         {
             // hyper does not ask a body of known length for its end.
-            whole = relay.incoming.is_end_stream();
-            if whole {
+            whole = relay.is_end_stream();
+            if whole && let Some(lease) = relay.lease.take() {
                 lease.give_back(&self.client);
             }
         } else if let Content::Backend(relay) = &self.content {

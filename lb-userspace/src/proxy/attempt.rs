@@ -1,16 +1,16 @@
 //! One attempt: a request on a connection, and the head of its answer.
 
-use std::{future::poll_fn, io, task::Poll, time::Duration};
+use std::{future::poll_fn, task::Poll, time::Duration};
 
-use hyper::{Request, Response, body::Incoming};
+use hyper::Response;
 use tokio::time::Instant;
 
 use super::{
     backend::Backend,
-    connect::Link,
+    connect::{Broken, Link, Reply},
     decide::Failure,
-    kept::{Kept, Sending},
-    multiplex::is_unprocessed,
+    head::Head,
+    kept::Kept,
     stream,
 };
 use crate::{clock, config};
@@ -41,30 +41,26 @@ pub(super) struct Patience<'a> {
 pub(super) async fn attempt(
     link: &mut Link,
     backend: &Backend,
-    request: Request<Sending>,
+    head: &Head,
     body: &Kept,
     patience: Patience<'_>,
-) -> Result<Response<Incoming>, Failed> {
+) -> Result<Response<Reply>, Failed> {
     let begun = clock::timer();
-    let answer = link.send(request);
-    tokio::pin!(answer);
+    let mut asked = link.send(head, body.attempt());
     if let Some(deadline) = patience.deadline {
         link.look_again(deadline.min(begun + LOOK));
     }
     loop {
         let outcome = poll_fn(|cx| {
-            link.drive(cx);
-            if let Poll::Ready(answer) = answer.as_mut().poll(&mut link.quiet(cx)) {
+            if let Poll::Ready(answer) = link.poll_answer(&mut asked, cx) {
                 return Poll::Ready(Some(answer));
             }
             link.poll_look(cx).map(|()| None)
         });
         if let Some(answer) = outcome.await {
-            return answer.map_err(|mut error| {
-                let written = error.take_message().is_none();
+            return answer.map_err(|Broken { failure, written, unprocessed }| {
                 // A body of which a part is lost cannot begin anew, whoever says what of it.
-                let sent = written && !(is_unprocessed(error.error()) && body.is_kept());
-                Failed { failure: failure(error.error()), sent }
+                Failed { failure, sent: written && !(unprocessed && body.is_kept()) }
             });
         }
         let now = clock::timer();
@@ -83,20 +79,4 @@ pub(super) async fn attempt(
             return Err(Failed { failure: Failure::ReadTimeout, sent: true });
         }
     }
-}
-
-fn failure(error: &hyper::Error) -> Failure {
-    if error.is_parse() {
-        return Failure::InvalidHeader;
-    }
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        if let Some(io) = cause.downcast_ref::<io::Error>()
-            && io.kind() == io::ErrorKind::TimedOut
-        {
-            return Failure::SendTimeout;
-        }
-        source = cause.source();
-    }
-    Failure::Closed
 }

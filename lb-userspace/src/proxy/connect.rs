@@ -1,28 +1,21 @@
 //! Connections to backends.
 
 use std::{
-    fmt, io,
+    io,
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
-use futures_util::future::Either;
 use hyper::{
     Request, Response,
-    body::Incoming,
-    client::conn::{
-        TrySendError,
-        http1::{self, SendRequest},
-    },
-    header::TE,
+    body::{Bytes, Frame, Incoming, SizeHint},
+    client::conn::TrySendError,
 };
-use hyper_util::rt::TokioIo;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     time::{Instant, Sleep, timeout},
 };
@@ -30,17 +23,16 @@ use tokio::{
 use super::{
     backend::Backend,
     decide::Failure,
+    head::Head,
     inbound::Ends,
     kept::Sending,
-    multiplex::{Place, Shared},
+    multiplex::{Place, Shared, is_unprocessed},
     outbound,
     service::View,
     stream::Stream,
+    wire::{self, Io, Why, Wire},
 };
 use crate::clock;
-
-/// Longest head of an answer.
-const HEAD_BYTES: usize = 64 << 10;
 
 /// Silence after which the kernel asks the other side whether it is still there, and how often.
 const KEEPALIVE: Duration = Duration::from_mins(1);
@@ -48,78 +40,72 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A connection to a backend.
 ///
-/// hyper's side of it is no task of its own: whoever has the link drives it. So what the backend sends
-/// wakes the one task that waits for it, and a connection that nobody uses costs nothing.
+/// One that speaks HTTP/1.1 is no task of its own: whoever has the link drives it. So what the backend
+/// sends wakes the one task that waits for it, and a connection that nobody uses costs nothing.
+#[derive(Debug)]
 pub(super) struct Link {
     sender: Sender,
-    /// HTTP/1.1, until it has ended.
-    connection: Option<Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>>,
     /// When it is looked next whether there is still an answer to wait for. One timer for all requests
     /// of the connection: setting one for each would cost more.
     look: Pin<Box<Sleep>>,
     pub(super) tcp: Arc<TcpStream>,
     /// Its resets are noted.
     pub(super) is_watched: bool,
-    /// The backend was offered HTTP/2, which knows header fields that HTTP/1.1 does not.
-    may_be_many: bool,
 }
 
 /// What takes requests.
+#[derive(Debug)]
 enum Sender {
-    /// One after the other.
-    One(SendRequest<Sending>),
-    /// Many at once. The connection is a task of its own.
+    /// One after the other, in HTTP/1.1.
+    One(Box<Wire>),
+    /// Many at once, in HTTP/2. The connection is a task of its own.
     Many(Place),
 }
 
-/// What becomes of a request; the error has it back if nothing of it was written.
+/// A request that is on its way.
+pub(super) enum Asked {
+    One,
+    Many(Pin<Box<dyn Future<Output = Sent> + Send>>),
+}
+
+/// What becomes of a request in HTTP/2; the error has it back if nothing of it was written.
 pub(super) type Sent = Result<Response<Incoming>, TrySendError<Request<Sending>>>;
 
-impl fmt::Debug for Link {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("Link").field("tcp", &self.tcp).finish_non_exhaustive()
-    }
+/// The body of an answer.
+#[derive(Debug)]
+pub(super) enum Reply {
+    /// The link has it; see [`Link::poll_body`].
+    One,
+    Many(Incoming),
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(super) struct Broken {
+    pub(super) failure: Failure,
+    /// Something of the request has been written.
+    pub(super) written: bool,
+    /// The backend says that it has not looked at it.
+    pub(super) unprocessed: bool,
 }
 
 impl Link {
-    fn new(
-        sender: Sender,
-        connection: Option<Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>>,
-        tcp: Arc<TcpStream>,
-    ) -> Self {
+    fn new(sender: Sender, tcp: Arc<TcpStream>) -> Self {
         let look = Box::pin(tokio::time::sleep_until(clock::timer()));
-        Self { sender, connection, look, tcp, is_watched: false, may_be_many: false }
+        Self { sender, look, tcp, is_watched: false }
     }
 
     /// One place of many on a connection.
     pub(super) fn many(place: Place) -> Self {
         let tcp = Arc::clone(place.tcp());
-        Self::new(Sender::Many(place), None, tcp)
+        Self::new(Sender::Many(place), tcp)
     }
 
-    /// Writes and reads what can be written and read now.
-    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
-        if let Some(connection) = &mut self.connection
-            // What goes wrong, the request that it goes wrong with is told.
-            && connection.as_mut().poll(cx).is_ready()
-        {
-            self.connection = None;
-        }
-    }
-
-    /// How to wait for what comes out of [`Link::drive`]: whoever drives it is there already when it
-    /// comes, and being woken for it would be one poll too many.
-    pub(super) fn quiet<'a>(&self, cx: &mut Context<'a>) -> Context<'a> {
-        let waker = if self.connection.is_some() { Waker::noop() } else { cx.waker() };
-        Context::from_waker(waker)
-    }
-
-    /// Whether it can take a request now. Whoever waits for it is not woken, and whoever drove it before
-    /// is not any more: else the next request would wake a client that has nothing to do with it.
+    /// Whether it can take a request now. Whoever waited for it is not woken any more: else the next
+    /// request would wake a client that has nothing to do with it.
     pub(super) fn is_ready(&mut self) -> bool {
-        self.drive(&mut Context::from_waker(Waker::noop()));
-        match &self.sender {
-            Sender::One(sender) => self.connection.is_some() && sender.is_ready(),
+        match &mut self.sender {
+            Sender::One(wire) => wire.is_ready(),
             Sender::Many(place) => place.is_open(),
         }
     }
@@ -127,7 +113,7 @@ impl Link {
     /// Whether it can take a request, as far as is known.
     pub(super) fn seems_ready(&self) -> bool {
         match &self.sender {
-            Sender::One(sender) => sender.is_ready(),
+            Sender::One(wire) => wire.is_free(),
             Sender::Many(_) => false,
         }
     }
@@ -135,36 +121,94 @@ impl Link {
     /// Whether it has ended.
     pub(super) fn has_ended(&self) -> bool {
         match &self.sender {
-            Sender::One(sender) => self.connection.is_none() || sender.is_closed(),
+            Sender::One(wire) => wire.is_over(),
             Sender::Many(place) => !place.is_open(),
         }
     }
 
     /// Drives it until it can take a request, if it will.
     pub(super) async fn ready(&mut self) -> bool {
-        let ready = std::future::poll_fn(|cx| {
-            self.drive(cx);
-            match &mut self.sender {
-                Sender::One(sender) => sender.poll_ready(cx),
-                Sender::Many(_) => Poll::Ready(Ok(())),
-            }
+        let ready = std::future::poll_fn(|cx| match &mut self.sender {
+            Sender::One(wire) => wire.poll_ready(cx),
+            Sender::Many(place) => Poll::Ready(place.is_open()),
         });
-        ready.await.is_ok()
+        ready.await
     }
 
     /// Sends a request.
-    pub(super) fn send(
-        &mut self,
-        mut request: Request<Sending>,
-    ) -> impl Future<Output = Sent> + use<> {
+    pub(super) fn send(&mut self, head: &Head, body: Sending) -> Asked {
         match &mut self.sender {
-            Sender::One(sender) => {
-                if self.may_be_many {
-                    request.headers_mut().remove(TE);
-                }
-                Either::Left(sender.try_send_request(request))
+            Sender::One(wire) => {
+                wire.send(head, body);
+                Asked::One
             }
-            Sender::Many(place) => Either::Right(place.send(request)),
+            Sender::Many(place) => Asked::Many(Box::pin(place.send(head.request(body)))),
+        }
+    }
+
+    /// The head of the answer to what was asked, once it is there.
+    pub(super) fn poll_answer(
+        &mut self,
+        asked: &mut Asked,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Response<Reply>, Broken>> {
+        Poll::Ready(match (&mut self.sender, asked) {
+            (_, Asked::Many(answer)) => match ready!(answer.as_mut().poll(cx)) {
+                Ok(answer) => Ok(answer.map(Reply::Many)),
+                Err(mut error) => Err(Broken {
+                    written: error.take_message().is_none(),
+                    unprocessed: is_unprocessed(error.error()),
+                    failure: of_hyper(error.error()),
+                }),
+            },
+            (Sender::One(wire), Asked::One) => match ready!(wire.poll_answer(cx)) {
+                Ok(answer) => Ok(answer.map(|()| Reply::One)),
+                Err(wire::Broken { why, written }) => {
+                    let failure = match why {
+                        Why::Closed => Failure::Closed,
+                        Why::Slow => Failure::SendTimeout,
+                        Why::Malformed => Failure::InvalidHeader,
+                    };
+                    Err(Broken { failure, written, unprocessed: false })
+                }
+            },
+            (Sender::Many(_), Asked::One) => unreachable!("what was asked is of this connection"),
+        })
+    }
+
+    /// The next piece of the answer's body, if the link has it.
+    pub(super) fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        match &mut self.sender {
+            Sender::One(wire) => wire.poll_body(cx),
+            Sender::Many(_) => Poll::Ready(None),
+        }
+    }
+
+    /// Whether nothing is left of the answer, if the link has its body.
+    pub(super) fn has_answered(&self) -> bool {
+        match &self.sender {
+            Sender::One(wire) => wire.has_answered(),
+            Sender::Many(_) => true,
+        }
+    }
+
+    /// How long the rest of the answer's body is, if the link has it.
+    pub(super) fn left(&self) -> SizeHint {
+        match &self.sender {
+            Sender::One(wire) => wire.left(),
+            Sender::Many(_) => SizeHint::with_exact(0),
+        }
+    }
+
+    /// The connection, after a change of protocol, and what has come on it already. There is none in
+    /// HTTP/2.
+    pub(super) fn into_parts(self) -> Option<(Box<dyn Io>, Bytes)> {
+        match self.sender {
+            Sender::One(wire) => Some(wire.into_parts()),
+            Sender::Many(_) => None,
         }
     }
 
@@ -205,32 +249,20 @@ pub(super) async fn connect(backend: &Backend, view: &View, ends: Ends) -> Resul
     };
     let stream = Stream::new(Arc::clone(&tcp), proxy.send_timeout);
     let link = if proxy.upstream.is_plain() {
-        http1(stream, tcp).await?
+        http1(stream, tcp)
     } else {
         let left = proxy.connect_timeout.saturating_sub(clock::timer() - begun);
         let prepared = Box::pin(outbound::prepare(view, ends, backend.address, &tcp, stream));
-        let mut link =
-            timeout(left, prepared).await.map_err(|_| Failure::ConnectTimeout).flatten()?;
-        link.may_be_many = proxy.upstream.http2;
-        link
+        timeout(left, prepared).await.map_err(|_| Failure::ConnectTimeout).flatten()?
     };
     // What comes before the first request belongs to the time that the backend may take.
     backend.connected(clock::timer() - begun);
     Ok(link)
 }
 
-/// Begins to speak HTTP/1.1 on a connection.
-pub(super) async fn http1<S>(stream: S, tcp: Arc<TcpStream>) -> Result<Link, Failure>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let mut builder = http1::Builder::new();
-    // No more fields than hyper has room for without an allocation: 100, as in a request.
-    builder.max_buf_size(HEAD_BYTES);
-    let (sender, connection) =
-        builder.handshake(TokioIo::new(stream)).await.map_err(|_| Failure::Handshake)?;
-    let connection: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(connection.with_upgrades());
-    Ok(Link::new(Sender::One(sender), Some(connection), tcp))
+/// A connection on which HTTP/1.1 is spoken.
+pub(super) fn http1(stream: impl Io + 'static, tcp: Arc<TcpStream>) -> Link {
+    Link::new(Sender::One(Box::new(Wire::new(stream))), tcp)
 }
 
 async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
@@ -249,4 +281,21 @@ fn failure(error: &io::Error) -> Failure {
         io::ErrorKind::TimedOut => Failure::ConnectTimeout,
         _ => Failure::Local,
     }
+}
+
+/// What an error of HTTP/2 is.
+fn of_hyper(error: &hyper::Error) -> Failure {
+    if error.is_parse() {
+        return Failure::InvalidHeader;
+    }
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(io) = cause.downcast_ref::<io::Error>()
+            && io.kind() == io::ErrorKind::TimedOut
+        {
+            return Failure::SendTimeout;
+        }
+        source = cause.source();
+    }
+    Failure::Closed
 }

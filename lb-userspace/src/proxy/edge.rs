@@ -27,6 +27,10 @@ use super::{
 /// No time at all.
 const BUSY: u64 = u64::MAX;
 
+/// How a client begins that speaks HTTP/2 at once (RFC 9113, section 3.4): a head of a version that no
+/// request in HTTP/1 can have.
+const HTTP_2: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
+
 /// What hyper reads in place of a head that is refused.
 const STAND_IN: &[u8] = b"GET / HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n";
 
@@ -48,6 +52,8 @@ pub(super) struct Edge {
     between: AtomicBool,
     /// Something that was written may not have left yet.
     unflushed: AtomicBool,
+    /// The client speaks HTTP/2.
+    http2: AtomicBool,
 }
 
 impl Edge {
@@ -62,7 +68,13 @@ impl Edge {
             amid_head: AtomicBool::new(false),
             between: AtomicBool::new(true),
             unflushed: AtomicBool::new(false),
+            http2: AtomicBool::new(false),
         }
+    }
+
+    /// Whether the client has begun to speak HTTP/2. Whoever reads HTTP/1 is told nothing then.
+    pub(super) fn is_http2(&self) -> bool {
+        self.http2.load(Ordering::Relaxed)
     }
 
     /// The answer has ended, so the client's next request is waited for.
@@ -127,12 +139,35 @@ pub(super) struct Strictly<S> {
     refused: bool,
     /// It says nothing at its end but that it is over, which closing it says too.
     plain: bool,
+    /// Its first bytes may be those of HTTP/2. Over TLS that has been agreed on before.
+    new: bool,
 }
 
 impl<S> Strictly<S> {
     pub(super) fn new(stream: S, edge: Arc<Edge>, plain: bool) -> Self {
         let strict = Strict::default();
-        Self { stream, strict, edge, ready: 0, refusal: None, refused: false, plain }
+        Self { stream, strict, edge, ready: 0, refusal: None, refused: false, plain, new: plain }
+    }
+
+    /// The stream, and what was read of it and is not used: all that a client has sent that speaks
+    /// HTTP/2.
+    pub(super) fn into_parts(mut self) -> (S, Vec<u8>) {
+        (self.stream, std::mem::take(self.strict.held()))
+    }
+
+    /// Whether the client speaks HTTP/2, by its first bytes, of which these are the last. Then they are
+    /// held. Until enough have come, they are the beginning of a head.
+    fn begins_http2(&mut self, bytes: &[u8]) -> bool {
+        let held = self.strict.held();
+        let mut first = held.iter().chain(bytes);
+        let same = HTTP_2.iter().take_while(|byte| first.next() == Some(*byte)).count();
+        if same == HTTP_2.len() {
+            held.extend_from_slice(bytes);
+            self.edge.http2.store(true, Ordering::Relaxed);
+            return true;
+        }
+        self.new = same == held.len() + bytes.len();
+        false
     }
 
     /// Says where in the client's bytes it is.
@@ -166,6 +201,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Strictly<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if this.edge.is_http2() {
+            // It is not for whoever reads here.
+            return Poll::Pending;
+        }
         loop {
             let switched = this.edge.switched.load(Ordering::Relaxed);
             if switched {
@@ -204,6 +243,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Strictly<S> {
             let new = &buf.filled()[before..];
             if new.is_empty() {
                 return Poll::Ready(Ok(()));
+            }
+            if this.new && this.begins_http2(new) {
+                buf.set_filled(before);
+                return Poll::Pending;
             }
             let Fed { passed, refusal } = this.strict.feed(new);
             this.tell_place();

@@ -17,7 +17,7 @@ use super::{
     attempt::{self, Patience},
     backend::{Active, Backend},
     budget::{Permit, Under},
-    connect::{self, Link},
+    connect::{self, Link, Reply},
     decide::{self, Class, Decision, Facts, Failure, Next},
     head::{self, Head},
     headers,
@@ -62,14 +62,15 @@ async fn answer(client: &Arc<Client>, mut request: Request<Incoming>) -> Respons
             .map(|log| Box::new(Entry::refused(log, client.address.ip(), refusal.label(), begun)));
         return refuse(refusal, client, under, entry);
     }
-    let host = match refuse::host(&request) {
+    let host = match refuse::host(&request, client.named.first_host()) {
         Ok(host) => host,
         Err(refusal) => return refuse(refusal, client, under, entry),
     };
     let host = host.unwrap_or_else(|| head::authority(client));
     let upgrades = upgrade::on(&mut request);
     let (parts, incoming) = request.into_parts();
-    let head = Head::new(parts, client, &host, entry.as_deref_mut());
+    let http2 = view.proxy.upstream.http2;
+    let head = Head::new(parts, client, http2, &host, entry.as_deref_mut());
     let repeatable = decide::is_repeatable(&head.method, false)
         || decide::is_repeatable(&head.method, head.headers.contains_key(headers::IDEMPOTENCY_KEY));
     let timeout = view.proxy.next_upstream.timeout;
@@ -110,7 +111,7 @@ async fn answer(client: &Arc<Client>, mut request: Request<Incoming>) -> Respons
 /// What became of a request.
 #[expect(clippy::large_enum_variant, reason = "nearly all are of the large one")]
 enum Outcome {
-    Answer(Response<Incoming>, Lease),
+    Answer(Response<Reply>, Lease),
     GivenUp(StatusCode),
     Refused(Refusal),
 }
@@ -137,7 +138,7 @@ fn refuse(
 /// Gives the client a backend's answer.
 fn hand_back(
     client: &Arc<Client>,
-    answer: Response<Incoming>,
+    answer: Response<Reply>,
     lease: Lease,
     upgrades: OnUpgrade,
     read_timeout: Duration,
@@ -145,16 +146,8 @@ fn hand_back(
 ) -> Response<Answer> {
     let status = answer.status();
     if status == StatusCode::SWITCHING_PROTOCOLS {
-        let mut answer = answer;
-        let backend = upgrade::on(&mut answer);
         client.edge.switch();
-        tunnel::spawn(
-            Arc::clone(&client.route),
-            upgrades,
-            backend,
-            lease,
-            Arc::clone(&client.open),
-        );
+        tunnel::spawn(Arc::clone(&client.route), upgrades, lease, Arc::clone(&client.open));
         let (mut parts, _) = answer.into_parts();
         let protocol = headers::strip_hop_by_hop(&mut parts.headers);
         if let Some(protocol) = protocol {
@@ -204,7 +197,6 @@ impl Exchange<'_> {
             };
             let backend = Arc::clone(active.backend());
             active.count_request();
-            let request = self.head.request(self.body.attempt());
             let patience = Patience {
                 proxy: &self.view.proxy,
                 deadline: self.deadline,
@@ -219,7 +211,8 @@ impl Exchange<'_> {
             let may_be_stale = reused && !self.repeatable && link.shared().is_none();
             let before = if may_be_stale { Before::look(&mut link, resets) } else { None };
             let asked = self.view.proxy.least_time.then(clock::timer);
-            let result = attempt::attempt(&mut link, &backend, request, &self.body, patience).await;
+            let result =
+                attempt::attempt(&mut link, &backend, &self.head, &self.body, patience).await;
             let (failure, sent) = match result {
                 Ok(mut answer) => {
                     if let Some(asked) = asked {

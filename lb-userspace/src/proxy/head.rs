@@ -2,6 +2,7 @@
 
 use hyper::{
     HeaderMap, Method, Request, Uri, Version,
+    body::Bytes,
     header::{HOST, HeaderValue, TE},
     http::{request, uri},
 };
@@ -11,16 +12,21 @@ use super::{access::Entry, headers, kept::Sending, serve::Client};
 /// The head of a request, as backends get it.
 pub(super) struct Head {
     pub(super) method: Method,
-    uri: Uri,
+    /// The target, without scheme and host.
+    pub(super) uri: Uri,
     pub(super) headers: HeaderMap,
+    /// What else a backend is told in HTTP/1.1, as it is sent, and the name of the request.
+    pub(super) told: Option<(Bytes, [u8; 32])>,
     /// It asks for a change of protocol.
     pub(super) upgrade: bool,
 }
 
 impl Head {
+    /// `http2` is whether backends may be spoken to in HTTP/2.
     pub(super) fn new(
         parts: request::Parts,
         client: &Client,
+        http2: bool,
         host: &HeaderValue,
         entry: Option<&mut Entry>,
     ) -> Self {
@@ -28,22 +34,31 @@ impl Head {
         let trailers = version == Version::HTTP_2 && headers::wants_trailers(&headers);
         let upgrade = headers::strip_hop_by_hop(&mut headers)
             .filter(|protocol| version == Version::HTTP_11 && headers::may_upgrade(protocol));
-        headers.insert(HOST, host.clone());
-        if trailers && client.speaks_http2() {
+        if headers.get(HOST) != Some(host) {
+            headers.insert(HOST, host.clone());
+        }
+        if trailers && http2 {
             headers.insert(TE, HeaderValue::from_static("trailers"));
         }
         headers::join_cookies(&mut headers);
-        let id = headers::put_forwarded(&mut headers, &client.named, host);
+        let lines = if http2 { None } else { client.named.lines(&headers, host) };
+        let told = lines.map(|lines| (lines, headers::new_id()));
+        let id = match &told {
+            Some(_) => None,
+            None => Some(headers::put_forwarded(&mut headers, &client.named, host)),
+        };
         if let Some(entry) = entry {
-            entry.describe(&headers, host, &id);
+            let id = id.or(told.as_ref().map(|(_, id)| headers::id_value(id)));
+            entry.describe(&headers, host, id.as_ref());
         }
         let asks = upgrade.is_some();
         if let Some(protocol) = upgrade {
             headers::put_upgrade(&mut headers, protocol);
         }
-        Self { method, uri: origin(uri), headers, upgrade: asks }
+        Self { method, uri: origin(uri), headers, told, upgrade: asks }
     }
 
+    /// As hyper takes it.
     pub(super) fn request(&self, body: Sending) -> Request<Sending> {
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();

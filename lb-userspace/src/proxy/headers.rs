@@ -1,9 +1,10 @@
 //! Header fields: which end here, and which are added.
 
-use std::{net::IpAddr, sync::OnceLock};
+use std::{fmt::Write as _, net::IpAddr, sync::OnceLock};
 
 use hyper::{
     HeaderMap,
+    body::Bytes,
     header::{
         CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, Entry, HOST, HeaderName, HeaderValue, TE,
         TRANSFER_ENCODING, UPGRADE,
@@ -44,7 +45,9 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
             .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
             .map(<[u8]>::trim_ascii)
             // What nearly all say, and what names no field that would be left.
-            .filter(|name| !name.eq_ignore_ascii_case(b"keep-alive"))
+            .filter(|name| {
+                !name.eq_ignore_ascii_case(b"keep-alive") && !name.eq_ignore_ascii_case(b"close")
+            })
             .filter_map(|name| HeaderName::from_bytes(name).ok())
             .collect();
         for name in nominated {
@@ -144,22 +147,76 @@ pub(super) struct Named {
     scheme: &'static str,
     /// As it stands in `X-Forwarded-For`.
     text: HeaderValue,
-    /// `Forwarded` for the first host that was asked for; most clients ask for no other.
-    forwarded: OnceLock<(HeaderValue, HeaderValue)>,
+    /// For the first host that was asked for; most clients ask for no other.
+    first: OnceLock<First>,
+}
+
+/// What backends are told of a client that asks for this host.
+#[derive(Debug)]
+struct First {
+    host: HeaderValue,
+    /// All of it but the name of the request, as it is sent.
+    lines: Bytes,
 }
 
 impl Named {
     pub(super) fn new(address: IpAddr, scheme: &'static str) -> Self {
         let address = address.to_canonical();
-        let text = value(address.to_string());
-        Self { address, scheme, text, forwarded: OnceLock::new() }
+        let mut text = String::with_capacity(ADDRESS_BYTES);
+        write_address(&mut text, address);
+        let text = value(text);
+        Self { address, scheme, text, first: OnceLock::new() }
     }
 
     /// An element of `Forwarded` (RFC 7239).
     fn forwarded(&self, host: &HeaderValue) -> HeaderValue {
-        let write = || value(forwarded(self.address, host, self.scheme));
-        let (first, forwarded) = self.forwarded.get_or_init(|| (host.clone(), write()));
-        if first == host { forwarded.clone() } else { write() }
+        let mut element = String::new();
+        write_forwarded(&mut element, self.address, host, self.scheme);
+        value(element)
+    }
+
+    /// What is the same in all requests for the first host.
+    fn first(&self, host: &HeaderValue) -> Option<&First> {
+        let first = self.first.get_or_init(|| {
+            // What stands in it beside the host, twice, and the address, twice.
+            const REST: usize = 160;
+            let mut lines = Vec::with_capacity(2 * (host.len() + ADDRESS_BYTES) + REST);
+            for (name, value) in [
+                (X_FORWARDED_FOR, self.text.as_bytes()),
+                (X_FORWARDED_PROTO, self.scheme.as_bytes()),
+                (X_FORWARDED_HOST, host.as_bytes()),
+                (FORWARDED, self.forwarded(host).as_bytes()),
+            ] {
+                lines.extend_from_slice(name.as_str().as_bytes());
+                lines.extend_from_slice(b": ");
+                lines.extend_from_slice(value);
+                lines.extend_from_slice(b"\r\n");
+            }
+            // A copy: the host as it came is part of a buffer, which would be kept for it.
+            let host = HeaderValue::from_bytes(host.as_bytes()).unwrap_or_else(|_| host.clone());
+            First { host, lines: lines.into() }
+        });
+        (first.host == host).then_some(first)
+    }
+
+    /// The first host, if one was asked for.
+    pub(super) fn first_host(&self) -> Option<&HeaderValue> {
+        self.first.get().map(|first| &first.host)
+    }
+
+    /// All that a backend is told of a request for this host but its name, as it is sent in HTTP/1.1;
+    /// nothing if the request says something of that itself, or asks for another host than the first.
+    pub(super) fn lines(&self, headers: &HeaderMap, host: &HeaderValue) -> Option<Bytes> {
+        let says = headers.keys().any(|name| match name.as_str().len() {
+            6 => *name == EXPECT,
+            9 => *name == FORWARDED,
+            12 => *name == X_REQUEST_ID,
+            15 => *name == X_FORWARDED_FOR,
+            16 => *name == X_FORWARDED_HOST,
+            17 => *name == X_FORWARDED_PROTO,
+            _ => false,
+        });
+        if says { None } else { self.first(host).map(|first| first.lines.clone()) }
     }
 }
 
@@ -183,33 +240,65 @@ pub(super) fn put_forwarded(
     if let Some(given) = given {
         return given.clone();
     }
-    let id = new_id();
+    let id = id_value(&new_id());
     headers.insert(X_REQUEST_ID, id.clone());
     id
 }
 
 /// 128 random bits, in hexadecimal digits.
-fn new_id() -> HeaderValue {
+pub(super) fn new_id() -> [u8; 32] {
     let mut digits = [0; 32];
     let mut bits = fastrand::u128(..);
     for digit in &mut digits {
         *digit = b"0123456789abcdef"[(bits & 15) as usize];
         bits >>= 4;
     }
-    HeaderValue::from_bytes(&digits).unwrap_or(HeaderValue::from_static("-"))
+    digits
 }
 
-/// An element of `Forwarded`. IPv6 addresses stand in brackets and quotation marks.
-fn forwarded(address: IpAddr, host: &HeaderValue, scheme: &str) -> String {
-    let by = match address {
-        IpAddr::V4(address) => format!("for={address}"),
-        IpAddr::V6(address) => format!("for=\"[{address}]\""),
+/// The name of a request as a value.
+pub(super) fn id_value(id: &[u8; 32]) -> HeaderValue {
+    HeaderValue::from_bytes(id).unwrap_or(HeaderValue::from_static("-"))
+}
+
+/// Writes an element of `Forwarded`. IPv6 addresses stand in brackets and quotation marks.
+fn write_forwarded(out: &mut String, address: IpAddr, host: &HeaderValue, scheme: &str) {
+    out.push_str(if address.is_ipv6() { "for=\"[" } else { "for=" });
+    write_address(out, address);
+    if address.is_ipv6() {
+        out.push_str("]\"");
+    }
+    if let Ok(host) = host.to_str()
+        && !host.contains(['"', '\\'])
+    {
+        out.push_str(";host=\"");
+        out.push_str(host);
+        out.push('"');
+    }
+    out.push_str(";proto=");
+    out.push_str(scheme);
+}
+
+/// Longest address as text.
+const ADDRESS_BYTES: usize = 39;
+
+/// Writes an address. Formatting one costs a connection more than a look-up of its service does, so
+/// those of IPv4 are written digit by digit.
+fn write_address(out: &mut String, address: IpAddr) {
+    let IpAddr::V4(address) = address else {
+        // Writing to a `String` cannot fail.
+        let _ = write!(out, "{address}");
+        return;
     };
-    match host.to_str() {
-        Ok(host) if !host.contains(['"', '\\']) => {
-            format!("{by};host=\"{host}\";proto={scheme}")
+    for (at, octet) in address.octets().into_iter().enumerate() {
+        if at > 0 {
+            out.push('.');
         }
-        _ => format!("{by};proto={scheme}"),
+        for unit in [100, 10, 1] {
+            if octet >= unit || unit == 1 {
+                out.push(char::from(b'0' + octet / unit % 10));
+            }
+        }
     }
 }
 
@@ -314,6 +403,15 @@ mod tests {
             [("websocket", true), ("h2c", false), ("websocket, H2C", false), ("x-h2c", true)]
         {
             assert_eq!(may_upgrade(&HeaderValue::from_static(protocol)), may, "{protocol}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_written_as_always() {
+        for address in ["0.0.0.0", "1.20.103.255", "100.9.10.99", "2001:db8::9", "::"] {
+            let mut text = String::new();
+            write_address(&mut text, address.parse().unwrap());
+            assert_eq!(text, address);
         }
     }
 

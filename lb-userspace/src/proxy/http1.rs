@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   Still ──▶ Served ──▶ Still       nothing has been asked for a while
-//!     │  bytes   │
-//!     └──────────┴────▶ over         the client is gone, or too slow, or the service ends
+//!     │  bytes   ├─────▶ HTTP/2      the client's first bytes are those of HTTP/2
+//!     └──────────┴─────▶ over        the client is gone, or too slow, or the service ends
 //! ```
 //!
 //! hyper keeps two buffers of 8 KiB for a connection, and most connections do nothing for most of their
@@ -12,8 +12,10 @@
 
 use std::{
     convert::Infallible,
+    future::poll_fn,
     pin::{Pin, pin},
     sync::Arc,
+    task::Poll,
     time::Duration,
 };
 
@@ -27,6 +29,7 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 
 use super::{
+    early::Early,
     edge::{Edge, Strictly},
     exchange,
     gate::gated,
@@ -66,8 +69,14 @@ impl Socket for TlsStream<Stream> {
     }
 }
 
-/// Serves a connection to its end. `plain` is whether it says at its end nothing but that it is over.
-pub(super) async fn http1<S: Socket>(client: Arc<Client>, io: S, plain: bool, timeout: Duration) {
+/// Serves a connection to its end; or gives it back if its client speaks HTTP/2, as it may in the clear.
+/// `plain` is whether it says at its end nothing but that it is over.
+pub(super) async fn http1<S: Socket>(
+    client: Arc<Client>,
+    io: S,
+    plain: bool,
+    timeout: Duration,
+) -> Option<Early<S>> {
     let (route, edge) = (Arc::clone(&client.route), Arc::clone(&client.edge));
     let tcp = Arc::clone(io.tcp());
     let mut service = service_fn(move |request| {
@@ -83,7 +92,7 @@ pub(super) async fn http1<S: Socket>(client: Arc<Client>, io: S, plain: bool, ti
     let mut asked = S::HOLDS_BYTES;
     loop {
         if !asked && !has_bytes(&tcp, &route, &edge, timeout).await {
-            return;
+            return None;
         }
         let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
         let mut connection = Box::new(connection);
@@ -91,10 +100,13 @@ pub(super) async fn http1<S: Socket>(client: Arc<Client>, io: S, plain: bool, ti
             let tell = http1::UpgradeableConnection::graceful_shutdown;
             let pause = pin!(pause(&edge, timeout));
             let driven = Pin::new(&mut *connection);
+            // Found out by the poll of the connection before.
+            let other = poll_fn(|_| if edge.is_http2() { Poll::Ready(()) } else { Poll::Pending });
             tokio::select! {
                 biased;
                 // How it ended is the client's matter.
-                _ = until_told(&route, driven, tell) => return,
+                _ = until_told(&route, driven, tell) => return None,
+                () = other => Pause::Http2,
                 pause = gated(|| edge.rests_since().is_some(), pause) => pause,
             }
         };
@@ -102,14 +114,18 @@ pub(super) async fn http1<S: Socket>(client: Arc<Client>, io: S, plain: bool, ti
             if edge.is_amid_head() {
                 route.service.stats.slow_heads.add();
             }
-            return;
+            return None;
         }
         match connection.into_parts() {
             // It has been given whole heads, and has answered all of them.
             Some(parts) if parts.read_buf.is_empty() => {
                 (stream, service) = (parts.io.into_inner(), parts.service);
             }
-            _ => return,
+            _ => return None,
+        }
+        if pause == Pause::Http2 {
+            let (stream, bytes) = stream.into_parts();
+            return Some(Early::new(bytes.into(), stream));
         }
         asked = false;
     }
@@ -123,6 +139,8 @@ enum Pause {
     /// The client has been waited for as long as it may (nginx: `client_header_timeout` and
     /// `keepalive_timeout`).
     Late,
+    /// It is not HTTP/1 that the client speaks.
+    Http2,
 }
 
 /// Waits for either. It looks when that can be at the earliest, so a request costs no timer.

@@ -58,7 +58,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     if !http2 {
-        return connect::http1(stream, Arc::clone(tcp)).await;
+        return Ok(connect::http1(stream, Arc::clone(tcp)));
     }
     let shared = Shared::begin(stream, Arc::clone(tcp), scheme, upstream.max_streams).await;
     let place = shared.ok().and_then(|shared| shared.place());

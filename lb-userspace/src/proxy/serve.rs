@@ -76,11 +76,6 @@ impl Client {
     pub(super) fn pool(&self) -> &Pool {
         self.own.as_ref().unwrap_or(&self.route.pool)
     }
-
-    /// Whether backends may be spoken to in HTTP/2.
-    pub(super) fn speaks_http2(&self) -> bool {
-        self.route.view().proxy.upstream.http2
-    }
 }
 
 impl Route {
@@ -162,7 +157,10 @@ pub(super) async fn connection(route: Arc<Route>, tcp: TcpStream, address: Socke
     if let Some(tls) = tls {
         Box::pin(secured(client, TlsAcceptor::from(tls), stream, timeout)).await;
     } else {
-        Box::pin(http1(client, stream, true, timeout)).await;
+        let served = Box::pin(http1(Arc::clone(&client), stream, true, timeout)).await;
+        if let Some(stream) = served {
+            Box::pin(http2(client, stream, timeout)).await;
+        }
     }
     if edge.has_refused() {
         // It ends only with the last copy of the descriptor.

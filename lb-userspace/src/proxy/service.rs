@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     io,
     net::SocketAddr,
+    pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -12,7 +13,11 @@ use std::{
 };
 
 use lb_common::service::Balance;
-use tokio::{sync::watch, task::JoinHandle, time::timeout_at};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+    time::timeout_at,
+};
 
 use super::{
     access::Log,
@@ -66,9 +71,9 @@ pub(super) struct Service {
     phase: watch::Sender<Phase>,
     /// What the seats were made of.
     judged: Mutex<Arc<DesiredService>>,
-    open: watch::Sender<u64>,
-    /// Those of `open` that came when it had begun to end.
-    late: watch::Sender<u64>,
+    open: Count,
+    /// Those that came when it had begun to end.
+    late: Count,
     /// The phase is not the first.
     ends: AtomicBool,
     pub(super) stats: Stats,
@@ -110,6 +115,42 @@ pub(super) struct Seat {
 impl PartialEq for Backend {
     fn eq(&self, other: &Self) -> bool {
         std::ptr::eq(self, other)
+    }
+}
+
+/// A count that can be waited for to become none.
+#[derive(Debug, Default)]
+struct Count {
+    count: AtomicU64,
+    none: Notify,
+}
+
+impl Count {
+    fn add(&self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn remove(&self) {
+        if self.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.none.notify_waiters();
+        }
+    }
+
+    fn get(&self) -> u64 {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// Waits until it is none.
+    async fn none(&self) {
+        loop {
+            let mut none = pin!(self.none.notified());
+            // From here on, none is missed.
+            none.as_mut().enable();
+            if self.get() == 0 {
+                return;
+            }
+            none.await;
+        }
     }
 }
 
@@ -158,8 +199,8 @@ impl Service {
             view: watch::Sender::new(Arc::new(view)),
             phase: watch::Sender::new(Phase::Serving),
             judged: Mutex::new(Arc::clone(state.desired())),
-            open: watch::Sender::new(0),
-            late: watch::Sender::new(0),
+            open: Count::default(),
+            late: Count::default(),
             ends: AtomicBool::new(false),
             stats: Stats::default(),
             budget: Arc::default(),
@@ -260,11 +301,11 @@ impl Service {
     /// A connection of a client, or what became of one; open as long as this lives.
     pub(super) fn open(self: &Arc<Self>) -> Open {
         let is_late = self.ends();
-        self.opened(is_late).send_modify(|open| *open += 1);
+        self.opened(is_late).add();
         Open { service: Arc::clone(self), is_late }
     }
 
-    fn opened(&self, is_late: bool) -> &watch::Sender<u64> {
+    fn opened(&self, is_late: bool) -> &Count {
         if is_late { &self.late } else { &self.open }
     }
 
@@ -283,16 +324,14 @@ impl Service {
         tokio::spawn(async move {
             let cut = clock::timer() + within;
             tokio::time::sleep(LEAVE.min(within)).await;
-            let (mut open, mut late) = (service.open.subscribe(), service.late.subscribe());
-            // Waiting fails only if the sender is gone, which `service` holds.
             if lingers {
-                let _ = timeout_at(cut, open.wait_for(|open| *open == 0)).await;
+                let _ = timeout_at(cut, service.open.none()).await;
             }
             service.phase.send_replace(Phase::Closing);
             let cut = if lingers { cut.max(clock::timer() + LATE) } else { cut };
             let all = async {
-                let _ = open.wait_for(|open| *open == 0).await;
-                let _ = late.wait_for(|late| *late == 0).await;
+                service.open.none().await;
+                service.late.none().await;
             };
             let _ = timeout_at(cut, all).await;
             service.phase.send_replace(Phase::Cut);
@@ -300,7 +339,7 @@ impl Service {
     }
 
     pub(super) fn status(&self) -> Status {
-        let open = *self.open.borrow() + *self.late.borrow();
+        let open = self.open.get() + self.late.get();
         self.stats.status(self.budget.requests(), open)
     }
 }
@@ -322,7 +361,7 @@ pub(super) struct Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.service.opened(self.is_late).send_modify(|open| *open -= 1);
+        self.service.opened(self.is_late).remove();
     }
 }
 

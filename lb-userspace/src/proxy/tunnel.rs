@@ -2,7 +2,7 @@
 //!
 //! There is no limit on their silence; TCP keep-alive finds out whether both ends are still there.
 
-use std::{future::poll_fn, io, pin::Pin, sync::Arc};
+use std::{io, sync::Arc};
 
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -10,6 +10,7 @@ use hyper_util::rt::TokioIo;
 use super::{
     answer::Lease,
     connect::Link,
+    early::Early,
     serve::Route,
     service::{Open, Phase},
 };
@@ -17,31 +18,22 @@ use super::{
 mod pipe;
 
 /// Hands bytes through until one side ends, or the service does.
-pub(super) fn spawn(
-    route: Arc<Route>,
-    client: OnUpgrade,
-    backend: OnUpgrade,
-    mut lease: Lease,
-    open: Arc<Open>,
-) {
+pub(super) fn spawn(route: Arc<Route>, client: OnUpgrade, lease: Lease, open: Arc<Open>) {
     route.service.stats.tunnels.add();
     tokio::spawn(async move {
         let mut phase = route.phase();
+        let Lease { link, active, .. } = lease;
         tokio::select! {
             _ = phase.wait_for(|phase| *phase == Phase::Cut) => {}
             // How it ended is for both ends to see.
-            _ = through(client, backend, &mut lease.link) => {}
+            _ = through(client, link) => {}
         }
-        drop((lease, open));
+        drop((active, open));
     });
 }
 
-async fn through(client: OnUpgrade, mut backend: OnUpgrade, link: &mut Link) -> io::Result<()> {
+async fn through(client: OnUpgrade, backend: Link) -> io::Result<()> {
+    let Some((io, early)) = backend.into_parts() else { return Ok(()) };
     let client = client.await.map_err(io::Error::other)?;
-    let backend = poll_fn(|cx| {
-        link.drive(cx);
-        Pin::new(&mut backend).poll(cx)
-    });
-    let backend = backend.await.map_err(io::Error::other)?;
-    pipe::through(TokioIo::new(client), TokioIo::new(backend)).await
+    pipe::through(TokioIo::new(client), Early::new(early, io)).await
 }

@@ -17,20 +17,23 @@ impl fmt::Display for Report {
         for case in Case::ALL {
             writeln!(f)?;
             write!(f, "{:<40}", case.name())?;
-            for heading in ["requests/CPU-s", "× nginx", "requests/s", "p50 ms", "p99 ms"] {
+            for heading in
+                ["requests/CPU-s", "× nginx", "requests/s", "p50 ms", "p99 ms", "× nginx"]
+            {
                 write!(f, "{heading:>15}")?;
             }
             writeln!(f)?;
             for figure in self.figures.iter().filter(|figure| figure.case == case) {
                 writeln!(
                     f,
-                    "  {:<38}{:>15.0}{:>15.2}{:>15.0}{:>15.2}{:>15.2}",
+                    "  {:<38}{:>15.0}{:>15.2}{:>15.0}{:>15.2}{:>15.2}{:>15.2}",
                     figure.front.name(),
                     figure.requests_per_cpu_second,
                     figure.times_nginx,
                     figure.requests_per_second,
                     figure.p50_us / 1e3,
                     figure.p99_us / 1e3,
+                    figure.p99_times_nginx,
                 )?;
             }
         }

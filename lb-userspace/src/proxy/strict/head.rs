@@ -1,5 +1,7 @@
 //! The head of a request.
 
+use memchr::{memchr, memchr_iter};
+
 use crate::proxy::refuse::Refusal;
 
 /// Longest head of a request.
@@ -29,7 +31,8 @@ pub(super) fn end(bytes: &[u8], searched: usize) -> Result<Option<usize>, Refusa
     // The end is four bytes long, so three of those that were searched may belong to it.
     let from = searched.saturating_sub(3).max(start);
     let rest = bytes.get(from..).unwrap_or_default();
-    let end = rest.windows(4).position(|four| four == b"\r\n\r\n").map(|at| from + at + 4);
+    let mut ends = memchr_iter(b'\n', rest).map(|at| &rest[..=at]);
+    let end = ends.find(|line| line.ends_with(b"\r\n\r\n")).map(|lines| from + lines.len());
     let length = end.unwrap_or(bytes.len()) - start.min(bytes.len());
     if length > HEAD_BYTES {
         return Err(Refusal::TooLarge);
@@ -98,10 +101,11 @@ fn split_lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(bytes);
     std::iter::from_fn(move || {
         let bytes = rest?;
-        match bytes.windows(2).position(|pair| pair == b"\r\n") {
+        let mut ends = memchr_iter(b'\n', bytes);
+        match ends.find(|at| bytes[..*at].ends_with(b"\r")) {
             Some(at) => {
-                rest = Some(&bytes[at + 2..]);
-                Some(&bytes[..at])
+                rest = Some(&bytes[at + 1..]);
+                Some(&bytes[..at - 1])
             }
             None => rest.take(),
         }
@@ -119,7 +123,7 @@ fn request_line(line: &[u8]) -> Result<bool, Refusal> {
     else {
         return Err(Refusal::Line);
     };
-    let is_target = !target.is_empty() && !target.iter().any(|byte| *byte <= b' ' || *byte == 0x7f);
+    let is_target = !target.is_empty() && !has(target, |byte| byte <= b' ' || byte == 0x7f);
     if !is_token(method) || !is_target {
         return Err(Refusal::Line);
     }
@@ -137,13 +141,13 @@ fn request_line(line: &[u8]) -> Result<bool, Refusal> {
 
 /// Name and value of a field line.
 pub(super) fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
-    let colon = line.iter().position(|byte| *byte == b':').ok_or(Refusal::Field)?;
+    let colon = memchr(b':', line).ok_or(Refusal::Field)?;
     let (name, value) = (&line[..colon], &line[colon + 1..]);
     // A folded line begins with a space, so its name is none.
     if !is_token(name) {
         return Err(Refusal::Field);
     }
-    if value.iter().any(|byte| (*byte < b' ' && *byte != b'\t') || *byte == 0x7f) {
+    if has(value, |byte| (byte < b' ' && byte != b'\t') || byte == 0x7f) {
         return Err(Refusal::Field);
     }
     Ok((name, value.trim_ascii()))
@@ -151,8 +155,29 @@ pub(super) fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Refusal> {
 
 /// RFC 9110, section 5.6.2.
 fn is_token(bytes: &[u8]) -> bool {
-    let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
-    !bytes.is_empty() && bytes.iter().all(is_part)
+    !bytes.is_empty() && !has(bytes, |byte| !IN_TOKEN[usize::from(byte)])
+}
+
+/// Which bytes a token may have.
+const IN_TOKEN: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let others = b"!#$%&'*+-.^_`|~";
+    let mut at = 0;
+    while at < others.len() {
+        table[others[at] as usize] = true;
+        at += 1;
+    }
+    table
+};
+
+/// Whether any byte is such a one. All are looked at: that is faster than to stop at the first.
+fn has(bytes: &[u8], is_such: impl Fn(u8) -> bool) -> bool {
+    bytes.iter().fold(false, |found, byte| found | is_such(*byte))
 }
 
 /// Digits and nothing else; not so many that the number does not fit.
