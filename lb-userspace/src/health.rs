@@ -194,7 +194,7 @@ async fn run<F>(
 
 /// Asks once.
 async fn probe(target: &Target, trust: &http::Trust) -> Observation {
-    let deadline = Deadline::after(target.health.timeout);
+    let deadline = &Deadline::after(target.health.timeout);
     match &target.health.probe {
         config::Probe::None | config::Probe::Database { .. } => {
             Observation::Pass("not probed".into())

@@ -77,12 +77,12 @@ impl Trust {
 }
 
 /// Asks over plain TCP.
-pub async fn probe(address: SocketAddr, probe: &HttpProbe, deadline: Deadline) -> Observation {
+pub async fn probe(address: SocketAddr, probe: &HttpProbe, deadline: &Deadline) -> Observation {
     let exchange = async {
-        let stream = connect(address, probe, &deadline).await?;
+        let stream = connect(address, probe, deadline).await?;
         // The proxy speaks HTTP/2 at once only where it speaks no TLS.
         let http2 = probe.upstream.http2 && probe.upstream.tls.is_none();
-        exchange(stream, address, probe, Scheme::HTTP, http2, &deadline).await
+        exchange(stream, address, probe, Scheme::HTTP, http2, deadline).await
     };
     observation(exchange.await)
 }
@@ -92,11 +92,11 @@ pub async fn probe_tls(
     address: SocketAddr,
     probe: &HttpProbe,
     trust: &Trust,
-    deadline: Deadline,
+    deadline: &Deadline,
 ) -> Observation {
     let exchange = async {
         let secure = trust.get(&probe.upstream).await?;
-        let stream = connect(address, probe, &deadline).await?;
+        let stream = connect(address, probe, deadline).await?;
         let handshake = async {
             if let Some(secure) = secure {
                 secure.connect(address, stream).await
@@ -110,7 +110,7 @@ pub async fn probe_tls(
             None => return Err(deadline.missed("TLS: no handshake")),
         };
         let http2 = secure::is_http2(&stream);
-        exchange(stream, address, probe, Scheme::HTTPS, http2, &deadline).await
+        exchange(stream, address, probe, Scheme::HTTPS, http2, deadline).await
     };
     let result = exchange.await;
     if result.is_err() {

@@ -12,8 +12,8 @@ use tokio::net::TcpStream;
 use super::{Deadline, Observation, io_reason};
 
 /// Connects to `address`.
-pub async fn probe(address: SocketAddr, deadline: Deadline) -> Observation {
-    match connect(address, &deadline).await {
+pub async fn probe(address: SocketAddr, deadline: &Deadline) -> Observation {
+    match connect(address, deadline).await {
         // Dropping the stream sends the reset.
         Ok(_stream) => Observation::Pass("connected".into()),
         Err(reason) => Observation::Fail(reason),
