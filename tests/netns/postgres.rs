@@ -25,9 +25,12 @@ use xtask::lab::{
 use crate::site::{Site, eventually};
 
 mod degrade;
+mod disk;
+mod figures;
 mod nemesis;
 mod pair;
 mod sessions;
+mod switchover;
 mod unattended;
 
 /// What one try of a client may take.

@@ -44,6 +44,9 @@ fn an_old_primary_is_rewound_and_another_is_cloned() -> Result<()> {
     let printed = site.obeys("pg rejoin pg-01 --print")?;
     ensure!(printed.contains("nsenter") && printed.contains("pg_rewind"), "{printed}");
     ensure!(site.refuses("pg rejoin pg-02 --yes")?.contains("pg-02 is the primary"));
+    // What it copies from the primary names itself.
+    lab.query("pg-02", "alter system set synchronous_standby_names = '\"pg-01\"'")?;
+    lab.query("pg-02", "select pg_reload_conf()")?;
     let said = site.obeys("pg rejoin pg-01 --yes")?;
     ensure!(said.contains("ballast: it is rewound"), "{said}");
     ensure!(said.contains("a standby, and streams"), "{said}");
@@ -54,6 +57,11 @@ fn an_old_primary_is_rewound_and_another_is_cloned() -> Result<()> {
         let slots =
             lab.query("pg-02", "select slot_name from pg_replication_slots where active")?;
         Ok((slots == "pg_01").then_some(()))
+    })?;
+
+    eventually("pg-01 to wait for itself no longer", || {
+        let names = lab.query("pg-01", "show synchronous_standby_names")?;
+        Ok(names.is_empty().then_some(()))
     })?;
 
     // The other way round, and the data of the old primary are of no use.

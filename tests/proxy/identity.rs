@@ -241,7 +241,7 @@ fn probes_say_that_nobody_is_behind_them() -> Result<()> {
     let asked = |send_proxy| {
         let probe = probe(send_proxy);
         runtime.block_on(async {
-            http::probe(backends[0], &probe, Deadline::after(Duration::from_mins(1))).await
+            http::probe(backends[0], &probe, &Deadline::after(Duration::from_mins(1))).await
         })
     };
     for version in [ProxyHeader::V1, ProxyHeader::V2] {

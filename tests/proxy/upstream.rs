@@ -206,7 +206,7 @@ fn probes_speak_as_the_proxy_does() -> Result<()> {
     };
     let fine = Observation::Pass("HTTP 200".into());
     let clear = probe(Upstream { http2: true, ..Upstream::default() });
-    let told = runtime.block_on(async { http::probe(backends[0], &clear, deadline()).await });
+    let told = runtime.block_on(async { http::probe(backends[0], &clear, &deadline()).await });
     ensure!(told == fine, "{told:?}");
 
     let file = folder.path().join("trusted.pem");
@@ -220,7 +220,7 @@ fn probes_speak_as_the_proxy_does() -> Result<()> {
     let secure = probe(upstream);
     let trust = http::Trust::default();
     let asked = |backend: SocketAddr| {
-        runtime.block_on(async { http::probe_tls(backend, &secure, &trust, deadline()).await })
+        runtime.block_on(async { http::probe_tls(backend, &secure, &trust, &deadline()).await })
     };
     // The file that is missing, then that of another, then the right one, which is read anew.
     ensure!(matches!(asked(backends[1]), Observation::Fail(_)));
@@ -236,7 +236,7 @@ fn probes_speak_as_the_proxy_does() -> Result<()> {
     // A probe of a service without a proxy does not ask whose certificate it is.
     let any = probe(Upstream::default());
     let told =
-        runtime.block_on(async { http::probe_tls(backends[2], &any, &trust, deadline()).await });
+        runtime.block_on(async { http::probe_tls(backends[2], &any, &trust, &deadline()).await });
     ensure!(told == fine, "{told:?}");
     Ok(())
 }

@@ -67,6 +67,17 @@ pub fn of_database(database: &Database, out: &mut Vec<Condition>) {
             standby(database, server, &mut add);
         }
         of_slots(database, server, &mut add);
+        if let Some(why) = &server.cannot_write {
+            let (role, severity) = if primary == Some(it) {
+                ("primary database", Critical)
+            } else {
+                ("database server", Warning)
+            };
+            let text = format!(
+                "{role} {it} ({address}) cannot write: {why}. It answers, so nobody is promoted in its place"
+            );
+            add("cannot_write", it, severity, SOON, text);
+        }
         if primary == Some(it)
             && server.answers
             && let Some(sync) = &server.sync

@@ -36,10 +36,12 @@ use super::{
 use crate::events::{Kind, Note};
 
 mod command;
+mod cut;
 mod degrade;
 mod follow;
 mod gate;
 mod known;
+mod names;
 mod run;
 mod store;
 mod watch;
@@ -323,6 +325,8 @@ struct Pending {
     fresh: bool,
     /// It goes into the store first.
     stores: bool,
+    /// When it was first given away to be kept.
+    since: Option<Duration>,
 }
 
 /// The machine.
@@ -355,14 +359,16 @@ pub struct Machine {
     store: store::Store,
     /// Until when packets may go to the servers, where they need a lease.
     lease: Option<Duration>,
+    /// The latest moment of which the store, or all other balancers, have said that this record is in force.
+    sure: Option<Duration>,
     /// Other balancers that have this record, and when they were asked.
     agreed: BTreeMap<String, Duration>,
     /// When other balancers were heard, and when the primary had answered them.
     heard: BTreeMap<String, Duration>,
     reach: BTreeMap<String, Duration>,
-    /// When this record came, and the last promotion without a person.
+    /// When this record came; and the epoch that began without a person, and when that was seen.
     since: Duration,
-    promoted: Option<Duration>,
+    calm: Option<(u64, Duration)>,
     /// The last one that came to nothing.
     given_up: Option<Duration>,
     /// Nothing begins without a person before this: the last beginning could not be kept.
@@ -371,6 +377,8 @@ pub struct Machine {
     doubted: Option<Duration>,
     /// Balancers whose gates have closed by themselves in this change.
     silent: BTreeSet<String>,
+    /// Standbys whose way to the old primary this balancer has taken in this change, and since when.
+    cut: BTreeMap<String, Duration>,
     /// What was said last about a primary that does not answer.
     said: Option<String>,
     /// Another balancer has replaced this server: its connections through this one must end.
@@ -408,15 +416,17 @@ impl Machine {
             asked: None,
             store: store::Store::default(),
             lease: None,
+            sure: None,
             agreed: BTreeMap::new(),
             heard: BTreeMap::new(),
             reach: BTreeMap::new(),
             since: Duration::ZERO,
-            promoted: None,
+            calm: None,
             given_up: None,
             not_before: Duration::ZERO,
             doubted: None,
             silent: BTreeSet::new(),
+            cut: BTreeMap::new(),
             said: None,
             replaced: None,
             upkeep: degrade::Upkeep::default(),
@@ -456,6 +466,9 @@ impl Machine {
         self.consider(now, &mut out);
         self.keep_sync(now, &mut out);
         self.update_gate(&mut out);
+        if let Some(pending) = &mut self.pending {
+            pending.since.get_or_insert(now);
+        }
         out
     }
 
@@ -483,7 +496,7 @@ impl Machine {
     fn commit(&mut self, record: Record, of: Option<&str>, out: &mut Vec<Action>) {
         let stores = of.is_none() && self.is_unattended();
         let of = of.map(str::to_owned);
-        let pending = Pending { record, again: None, of, fresh: false, stores };
+        let pending = Pending { record, again: None, of, fresh: false, stores, since: None };
         out.push(pending.order(self.record.as_ref()));
         self.pending = Some(pending);
     }

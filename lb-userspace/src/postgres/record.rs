@@ -193,6 +193,9 @@ pub struct Record {
     /// not come so far proves nothing.
     #[serde(default, skip_serializing_if = "is_start")]
     pub sync_since: Lsn,
+    /// The epoch began without a person, and not long ago: the next one does not begin so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub calm: bool,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over so")]
@@ -217,6 +220,7 @@ impl Record {
             doubt: None,
             degraded: BTreeMap::new(),
             sync_since: Lsn::default(),
+            calm: false,
         }
     }
 

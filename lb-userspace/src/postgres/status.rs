@@ -55,6 +55,9 @@ pub struct Database {
     /// A person is asked whether a standby may be promoted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asks: Option<Asks>,
+    /// The primary was promoted without a person less than a minute ago: the next one is not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub calm: bool,
     /// Why the last change came to nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
@@ -192,6 +195,9 @@ pub struct Server {
     /// A primary: the synchronous standbys that its commits wait for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sync: Option<Sync>,
+    /// Why nothing can be written there, although it answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cannot_write: Option<String>,
     /// What it is there for, for writes.
     pub read_write: Route,
     /// What it is there for, for reads.

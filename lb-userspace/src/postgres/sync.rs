@@ -35,6 +35,14 @@ impl SyncRule {
         (need >= 1 && !names.is_empty()).then_some(Self { need, names })
     }
 
+    /// Whether a server of these names, as a primary, would wait for itself: without it too few can be there.
+    #[must_use]
+    pub fn needs_itself(&self, own: &[String]) -> bool {
+        let is_own = |name: &&String| own.iter().any(|it| it.eq_ignore_ascii_case(name));
+        let all = self.names.iter().any(|name| name == "*");
+        !all && self.names.iter().filter(|name| !is_own(name)).count() < self.need
+    }
+
     /// Whether a standby of this name counts.
     #[must_use]
     pub fn counts(&self, name: &str) -> bool {
@@ -53,6 +61,25 @@ impl SyncRule {
         let server = |name: &String| servers.get(name).is_some_and(|it| seen.contains(it.as_str()));
         let count = self.names.iter().filter(|name| server(name)).count();
         count + self.need > self.names.len()
+    }
+}
+
+/// The setting `text` of a server that [needs itself](SyncRule::needs_itself), with `other` in its own place.
+#[must_use]
+pub fn replaced(text: &str, own: &[String], other: &str) -> String {
+    let Some(rule) = SyncRule::parse(text) else { return String::new() };
+    let mut names: Vec<&str> = rule.names.iter().map(String::as_str).collect();
+    names.retain(|name| !own.iter().any(|it| it.eq_ignore_ascii_case(name)));
+    if !names.iter().any(|name| name.eq_ignore_ascii_case(other)) {
+        names.push(other);
+    }
+    let quoted = |name: &&str| format!("\"{}\"", name.replace('"', "\"\""));
+    let list = names.iter().map(quoted).collect::<Vec<_>>().join(", ");
+    let any = text.trim_start().get(..3).is_some_and(|it| it.eq_ignore_ascii_case("any"));
+    match (names.len(), rule.need, any) {
+        (1, 1, _) => list,
+        (_, need, true) => format!("ANY {need} ({list})"),
+        (_, need, false) => format!("FIRST {need} ({list})"),
     }
 }
 
@@ -127,6 +154,24 @@ mod tests {
         ] {
             assert_eq!(SyncRule::parse(text), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a_server_that_would_wait_for_itself_is_replaced() {
+        let own = ["pg-02".to_owned(), "copy".to_owned()];
+        let needs = |text: &str| SyncRule::parse(text).unwrap().needs_itself(&own);
+        for text in ["\"pg-02\"", "PG-02, Copy", "ANY 2 (a, \"pg-02\")", "FIRST 1 (copy)"] {
+            assert!(needs(text), "{text}");
+        }
+        // The same list may stand on every server.
+        for text in ["a", "*", "ANY 1 (a, \"pg-02\")", "2 (a, b, copy)"] {
+            assert!(!needs(text), "{text}");
+        }
+        let new = |text| replaced(text, &own, "pg\"1");
+        assert_eq!(new("\"pg-02\""), "\"pg\"\"1\"");
+        assert_eq!(new("any 2 (a, \"pg-02\")"), "ANY 2 (\"a\", \"pg\"\"1\")");
+        assert_eq!(new("2 (a, copy)"), "FIRST 2 (\"a\", \"pg\"\"1\")");
+        assert_eq!(replaced("2 (a, copy)", &own, "A"), "FIRST 2 (\"a\")", "as few as before");
     }
 
     #[test]

@@ -25,9 +25,10 @@ const CHECKPOINT_AGAIN: Duration = Duration::from_secs(1);
 /// must not end the change.
 const CONNECT: Duration = Duration::from_secs(2);
 
-/// How long one statement that changes what commits wait for may take. One that arrives late does so before
-/// the setting may change again.
+/// How long one statement that changes what commits wait for may take, and how long it is tried to connect for it.
+/// What arrives late does so before the setting may change again.
 const SYNC_STATEMENT: Duration = Duration::from_secs(2);
+const SYNC_CONNECT: Duration = Duration::from_secs(1);
 
 /// How long a standby may take to let go of its source.
 const REVOKE: Duration = Duration::from_secs(4);
@@ -52,9 +53,17 @@ fn literal(text: &str) -> String {
 
 /// Connects to a server that has answered a moment ago.
 async fn connect(link: &Link) -> Result<Session, Failure> {
-    let until = clock::monotonic() + CONNECT;
+    persist(CONNECT, || link.connect_soon()).await
+}
+
+/// Tries to connect for so long. What a server that lives says is not asked for twice.
+async fn persist<F>(time: Duration, connect: impl Fn() -> F) -> Result<Session, Failure>
+where
+    F: Future<Output = Result<Session, Failure>>,
+{
+    let until = clock::monotonic() + time;
     loop {
-        match link.connect_soon().await {
+        match connect().await {
             Err(failure) if failure.kind.is_down() && clock::monotonic() < until => {
                 sleep(LOOK * 10).await;
             }
@@ -265,7 +274,7 @@ const TAKEN: &str = "select count(*) from pg_stat_activity where backend_type = 
 /// must be there, and are waited for until commits wait for them and they have all that was committed
 /// before: then it says where the log ended.
 pub async fn set_sync(link: &Link, names: &str, need: usize) -> Result<Lsn, Failure> {
-    let session = link.connect_for(SYNC_STATEMENT).await?;
+    let session = persist(SYNC_CONNECT, || link.connect_for(SYNC_STATEMENT)).await?;
     let unfit = |reason: String| Failure { kind: FailureKind::Unfit, reason };
     let rule = SyncRule::parse(names);
     if let Some(rule) = rule.filter(|_| need > 0) {
@@ -331,5 +340,69 @@ pub async fn checkpoint(link: &Link) -> Result<(), Failure> {
             return done;
         }
         sleep(CHECKPOINT_AGAIN).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+    use crate::config::{Durability, Postgres, Promotion, Server};
+
+    /// A server that lets us in with the connection of this number, and whose others hang.
+    fn server(serves: usize) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let mut kept = Vec::new();
+            for number in 1..=serves {
+                let (mut stream, _) = listener.accept().unwrap();
+                if number == serves {
+                    let mut hello = [0; 512];
+                    assert!(stream.read(&mut hello).unwrap() > 8);
+                    // AuthenticationOk, and ReadyForQuery (PostgreSQL's protocol 3.0).
+                    stream.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").unwrap();
+                }
+                kept.push(stream);
+            }
+            // Until the client goes.
+            let _ = kept.last_mut().map(|it| it.read(&mut [0; 512]));
+        });
+        address
+    }
+
+    fn link(address: SocketAddr) -> Link {
+        let server = Server { name: "pg-01".into(), address, host: None };
+        let database = Postgres {
+            name: "appdb".into(),
+            read_write: None,
+            read_only: None,
+            read_from_primary: true,
+            user: "ballast".into(),
+            password_file: None,
+            database: "postgres".into(),
+            ca_file: None,
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_millis(200),
+            promotion: Promotion::Manual,
+            max_loss: 0,
+            durability: Durability::Strict,
+            max_lag: 0,
+            max_retained: 0,
+            servers: vec![server.clone()],
+            consensus: None,
+        };
+        Link::new(&database, &server)
+    }
+
+    #[tokio::test]
+    async fn one_connection_that_hangs_ends_nothing() {
+        let link = link(server(2));
+        let session = persist(Duration::from_mins(1), || link.connect_for(SYNC_STATEMENT)).await;
+        assert!(session.is_ok(), "{session:?}");
     }
 }

@@ -25,6 +25,7 @@ fn server(name: &str, role: Role) -> Server {
         lag_ms: standby.then_some(0),
         streams_from: standby.then(|| "192.0.2.31".into()),
         quarantined: None,
+        cannot_write: None,
         sync: None,
         read_write: route.clone(),
         read_only: route,
@@ -140,6 +141,11 @@ fn each_thing_that_is_wrong_with_a_database_has_its_alert() {
             Box::new(move |it| {
                 it.servers[0].detail = Some(slot("unreserved", 1));
             }),
+        ),
+        (
+            "cannot_write",
+            "appdb/pg-01",
+            Box::new(|it| it.servers[0].cannot_write = Some("No space left on device".into())),
         ),
         (
             "slot_lost",

@@ -113,6 +113,9 @@ impl Machine {
         if self.pending.is_none() && self.upkeep.ordered.is_none() {
             self.set_back_others(&record, now, out);
         }
+        if self.pending.is_none() && self.upkeep.ordered.is_none() {
+            self.correct_standbys(&record, now, out);
+        }
     }
 
     /// The primary, if it answers.
@@ -143,7 +146,7 @@ impl Machine {
     }
 
     /// How long standbys may be missing before commits go on without them; none: a person decides.
-    fn patience(&self) -> Option<Duration> {
+    pub(super) fn patience(&self) -> Option<Duration> {
         self.settings.unattended.as_ref().and_then(|rules| rules.available)
     }
 
@@ -297,7 +300,7 @@ impl Machine {
         false
     }
 
-    fn order_sync(
+    pub(super) fn order_sync(
         &mut self,
         server: String,
         names: String,
@@ -348,7 +351,19 @@ impl Machine {
         let Some(record) = self.record.clone().filter(|it| it.phase == Phase::Serving) else {
             return;
         };
-        let Some(degraded) = record.degraded.get(server).filter(|_| self.pending.is_none()) else {
+        if self.pending.is_some() {
+            return;
+        }
+        let Some(degraded) = record.degraded.get(server) else {
+            // A standby that would have waited for itself. If it still would, that is seen at the next look.
+            self.upkeep.not_before = now + RETRY;
+            if result.is_ok() {
+                let message = format!(
+                    "{server} would have waited for itself as a primary: its synchronous_standby_names is \
+                     {names:?} now"
+                );
+                out.push(self.note(Kind::Database, message));
+            }
             return;
         };
         let end = match result {

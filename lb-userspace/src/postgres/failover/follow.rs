@@ -57,6 +57,11 @@ impl Machine {
         for (name, known) in &self.servers {
             let Some(sample) = known.sample() else { continue };
             let last = self.followed.get(name);
+            // Another balancer may have taken its way a moment ago, for a change of which this one does not know.
+            let over = known.revoked.is_some_and(|at| self.sure > Some(at));
+            if self.is_unattended() && !over {
+                continue;
+            }
             if *name != primary
                 && known.answers()
                 && sample.role == Role::Standby
@@ -79,6 +84,9 @@ impl Machine {
     ) {
         if !self.settings.servers.iter().any(|(name, _)| name == server) {
             return;
+        }
+        if let Ok(sample) = &found {
+            self.check_cut(server, asked, sample);
         }
         let known = self.servers.entry(server.to_owned()).or_default();
         if let (Ok(new), Some(old)) = (&found, known.sample())
@@ -342,7 +350,7 @@ impl Machine {
     }
 
     pub(super) fn committed(&mut self, revision: u64, now: Duration, out: &mut Vec<Action>) {
-        let Some(Pending { record, of, fresh, stores, .. }) =
+        let Some(Pending { record, of, fresh, stores, since, .. }) =
             self.pending.take_if(|pending| pending.record.revision == revision)
         else {
             return;
@@ -353,6 +361,10 @@ impl Machine {
         let before = self.record.replace(record);
         self.note_change(before.as_ref(), now);
         self.verify();
+        let serves = self.record.as_ref().is_some_and(|it| it.phase == Phase::Serving);
+        if let Some(since) = since.filter(|_| stores && serves) {
+            self.assure(since, now, out);
+        }
         let record = self.record.as_ref().expect("it has just been set");
         if let Some(node) = of {
             self.confirmed |= fresh;

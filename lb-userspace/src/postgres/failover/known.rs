@@ -31,6 +31,8 @@ pub struct Known {
     pub(super) asked: Duration,
     /// How often it has not answered since it did.
     pub(super) failures: u32,
+    /// Since when it says that its way to its source was taken.
+    pub(super) revoked: Option<Duration>,
     /// When it was last seen to receive from its source.
     pub(super) streamed: Option<Duration>,
 }
@@ -69,6 +71,7 @@ impl Known {
                 if self.sync.as_ref().map(|(rule, _)| rule) != sample.sync.as_ref() {
                     self.sync = sample.sync.clone().map(|rule| (rule, sample.received));
                 }
+                self.revoked = sample.revoked.then(|| self.revoked.unwrap_or(now));
                 if sample.receiver.as_ref().is_some_and(|it| it.streaming) {
                     self.streamed = Some(now);
                 }

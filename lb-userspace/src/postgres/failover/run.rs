@@ -5,22 +5,21 @@ use std::{
     time::Duration,
 };
 
-use super::{AGAIN, Action, Machine, Message, PromoteError, Promotion, broadcast, store::CLOSES};
+use super::{
+    AGAIN, Action, Machine, Message, PromoteError, Promotion, broadcast, cut, store::CLOSES,
+};
 use crate::{
     events::Kind,
     postgres::{
         choose::{self, Choice},
         lsn::Lsn,
         record::{Branch, Cause, FollowUp, LastKnown, Loss, Mark, Phase, Record},
-        sample::{Failure, Role, Sample},
+        sample::Sample,
     },
 };
 
 /// How long other balancers may take to close their gates, or to keep the intent.
 const ACK_LIMIT: Duration = Duration::from_secs(5);
-
-/// How long standbys may take to let go of the old primary.
-const REVOKE_LIMIT: Duration = Duration::from_secs(8);
 
 /// How long an orderly change may take until the candidate has everything. What is asked for has limits
 /// of its own, which are shorter.
@@ -37,8 +36,9 @@ pub(super) enum Work {
     Rest,
     /// It was at it before a restart.
     Resume,
-    /// No write may pass any balancer; these have not said so yet.
-    Fence { waits: BTreeSet<String>, until: Duration, told: Duration },
+    /// No write may pass any balancer; these have not said so yet. If they have not by `early`, the standbys'
+    /// way is taken meanwhile.
+    Fence { waits: BTreeSet<String>, until: Duration, told: Duration, early: Option<Duration> },
     /// The open transactions of the primary come to their end.
     Quiesce { until: Duration },
     /// The candidate receives the rest of the log, which ends there.
@@ -102,6 +102,12 @@ impl Machine {
             None => BTreeSet::new(),
         };
         let absent = record.run.as_ref().is_some_and(|run| !run.absent.is_empty());
+        if record.phase != Phase::Promoting {
+            self.cut.clear();
+        }
+        let candidate = record.run.as_ref().and_then(|run| run.candidate.as_ref());
+        let cut = candidate.and_then(|it| self.cut.get(it)).copied().unwrap_or(now);
+        let orderly = record.run.as_ref().is_some_and(|run| run.cause == Cause::Switchover);
         let (until, told) = (now + ACK_LIMIT, now);
         let (unattended, stored) = (self.is_unattended(), self.is_stored());
         if resumed {
@@ -112,13 +118,14 @@ impl Machine {
             Phase::Fencing if unattended => {
                 // One that was off may be back, and have asked the store a moment before this.
                 let waits = self.settings.peers.clone();
-                Work::Fence { waits, until: now + CLOSES, told }
+                let early = (!orderly).then_some(now + cut::PROMPT);
+                Work::Fence { waits, until: now + CLOSES, told, early }
             }
-            Phase::Fencing => Work::Fence { waits, until, told },
+            Phase::Fencing => Work::Fence { waits, until, told, early: None },
             Phase::Promoting => {
                 // What the store has, whoever goes on finds there.
                 let waits = if unattended && stored { BTreeSet::new() } else { waits };
-                let not_before = if unattended && absent { now + CLOSES } else { now };
+                let not_before = if unattended && absent { cut + CLOSES } else { now };
                 Work::Intent { waits, until, told, fresh, not_before }
             }
             Phase::Serving if record.follow_up.is_some() => Work::Settle,
@@ -151,10 +158,13 @@ impl Machine {
         }
         let sure = !matches!(self.work, Work::Fence { .. }) || self.is_sure(&record, now);
         let closes = self.is_unattended() && self.is_stored();
+        if closes && ready && sure {
+            self.revoke_early(&record, now, out);
+        }
         match &mut self.work {
             Work::Rest | Work::Resume => {}
             Work::Intent { not_before, .. } if now < *not_before => {}
-            Work::Fence { waits, until, told } | Work::Intent { waits, until, told, .. } => {
+            Work::Fence { waits, until, told, .. } | Work::Intent { waits, until, told, .. } => {
                 if waits.is_empty() && ready && sure {
                     self.step(&record, now, out);
                 } else if now >= *until {
@@ -265,48 +275,6 @@ impl Machine {
         }
     }
 
-    /// Takes the way of all standbys to the old primary, so that it cannot have another write
-    /// acknowledged by one, and so that their positions stand still.
-    fn revoke(&mut self, record: &Record, end: Option<Lsn>, now: Duration, out: &mut Vec<Action>) {
-        let (mut waits, mut seen) = (BTreeSet::new(), BTreeMap::new());
-        for (name, known) in self.servers.iter().filter(|(_, known)| known.answers()) {
-            let Some(sample) = known.sample() else { continue };
-            if sample.role == Role::Primary {
-                seen.insert(name.clone(), sample.clone());
-            } else if sample.system_id == record.branch.system_id {
-                waits.insert(name.clone());
-                out.push(Action::Revoke(name.clone()));
-            }
-        }
-        self.work = Work::Revoke { waits, seen, end, until: now + REVOKE_LIMIT };
-    }
-
-    pub(super) fn revoked(
-        &mut self,
-        server: &str,
-        found: Result<Sample, Failure>,
-        now: Duration,
-        out: &mut Vec<Action>,
-    ) {
-        let text = match &found {
-            Ok(sample) if sample.revoked => None,
-            Ok(_) => Some("it could not be kept from following the old primary".to_owned()),
-            Err(failure) => Some(failure.reason.clone()),
-        };
-        if let Some(why) = text {
-            let note = self.note(Kind::Failover, format!("{server} was not taken off"));
-            let Action::Note(note) = note else { return };
-            out.push(Action::Note(note.because(why)));
-        }
-        if let Work::Revoke { waits, seen, .. } = &mut self.work
-            && waits.remove(server)
-            && let Ok(sample) = &found
-        {
-            seen.insert(server.to_owned(), sample.clone());
-        }
-        self.servers.entry(server.to_owned()).or_default().see(found, Duration::ZERO, now);
-    }
-
     /// Chooses the candidate, and keeps its name before it hears of it.
     fn elect(&mut self, record: &Record, out: &mut Vec<Action>) {
         let (Work::Revoke { seen, end, .. }, Some(run)) = (&self.work, &record.run) else { return };
@@ -384,6 +352,8 @@ impl Machine {
             known.promote(timeline, &mark);
         }
         let loss = run.and_then(|run| run.loss);
+        let alone = run.is_some_and(|run| run.cause == Cause::Failure);
+        let lifted = run.and_then(|run| self.lifted(&record, run, server));
         let lost = loss.map_or_else(|| "what is lost is not known".to_owned(), describe);
         let next = record.next(|next| {
             next.epoch += 1;
@@ -394,6 +364,10 @@ impl Machine {
             next.mark = Some(mark);
             next.run = None;
             next.sync_since = Lsn::default();
+            next.calm = alone;
+            if let Some(lifted) = lifted {
+                next.degraded.entry(server.to_owned()).or_insert(lifted);
+            }
         });
         self.verified = Some(next.epoch);
         let message = format!("{server} is the primary, on timeline {timeline}");

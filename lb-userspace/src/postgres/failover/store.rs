@@ -4,13 +4,13 @@
 //! until the end of a lease in the kernel's table, which this balancer extends as long as it is sure that
 //! nobody has gone on without it. It is sure of a moment if, in answer to a question of that moment,
 //!
-//! - the store has its record, and that serves ([`Event::Read`](super::Event::Read)); or
+//! - the store has its record, and that serves ([`Event::Read`](super::Event::Read)), or it has put it there; or
 //! - every other balancer has the same record, and begins no change; or
 //! - every server says that it follows, or is, the primary of the record.
 //!
 //! Whoever changes the primary puts that into the store first, and promotes nobody before [`CLOSES`] has
 //! passed since then for every balancer that did not confirm it. As a candidate's way to the old
-//! primary is taken before, and [`CLOSES`] is waited for once more, the third way is closed too. So the loss
+//! primary is taken as well, and [`CLOSES`] has passed since that too, the third way is closed. So the loss
 //! of the store alone closes no gate.
 
 use std::time::Duration;
@@ -25,11 +25,11 @@ use crate::{
 };
 
 /// How long a gate stays open after the moment that this balancer is sure of.
-pub const LEASE: Duration = Duration::from_millis(2500);
+pub const LEASE: Duration = Duration::from_secs(2);
 
 /// After this time a gate that is not extended is surely closed: clocks of different hosts run at different
 /// rates, and a timer may be late.
-pub(super) const CLOSES: Duration = Duration::from_millis(2750);
+pub(super) const CLOSES: Duration = Duration::from_millis(2200);
 
 /// Time between two questions to the store, and to the other balancers.
 pub(super) const ASK_EVERY: Duration = Duration::from_millis(500);
@@ -137,7 +137,7 @@ impl Machine {
         match (theirs, &self.record) {
             (Some(theirs), Some(ours)) if *theirs == *ours => {
                 if ours.phase == Phase::Serving {
-                    self.extend(asked, now, out);
+                    self.assure(asked, now, out);
                 }
             }
             (Some(theirs), ours)
@@ -210,8 +210,14 @@ impl Machine {
         }
     }
 
+    /// The store, or every other balancer, has said that the record was in force at that moment.
+    pub(super) fn assure(&mut self, from: Duration, now: Duration, out: &mut Vec<Action>) {
+        self.sure = self.sure.max(Some(from));
+        self.extend(from, now, out);
+    }
+
     /// The gate may be open until some time after `from`.
-    pub(super) fn extend(&mut self, from: Duration, now: Duration, out: &mut Vec<Action>) {
+    fn extend(&mut self, from: Duration, now: Duration, out: &mut Vec<Action>) {
         let until = from + LEASE;
         if until <= now {
             return;
@@ -245,7 +251,7 @@ impl Machine {
             self.settings.peers.iter().map(|node| self.agreed.get(node).copied()).collect();
         if let Some(asked) = asked {
             // Alone, there is nobody who could change anything.
-            self.extend(asked.into_iter().min().unwrap_or(now), now, out);
+            self.assure(asked.into_iter().min().unwrap_or(now), now, out);
         }
     }
 
@@ -317,11 +323,11 @@ impl Machine {
         self.agreed.clear();
         let failed =
             |record: &&Record| record.run.as_ref().is_some_and(|run| run.cause == Cause::Failure);
-        let primary = self.record.as_ref().map(|record| &record.primary);
         let serves = self.record.as_ref().is_some_and(|it| it.phase == Phase::Serving);
-        if let Some(before) = before.filter(failed).filter(|_| serves) {
-            let done = Some(&before.primary) != primary;
-            *(if done { &mut self.promoted } else { &mut self.given_up }) = Some(now);
+        let epoch = self.record.as_ref().map(|record| record.epoch);
+        let ended = before.filter(failed).filter(|_| serves);
+        if ended.is_some_and(|it| Some(it.epoch) == epoch) {
+            self.given_up = Some(now);
         }
     }
 

@@ -8,6 +8,8 @@ use crate::postgres::{
 };
 
 mod balancers;
+mod calm;
+mod names;
 mod sim;
 mod steps;
 mod unattended;

@@ -33,6 +33,9 @@ const RESTART_GRACE: Duration = Duration::from_secs(5);
 /// else.
 const CALM: Duration = Duration::from_mins(1);
 
+/// So much later another balancer than the one that has promoted says that this time is over.
+const STAGGER: Duration = Duration::from_secs(1);
+
 /// After a change that came to nothing there is none for so long.
 const PAUSE: Duration = Duration::from_secs(5);
 
@@ -65,6 +68,9 @@ impl Machine {
         let Some(record) = self.record.clone().filter(|it| it.phase == Phase::Serving) else {
             return;
         };
+        if self.is_calm_over(&record, now) {
+            return self.commit(record.next(|next| next.calm = false), None, out);
+        }
         let nobody = "nobody is promoted";
         let evidence = match self.finding(&record, now) {
             Finding::Lives => {
@@ -88,7 +94,7 @@ impl Machine {
             // Whatever spoke against it is likely to do so again.
             return;
         }
-        if self.promoted.is_some_and(|at| now < at + CALM) {
+        if record.calm {
             let why = format!("{} was promoted less than a minute ago", record.primary);
             return self.say_once(nobody, &why, out);
         }
@@ -142,6 +148,21 @@ impl Machine {
             (next.phase, next.run, next.doubt) = (Phase::Fencing, Some(run), None);
         });
         self.commit(next, None, out);
+    }
+
+    /// Whether the time has passed in which no epoch begins without a person. Each balancer counts it, after a restart
+    /// anew, and the first that is through ends it for all: most likely the one that has promoted.
+    fn is_calm_over(&mut self, record: &Record, now: Duration) -> bool {
+        if !record.calm || self.store.trouble().is_some() {
+            return false;
+        }
+        if self.calm.is_none_or(|(epoch, _)| epoch != record.epoch) {
+            self.calm = Some((record.epoch, now));
+        }
+        let since = self.calm.map_or(now, |(_, at)| at);
+        let by = record.mark.as_ref().map(|mark| &mark.node);
+        let last = if by == Some(&self.settings.node) { Duration::ZERO } else { STAGGER };
+        now >= since + CALM + last
     }
 
     /// Whether a person agrees, by word or by silence.
@@ -266,9 +287,17 @@ impl Machine {
         }
         let mut evidence = vec![format!("{primary}: {}", failure.reason)];
         let mut waits = false;
+        let failure = record.run.as_ref().is_some_and(|run| run.cause == Cause::Failure);
+        let begun = failure && record.phase == Phase::Fencing;
         for (name, known) in self.servers.iter().filter(|(name, _)| *name != primary) {
             let Some(sample) = known.sample().filter(|_| known.answers()) else { continue };
             let same = sample.system_id == record.branch.system_id;
+            if same && sample.revoked && begun {
+                // Nobody has done that who was not sure; what it says from then on proves nothing.
+                evidence
+                    .push(format!("{name} had not heard {primary} when its way there was taken"));
+                continue;
+            }
             // One that did not hear it before says nothing by not hearing it now.
             let knew = known.streamed().is_some_and(|at| since <= at + KNOWN_BEFORE);
             if !same || sample.role != Role::Standby || sample.revoked || !knew {

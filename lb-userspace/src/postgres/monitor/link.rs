@@ -224,6 +224,18 @@ impl Session {
         rows.pop().ok_or_else(|| unfit("the server gave no row".into()))
     }
 
+    /// Asks what makes the server write: gives why it cannot, if so.
+    pub async fn refusal(&self, statement: &str) -> Result<Option<String>, Failure> {
+        match timeout(self.limit, self.client.simple_query(statement)).await {
+            Ok(Ok(_)) => Ok(None),
+            Ok(Err(error)) => match error.as_db_error().filter(|it| cannot_write(it.code())) {
+                Some(said) => Ok(Some(said.message().to_owned())),
+                None => Err(understand(&error)),
+            },
+            Err(_) => Err(silent(format!("no answer within {:?}", self.limit))),
+        }
+    }
+
     /// The one value of a question.
     pub async fn value(&self, statement: &str) -> Result<Option<String>, Failure> {
         let row = self.row(statement).await?;
@@ -239,6 +251,12 @@ impl Session {
             Err(_) => Err(silent(format!("no answer within {:?}", self.limit))),
         }
     }
+}
+
+/// Whether an error says that the server's disk takes nothing. A file system that is read-only is one that lacks a
+/// privilege, in the server's words.
+fn cannot_write(code: &SqlState) -> bool {
+    [SqlState::DISK_FULL, SqlState::IO_ERROR, SqlState::INSUFFICIENT_PRIVILEGE].contains(code)
 }
 
 fn silent(reason: String) -> Failure {

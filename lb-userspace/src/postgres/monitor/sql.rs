@@ -172,6 +172,9 @@ pub struct Detail {
     /// Our role may change `synchronous_standby_names`; absent where that cannot be said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub may_degrade: Option<bool>,
+    /// Why nothing can be written on its disk; absent if something can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cannot_write: Option<String>,
     /// What will go wrong at a change of the primary, or makes it slow.
     pub advice: Vec<String>,
 }
@@ -216,6 +219,13 @@ select (select coalesce(sum(size), 0) from (select pg_database_size(oid) as size
   current_setting('server_version_num')::int >= 150000 as grants, \
   current_setting('is_superuser') = 'on' as superuser";
 
+/// Sorts half a megabyte with the least memory, so that a file of that size is written where tables are, and removed
+/// again. It needs no right, changes nothing that is kept, and is the same on a standby. All is one transaction.
+const WRITE: &str = "\
+set local work_mem = '64kB'; set local temp_tablespaces = ''; \
+select count(*) from (select repeat(md5(number::text), 8) as line \
+  from generate_series(1, 2000) as number order by line) as lines";
+
 /// Before version 15 only a superuser may.
 const MAY_DEGRADE: &str =
     "select has_parameter_privilege('synchronous_standby_names', 'alter system')";
@@ -249,6 +259,7 @@ pub(super) async fn detail(session: &Session, role: Role) -> Result<Detail, Fail
         (_, "t") => session.value(MAY_DEGRADE).await?.map(|it| it == "t"),
         _ => Some(false),
     };
+    let cannot_write = session.refusal(WRITE).await?;
     let mut advice = Vec::new();
     if text(&row, "rewinds") == "f" {
         advice.push(
@@ -288,6 +299,7 @@ pub(super) async fn detail(session: &Session, role: Role) -> Result<Detail, Fail
             })
             .collect(),
         may_degrade,
+        cannot_write,
         advice,
     })
 }

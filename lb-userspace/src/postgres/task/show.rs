@@ -48,6 +48,12 @@ impl Task {
         for server in &self.config.servers {
             warnings.extend(self.lack(&server.name));
         }
+        for server in &self.config.servers {
+            warnings.extend(self.cannot_write(&server.name).map(|why| {
+                let role = self.role_of(&server.name);
+                format!("{role}{} cannot write: {why}", server.name)
+            }));
+        }
         for (server, detail) in &self.details {
             warnings.extend(detail.advice.iter().map(|advice| format!("{server}: {advice}")));
             let lost = detail
@@ -111,6 +117,7 @@ impl Task {
                 veto: doubt.veto.clone(),
                 answer: doubt.answer,
             }),
+            calm: record.is_some_and(|record| record.calm),
             refused: self.machine.refused().map(str::to_owned),
             servers: self.config.servers.iter().map(|server| self.server(server)).collect(),
             warnings,
@@ -118,6 +125,18 @@ impl Task {
             max_lag: self.config.max_lag,
             max_retained: self.config.max_retained,
         }
+    }
+
+    /// Why nothing can be written on a server that answers.
+    fn cannot_write(&self, server: &str) -> Option<String> {
+        let answers = self.machine.servers().get(server).is_some_and(Known::answers);
+        self.details.get(server).filter(|_| answers)?.cannot_write.clone()
+    }
+
+    /// What a server is, before its name.
+    pub(super) fn role_of(&self, server: &str) -> &'static str {
+        let record = self.machine.record();
+        if record.is_some_and(|record| record.primary == server) { "the primary " } else { "" }
     }
 
     /// What becomes of commits on the primary, if they do not wait as they should.
@@ -189,6 +208,7 @@ impl Task {
             streams_from: streams.map(|Receiver { host, .. }| host.clone()),
             quarantined: self.machine.quarantined(&server.name),
             sync: sample.and_then(sync),
+            cannot_write: self.cannot_write(&server.name),
             read_write: Route::from(write),
             read_only: Route::from(read),
             detail: self.details.get(&server.name).cloned(),

@@ -132,7 +132,7 @@ impl Site {
         self.take(Event::Revoked { server: server.into(), found: Ok(found) });
     }
 
-    fn promoted(&mut self, server: &str) {
+    pub(super) fn promoted(&mut self, server: &str) {
         let result = Ok(Promotion { timeline: 2, switch: Lsn(1000) });
         self.take(Event::Promoted { server: server.into(), result });
     }

@@ -3,13 +3,13 @@
 use super::{steps::Site, *};
 use crate::postgres::record::Cause;
 
-fn rules(veto: Option<Duration>, max_loss: u64) -> Settings {
+pub(super) fn rules(veto: Option<Duration>, max_loss: u64) -> Settings {
     let unattended = Some(Unattended { veto, max_loss, available: None, seed: 42 });
     Settings { unattended, ..settings("lb-01", &["lb-02"], 2) }
 }
 
 /// A site whose store answers, and whose primary was seen with a standby that commits wait for.
-fn serving(settings: Settings) -> Site {
+pub(super) fn serving(settings: Settings) -> Site {
     let mut site = Site::serving(settings);
     site.stored();
     for _ in 0..3 {
@@ -20,7 +20,7 @@ fn serving(settings: Settings) -> Site {
     site
 }
 
-fn synchronous(received: u64) -> Sample {
+pub(super) fn synchronous(received: u64) -> Sample {
     let replica = Replica {
         name: "pg-02".into(),
         address: Some(address("pg-02")),
@@ -38,12 +38,12 @@ fn whole(site: &mut Site) {
     site.sees("pg-02", Ok(standby(1000)));
 }
 
-fn left_alone(received: u64) -> Sample {
+pub(super) fn left_alone(received: u64) -> Sample {
     Sample { receiver: None, ..standby(received) }
 }
 
 /// The primary is found dead by this balancer and by its standby.
-fn fails(site: &mut Site) {
+pub(super) fn fails(site: &mut Site) {
     for _ in 0..2 {
         site.tick(250);
         site.sees("pg-01", Err(failure(FailureKind::Dead)));
@@ -51,15 +51,15 @@ fn fails(site: &mut Site) {
     }
 }
 
-fn phase(site: &Site) -> Phase {
+pub(super) fn phase(site: &Site) -> Phase {
     site.disk.as_ref().expect("a record").phase
 }
 
-fn heard(message: Message) -> Event {
+pub(super) fn heard(message: Message) -> Event {
     Event::Heard { node: "lb-02".into(), message }
 }
 
-fn place(site: &Site) -> (u64, u64) {
+pub(super) fn place(site: &Site) -> (u64, u64) {
     site.disk.as_ref().expect("a record").place()
 }
 
@@ -90,23 +90,120 @@ fn a_primary_that_failed_is_replaced() {
     assert!(matches!(&site.left()[..], [.., Action::Promote { .. }]), "the store has the intent");
 }
 
+/// Waits for something that the machine wants, while the primary and its standby stay as they are. Says how long
+/// it took.
+fn until_wanted(site: &mut Site, revoked: bool, wanted: impl Fn(&Action) -> bool) -> Duration {
+    let begin = site.now;
+    while !site.left().iter().any(&wanted) {
+        assert!(site.now < begin + 2 * CLOSES);
+        site.tick(50);
+        site.sees("pg-01", Err(failure(FailureKind::Dead)));
+        site.sees("pg-02", Ok(Sample { revoked, ..left_alone(1000) }));
+    }
+    site.now.saturating_sub(begin)
+}
+
+fn is_revocation(action: &Action) -> bool {
+    *action == Action::Revoke("pg-02".into())
+}
+
+fn is_promotion(action: &Action) -> bool {
+    matches!(action, Action::Promote { .. })
+}
+
 #[test]
 fn a_silent_balancer_is_waited_for_until_its_lease_is_over() {
     let mut site = serving(rules(None, 0));
     fails(&mut site);
     let begin = site.now;
-    while !site.left().contains(&Action::Revoke("pg-02".into())) {
-        assert!(site.now < begin + 2 * CLOSES);
-        fails(&mut site);
-    }
+    // Its word is waited for a little, and the end of its lease together with that of what the servers say.
+    let early = until_wanted(&mut site, false, is_revocation);
+    assert!((Duration::from_millis(200)..CLOSES / 4).contains(&early), "{early:?}");
+    site.revoked("pg-02", 1000);
+    let cut = site.now;
+    until_wanted(&mut site, true, is_revocation);
+    assert_eq!(phase(&site), Phase::Fencing);
     assert!(site.now >= begin + CLOSES);
     site.revoked("pg-02", 1000);
-    let begin = site.now;
-    while !site.left().iter().any(|it| matches!(it, Action::Promote { .. })) {
-        assert!(site.now < begin + 2 * CLOSES);
-        site.tick(100);
+    assert_eq!(phase(&site), Phase::Promoting);
+    until_wanted(&mut site, true, is_promotion);
+    assert!(site.now >= cut + CLOSES, "it may have been sure by what the servers said");
+    assert!(site.now < cut + CLOSES + Duration::from_millis(200), "both run at once");
+}
+
+#[test]
+fn a_standby_that_follows_again_is_waited_for_anew() {
+    let fence = || {
+        let mut site = serving(rules(None, 0));
+        fails(&mut site);
+        until_wanted(&mut site, false, is_revocation);
+        site
+    };
+    let waits_in_full = |mut site: Site| {
+        site.revoked("pg-02", 1000);
+        assert_eq!(phase(&site), Phase::Promoting);
+        assert!(until_wanted(&mut site, true, is_promotion) >= CLOSES);
+    };
+    // It cannot be taken off at first; then, in the end, it can.
+    let mut site = fence();
+    for _ in 0..2 {
+        // Once more meanwhile, and in the end.
+        until_wanted(&mut site, false, is_revocation);
     }
-    assert!(site.now >= begin + CLOSES, "it may have been sure by what the servers said");
+    waits_in_full(site);
+    // Somebody has led it back.
+    let mut site = fence();
+    site.revoked("pg-02", 1000);
+    site.tick(50);
+    site.sees("pg-02", Ok(left_alone(1000)));
+    for _ in 0..2 {
+        until_wanted(&mut site, false, is_revocation);
+    }
+    waits_in_full(site);
+    // A balancer that confirms ends all that.
+    let mut site = fence();
+    let place = place(&site);
+    site.take(heard(Message::Ack(place)));
+    until_wanted(&mut site, true, is_revocation);
+    site.revoked("pg-02", 1000);
+    assert!(matches!(&site.left()[..], [.., Action::Promote { .. }]));
+}
+
+#[test]
+fn a_standby_is_led_back_by_whoever_knows_that_no_change_is_under_way() {
+    let mut site = serving(rules(None, 0));
+    let follow = |action: &Action| matches!(action, Action::Follow { .. });
+    let looks = |site: &mut Site| {
+        site.tick(250);
+        site.sees("pg-01", Ok(synchronous(1000)));
+        site.sees("pg-02", Ok(Sample { revoked: true, ..left_alone(1000) }));
+    };
+    // Nobody says that the record is in force still: another may have taken the standby off to promote it.
+    site.store_down = true;
+    for _ in 0..20 {
+        looks(&mut site);
+    }
+    assert!(!site.left().iter().any(follow));
+    site.store_down = false;
+    for _ in 0..20 {
+        looks(&mut site);
+    }
+    assert!(site.left().iter().any(follow));
+}
+
+#[test]
+fn a_record_that_the_store_has_taken_opens_the_gate() {
+    let mut site = serving(rules(None, 0));
+    for _ in 0..20 {
+        site.tick(250);
+        // Neither the servers nor the other balancer say that the record is in force.
+        site.sees("pg-02", Err(failure(FailureKind::Dead)));
+    }
+    assert!(passes(&site));
+    site.now += Duration::from_mins(1);
+    assert!(!passes(&site));
+    site.take(Event::Command(Command::Fence("pg-02".into())));
+    assert!(passes(&site));
 }
 
 #[test]

@@ -62,6 +62,10 @@ impl Site {
             fed.filter(|it| site.servers[*it].log.len() >= end).count() >= need
         };
         let mut result = match self.ask(at, server) {
+            Ok(_) if need > 0 && self.mutant == Some(Mutant::RestoresByWord) => {
+                let end = Ok(Lsn(self.servers[server].log.len() as u64));
+                return self.take(at, Event::SyncSet { server: name, names, result: end });
+            }
             Ok(_) if has(self, 0) && !(fails && self.rng.bool()) => Ok(()),
             Ok(_) => Err("too few are there".to_owned()),
             Err(failure) => Err(failure.reason),
@@ -97,15 +101,7 @@ impl Site {
     /// The standbys of a site that was whole go down, or the primary does not reach them; perhaps it goes
     /// down as well, or some do not reach it, while that is dealt with.
     pub(super) fn lose_standbys(&mut self) {
-        for at in 0..2 {
-            self.balancers[at].host_up = true;
-            self.start_daemon(at);
-        }
-        for server in &mut self.servers {
-            server.up = true;
-        }
-        self.cuts.clear();
-        self.store.heal();
+        self.mend();
         self.calm(10);
         let Some(primary) = self.gate(0).map(server_at) else { return };
         let standbys: Vec<usize> = (0..3).filter(|it| *it != primary).collect();
@@ -141,27 +137,7 @@ impl Site {
                     self.cuts.remove(&(it.min(primary) + 2, it.max(primary) + 2));
                 }
             }
-            let millis = [50, 100, 300][self.rng.usize(..3)];
-            self.pass(millis);
-            for at in 0..2 {
-                for server in 0..3 {
-                    if self.rng.bool() {
-                        self.look(at, server);
-                    }
-                }
-                for _ in 0..4 {
-                    self.act(at, true);
-                    self.hear_store(at);
-                }
-                self.write(at);
-            }
-            for _ in 0..6.min(self.messages.len()) {
-                let place = self.rng.usize(..self.messages.len());
-                self.deliver(place);
-            }
-            let server = self.rng.usize(..3);
-            self.replicate(server, 3);
-            self.check();
+            self.go_on_roughly(primary);
         }
     }
 

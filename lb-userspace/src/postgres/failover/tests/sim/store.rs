@@ -39,9 +39,16 @@ impl Store {
     }
 
     /// As [`crate::postgres::etcd::Etcd::propose`] does.
-    fn propose(&mut self, record: &Record, base: Option<&Record>) -> Result<(), Box<Record>> {
+    /// `blind`: it compares nothing.
+    fn propose(
+        &mut self,
+        record: &Record,
+        base: Option<&Record>,
+        blind: bool,
+    ) -> Result<(), Box<Record>> {
         let may = match &self.record {
             None => true,
+            Some(_) if blind => true,
             Some(found) => {
                 found == record
                     || Some(found) == base
@@ -76,15 +83,7 @@ impl Site {
     /// The primary of a site that was whole goes down, perhaps with something else, and the balancers
     /// have some seconds for it, in which messages and answers come late or not at all.
     pub(super) fn incident(&mut self) {
-        for server in &mut self.servers {
-            server.up = true;
-        }
-        for at in 0..2 {
-            self.balancers[at].host_up = true;
-            self.start_daemon(at);
-        }
-        self.cuts.clear();
-        self.store.heal();
+        self.mend();
         self.calm(10);
         let Some(primary) = self.gate(0).map(server_at) else { return };
         if self.rng.u8(..4) == 0 {
@@ -106,25 +105,36 @@ impl Site {
             _ => {}
         }
         for _ in 0..self.rng.usize(20..90) {
-            let millis = [50, 100, 200][self.rng.usize(..3)];
-            self.pass(millis);
-            for at in 0..2 {
-                let server = self.rng.usize(..3);
-                self.look(at, server);
-                self.look(at, primary);
-                for _ in 0..4 {
-                    self.act(at, true);
-                    self.hear_store(at);
+            let mended = self.rng.usize(..40);
+            if let Some(pair) = self.cuts.iter().nth(mended).copied() {
+                self.cuts.remove(&pair);
+            }
+            self.go_on_roughly(primary);
+        }
+    }
+
+    /// One balancer reaches the primary and the other the standbys, and neither the other's: the one may let commits go on
+    /// without standbys, and the other may promote one. Perhaps the primary and its standbys hear each other again, or
+    /// the first does not reach the store.
+    pub(super) fn contest(&mut self) {
+        self.mend();
+        self.calm(10);
+        let Some(primary) = self.gate(0).map(server_at) else { return };
+        let at = self.rng.usize(..2);
+        self.cuts.extend([(0, 1), (1 - at, primary + 2)]);
+        let way = |other: usize| (other.min(primary) + 2, other.max(primary) + 2);
+        let standbys = (0..3).filter(|it| *it != primary);
+        self.cuts.extend(standbys.clone().map(way));
+        self.store.cut[at] = self.rng.u8(..3) == 0;
+        let rounds = self.rng.usize(20..70);
+        let back = self.rng.usize(..2 * rounds);
+        for round in 0..rounds {
+            if round == back {
+                for other in standbys.clone() {
+                    self.cuts.remove(&way(other));
                 }
-                self.write(at);
             }
-            for _ in 0..6.min(self.messages.len()) {
-                let place = self.rng.usize(..self.messages.len());
-                self.deliver(place);
-            }
-            let server = self.rng.usize(..3);
-            self.replicate(server, 3);
-            self.check();
+            self.go_on_roughly(primary);
         }
     }
 
@@ -150,7 +160,7 @@ impl Site {
         let reply = if !self.store.answers(at) || (fails && self.rng.bool()) {
             unstored()
         } else {
-            match self.store.propose(&record, base) {
+            match self.store.propose(&record, base, self.mutant == Some(Mutant::ComparesNothing)) {
                 // The answer may get lost.
                 Ok(()) if fails => unstored(),
                 Ok(()) => Reply::Stored(Box::new(record)),
