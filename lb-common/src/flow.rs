@@ -65,8 +65,8 @@ map_type! {
         pub backend: u32,
         /// Bits, see [`state`].
         pub state: u32,
-        /// Time of the last packet of this direction: `CLOCK_MONOTONIC_COARSE`, nanoseconds.
-        pub last_seen_ns: u64,
+        /// Time of the last packet of this direction, in ticks of the kernel ([`crate::clock`]).
+        pub last_seen: u64,
         /// Bytes of this direction, Ethernet header included.
         pub bytes: u64,
         /// Packets of this direction; from 2^32 on, it begins anew.
@@ -105,8 +105,8 @@ map_type! {
         pub backend: u32,
         /// Bits, see [`state`].
         pub state: u32,
-        /// Time of the last packet of this direction: `CLOCK_MONOTONIC_COARSE`, nanoseconds.
-        pub last_seen_ns: u64,
+        /// Time of the last packet of this direction, in ticks of the kernel ([`crate::clock`]).
+        pub last_seen: u64,
         /// Bytes of this direction, Ethernet header included.
         pub bytes: u64,
         /// Packets of this direction; from 2^32 on, it begins anew.

@@ -24,7 +24,7 @@ use lb_common::{
 };
 
 use self::{cuts::Cuts, directory::Directory};
-use super::{Table, View};
+use super::{Table, Ticks, View};
 use crate::dataplane::{
     Timeouts,
     active::Active,
@@ -221,13 +221,14 @@ impl FlowSync {
         active: Arc<Active>,
         cuts: Arc<Cuts>,
         created: Duration,
+        ticks: Ticks,
     ) -> anyhow::Result<Self> {
         let news = Map::RingBuf(crate::dataplane::pinned(pins, names::NEWS)?);
         cuts.listen(true);
         Ok(Self {
             news: news.try_into().context("open NEWS")?,
-            flows: Table::open(pins, names::FLOWS, false)?,
-            flows6: Table::open(pins, names::FLOWS6, false)?,
+            flows: Table::open(pins, names::FLOWS, false, ticks)?,
+            flows6: Table::open(pins, names::FLOWS6, false, ticks)?,
             directory: Directory::open(pins)?,
             active,
             cuts,
@@ -282,7 +283,7 @@ impl FlowSync {
         let mut chunk = Chunk::<K, K::Entry>::of(WALK_ENTRIES);
         let more = chunk.read(table.fd(), &mut walk.cursor).context("read the flow table")?;
         for (key, entry) in chunk.entries() {
-            let view = key.view(entry);
+            let view = table.view(key, entry);
             if view.is_return() || state::closed(view.state) {
                 continue;
             }
@@ -408,7 +409,7 @@ fn step_over<K: Key>(
     let mut chunk = Chunk::<K, K::Entry>::of(FORGET_ENTRIES);
     let more = chunk.read(table.fd(), cursor).context("read the flow table")?;
     for (key, entry) in chunk.entries() {
-        let view = key.view(entry);
+        let view = table.view(key, entry);
         if !view.is_return() && !view.is_steered() {
             each(&view);
         }
