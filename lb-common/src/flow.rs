@@ -48,6 +48,10 @@ map_type! {
     /// Value of `FLOWS`: one cache line.
     #[repr(align(8))]
     pub struct FlowEntry4 {
+        /// Backend identifier. It stands first, so that the entry's address is that of a look-up's key.
+        pub backend: u32,
+        /// Bits, see [`state`].
+        pub state: u32,
         /// Source address after rewriting.
         pub new_src: [u8; 4],
         /// Destination address after rewriting.
@@ -61,10 +65,6 @@ map_type! {
         pub ip_delta: u16,
         /// What the rewriting adds to the sum of the TCP or UDP checksum, pseudo-header included.
         pub l4_delta: u16,
-        /// Backend identifier.
-        pub backend: u32,
-        /// Bits, see [`state`].
-        pub state: u32,
         /// Time of the last packet of this direction, in ticks of the kernel ([`crate::clock`]).
         pub last_seen: u64,
         /// Bytes of this direction, Ethernet header included.
@@ -89,6 +89,10 @@ map_type! {
     /// Value of `FLOWS6`; fields as in [`FlowEntry4`].
     #[repr(align(8))]
     pub struct FlowEntry6 {
+        /// Backend identifier.
+        pub backend: u32,
+        /// Bits, see [`state`].
+        pub state: u32,
         /// Source address after rewriting.
         pub new_src: [u8; 16],
         /// Destination address after rewriting.
@@ -101,10 +105,6 @@ map_type! {
         pub ip_delta: u16,
         /// What the rewriting adds to the sum of the TCP or UDP checksum, pseudo-header included.
         pub l4_delta: u16,
-        /// Backend identifier.
-        pub backend: u32,
-        /// Bits, see [`state`].
-        pub state: u32,
         /// Time of the last packet of this direction, in ticks of the kernel ([`crate::clock`]).
         pub last_seen: u64,
         /// Bytes of this direction, Ethernet header included.

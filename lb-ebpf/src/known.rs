@@ -236,7 +236,10 @@ fn relay<F: Family, T: Tables + Flows<F>, E: Exit, const FORTH: bool>(
     }
     // A copy of what follows: the call that asks for the lease would cost the other one registers. One that
     // is over, the general way finds.
-    if flags == needed | LEASED && !tables.is_lease_over(entry.backend()) {
+    if FORTH
+        && tables.apart(flags.into()) == (needed | LEASED).into()
+        && !tables.is_lease_over(entry.backend())
+    {
         return hand_on::<F, T, E, FORTH>(packet, tables, exit, headers, carried, entry, backend);
     }
     None

@@ -274,7 +274,7 @@ impl<K: Key, V: Value<K>> Table<K, V> {
         let mut result = Ok(ControlFlow::Continue(()));
         batch::for_each::<K, V>(self.fd(), |key, value| {
             let entry = value.flow();
-            let client = self.view(&key, entry);
+            let client = self.view(key, entry);
             if client.is_return() || !wanted(client.backend) {
                 return ControlFlow::Continue(());
             }
