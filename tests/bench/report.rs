@@ -91,13 +91,13 @@ impl Report {
 
     /// The figure of a case with so many flows; of many, scattered.
     pub(crate) fn scattered(&self, flows: u32, name: &str) -> Option<&Figure> {
-        let columns = self.packets.iter().filter(|column| {
+        let mut columns = self.packets.iter().filter(|column| {
             column.flows == flows
                 && column.scattered == (flows > 1)
                 && !column.one_by_one
                 && !column.full_tables
         });
-        columns.filter_map(|column| column.figure(name)).next()
+        columns.find_map(|column| column.figure(name))
     }
 
     /// The first figure of a case.
