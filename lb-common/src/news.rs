@@ -2,7 +2,9 @@
 //!
 //! `NEWS` is a ring buffer of four kinds of records, told apart by their lengths: [`Begun4`], [`Begun6`],
 //! and the key of a backend's direction ([`crate::flow::FlowKey4`] or [`crate::flow::FlowKey6`]) for a
-//! connection that has ended.
+//! connection that has ended. With [`ANSWERED`](crate::flow::state::ANSWERED) in its entry's state, a record
+//! of the first two is of a connection that is half open yet: its backend has answered, and what its client
+//! has to acknowledge stands in the entry's `ack`.
 
 use crate::{
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6},
@@ -25,7 +27,7 @@ map_type! {
 pub const TELL: u32 = 1;
 
 map_type! {
-    /// A record of `NEWS`: an IPv4 connection is established.
+    /// A record of `NEWS`: an IPv4 connection is established, or its backend has answered.
     #[repr(align(8))]
     pub struct Begun4 {
         /// Key of the client's direction.
@@ -39,7 +41,7 @@ map_type! {
 }
 
 map_type! {
-    /// A record of `NEWS`: an IPv6 connection is established. Fields as in [`Begun4`].
+    /// A record of `NEWS`: the same of an IPv6 connection. Fields as in [`Begun4`].
     #[repr(align(8))]
     pub struct Begun6 {
         /// Key of the client's direction.

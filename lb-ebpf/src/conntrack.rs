@@ -174,6 +174,13 @@ pub fn in_half_open<F: Family, T: Tables + Flows<F>>(
         let took_ns = tables.clock_ns().wrapping_sub(half.syn().sent_ns);
         let known = half.syn().bits & syn::RESENT == 0;
         tables.signal(id, Signal::Answered(known.then_some(took_ns)));
+        // `step` has left the client's key there.
+        if let Some(scratch) = tables.scratch() {
+            scratch.server = F::key(segment.tuple, segment.protocol);
+            scratch.entry.copy(half.flow(), state::RETURN | state::ANSWERED);
+            scratch.entry.set_ack(next(segment.seq));
+            tables.tell_begun();
+        }
     }
     if ends {
         let other = half.flow().rewritten().reversed();
@@ -278,10 +285,16 @@ fn step<F: Family, T: Tables + Flows<F>>(
         && client.flow().rewritten().reversed() == segment.tuple
     {
         // What the client is to acknowledge stands in its half.
-        client.flow_mut().set_ack(u32::from_be(segment.seq).wrapping_add(1).to_be());
+        client.flow_mut().set_ack(next(segment.seq));
         set_bits::<F, T>(tables, client.flow_mut(), state::ANSWERED);
     }
     Ok(if before & state::ANSWERED == 0 { Step::Answers } else { Step::None })
+}
+
+/// The sequence number after one, both in network byte order.
+#[inline(always)]
+const fn next(seq: u32) -> u32 {
+    u32::from_be(seq).wrapping_add(1).to_be()
 }
 
 /// Makes a half-open connection, of which `entry` is the packet's own half, an established one. Says

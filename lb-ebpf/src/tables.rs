@@ -214,8 +214,8 @@ pub trait Flows<F: Family> {
     /// This CPU's scratch; what it holds means nothing. Taken once for a packet.
     #[expect(clippy::mut_from_ref, reason = "memory of this CPU alone")]
     fn scratch(&self) -> Option<&mut Scratch<F>>;
-    /// Tells the other nodes of a connection that is established: `client`, `server` and `entry` of the
-    /// scratch, as in [`lb_common::news::Begun4`].
+    /// Tells the other nodes of a connection that is established, or that its backend has answered: `client`,
+    /// `server` and `entry` of the scratch, as in [`lb_common::news::Begun4`].
     fn tell_begun(&self);
     /// Tells the other nodes that a connection has ended, by the key of its backend's direction.
     fn tell_ended(&self, server: &F::Key);

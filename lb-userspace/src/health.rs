@@ -1,7 +1,6 @@
 //! Active health checks: when to probe, how to probe, and when enough probes agree.
 
 use std::{
-    fmt::Write as _,
     io,
     net::SocketAddr,
     sync::{
@@ -14,16 +13,19 @@ use std::{
 use tokio::{
     sync::{Semaphore, mpsc},
     task::JoinHandle,
-    time::{Instant, sleep, sleep_until, timeout_at},
+    time::{sleep, sleep_until},
 };
 
 use crate::{clock, config};
 
 pub mod command;
+mod deadline;
 pub mod http;
 pub mod passive;
 pub mod tcp;
 pub mod threshold;
+
+pub use deadline::Deadline;
 
 /// What active probes say of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -192,7 +194,7 @@ async fn run<F>(
 
 /// Asks once.
 async fn probe(target: &Target, trust: &http::Trust) -> Observation {
-    let deadline = Deadline::after(target.health.timeout);
+    let deadline = &Deadline::after(target.health.timeout);
     match &target.health.probe {
         config::Probe::None | config::Probe::Database { .. } => {
             Observation::Pass("not probed".into())
@@ -209,38 +211,6 @@ async fn probe(target: &Target, trust: &http::Trust) -> Observation {
 impl Target {
     fn report(&self, health: Health, reason: String) -> Report {
         Report { service: self.service.clone(), backend: self.backend.clone(), health, reason }
-    }
-}
-
-/// When a whole probe must have ended: its steps share the time.
-#[derive(Clone, Copy, Debug)]
-pub struct Deadline {
-    at: Instant,
-    timeout: Duration,
-}
-
-impl Deadline {
-    /// A deadline `timeout` from now.
-    pub fn after(timeout: Duration) -> Self {
-        Self { at: clock::timer() + timeout, timeout }
-    }
-
-    /// What `step` gives, or nothing if the time is over first.
-    async fn within<T>(self, step: impl Future<Output = T>) -> Option<T> {
-        timeout_at(self.at, step).await.ok()
-    }
-
-    /// `"no answer within 500 ms"`.
-    fn missed(self, what: &str) -> String {
-        let mut text = format!("{what} within ");
-        let millis = self.timeout.as_secs_f64() * 1e3;
-        // Writing to a string cannot fail.
-        let _ = if millis < 1000.0 {
-            write!(text, "{millis} ms")
-        } else {
-            write!(text, "{} s", self.timeout.as_secs_f64())
-        };
-        text
     }
 }
 
@@ -273,6 +243,8 @@ mod tests {
     };
 
     use proptest::prelude::*;
+
+    use tokio::time::Instant;
 
     use super::*;
 

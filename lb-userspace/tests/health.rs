@@ -85,7 +85,7 @@ async fn read_request(stream: &mut (impl AsyncReadExt + Unpin)) -> Vec<u8> {
 async fn ask(answer: &'static [u8]) -> Observation {
     let (listener, address) = listener().await;
     let server = answer_once(listener, answer);
-    let observation = http::probe(address, &get("/", None), Deadline::after(PATIENCE)).await;
+    let observation = http::probe(address, &get("/", None), &Deadline::after(PATIENCE)).await;
     server.await.unwrap();
     observation
 }
@@ -97,14 +97,14 @@ async fn tcp_connects_and_resets() {
         let (mut stream, _) = listener.accept().await.unwrap();
         stream.read(&mut [0; 1]).await.map_err(|error| error.kind())
     });
-    assert_eq!(tcp::probe(address, Deadline::after(PATIENCE)).await, pass("connected"));
+    assert_eq!(tcp::probe(address, &Deadline::after(PATIENCE)).await, pass("connected"));
     assert_eq!(server.await.unwrap(), Err(io::ErrorKind::ConnectionReset));
 }
 
 #[tokio::test]
 async fn tcp_refused() {
     let (_socket, address) = closed_port();
-    assert_eq!(tcp::probe(address, Deadline::after(PATIENCE)).await, fail("connection refused"));
+    assert_eq!(tcp::probe(address, &Deadline::after(PATIENCE)).await, fail("connection refused"));
 }
 
 #[tokio::test]
@@ -113,7 +113,7 @@ async fn tcp_without_an_answer() {
     let (socket, address) = closed_port();
     socket.listen(0).unwrap();
     let _first = TcpStream::connect(address).await.unwrap();
-    assert_eq!(tcp::probe(address, Deadline::after(SHORT)).await, fail("no answer within 200 ms"));
+    assert_eq!(tcp::probe(address, &Deadline::after(SHORT)).await, fail("no answer within 200 ms"));
 }
 
 #[tokio::test]
@@ -121,7 +121,7 @@ async fn http_asks_what_was_configured() {
     let (listener, address) = listener().await;
     let server = answer_once(listener, b"HTTP/1.1 204 No Content\r\n\r\n");
     let probe = get("/health?deep=1", Some("app.example"));
-    let observation = http::probe(address, &probe, Deadline::after(PATIENCE)).await;
+    let observation = http::probe(address, &probe, &Deadline::after(PATIENCE)).await;
     assert_eq!(observation, pass("HTTP 204"));
     let request = server.await.unwrap().to_lowercase();
     assert!(request.starts_with("get /health?deep=1 http/1.1\r\n"), "{request}");
@@ -139,7 +139,7 @@ async fn http_names_the_address_without_a_host() {
     let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = answer_once(listener, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
-    let observation = http::probe(address, &get("/", None), Deadline::after(PATIENCE)).await;
+    let observation = http::probe(address, &get("/", None), &Deadline::after(PATIENCE)).await;
     assert_eq!(observation, pass("HTTP 200"));
     let request = server.await.unwrap().to_lowercase();
     assert!(request.contains(&format!("host: [::1]:{}\r\n", address.port())), "{request}");
@@ -186,7 +186,7 @@ async fn http_reset_by_the_server() {
         stream.set_zero_linger().unwrap();
     });
     assert_eq!(
-        http::probe(address, &get("/", None), Deadline::after(PATIENCE)).await,
+        http::probe(address, &get("/", None), &Deadline::after(PATIENCE)).await,
         fail("connected, but: connection reset")
     );
     server.await.unwrap();
@@ -196,7 +196,7 @@ async fn http_reset_by_the_server() {
 async fn http_without_an_answer() {
     let (_listener, address) = listener().await;
     assert_eq!(
-        http::probe(address, &get("/", None), Deadline::after(SHORT)).await,
+        http::probe(address, &get("/", None), &Deadline::after(SHORT)).await,
         fail("connected, but no HTTP answer within 200 ms")
     );
 }
@@ -211,7 +211,7 @@ async fn http_reads_a_long_body_only_in_part() {
         // Endless: only the prober can end it.
         while stream.write_all(&[b'x'; 4096]).await.is_ok() {}
     });
-    let observation = http::probe(address, &get("/", None), Deadline::after(PATIENCE)).await;
+    let observation = http::probe(address, &get("/", None), &Deadline::after(PATIENCE)).await;
     assert_eq!(observation, pass("HTTP 200"));
     timeout(PATIENCE, server).await.expect("the connection is closed").unwrap();
 }
@@ -247,7 +247,7 @@ async fn https_takes_any_certificate_and_sends_the_name() {
         let server = tls_server(listener);
         let probe = get("/", host);
         let observation =
-            http::probe_tls(address, &probe, &Trust::default(), Deadline::after(PATIENCE)).await;
+            http::probe_tls(address, &probe, &Trust::default(), &Deadline::after(PATIENCE)).await;
         assert_eq!(observation, pass("HTTP 200"));
         assert_eq!(server.await.unwrap().as_deref(), name);
     }
@@ -262,7 +262,7 @@ async fn https_to_a_server_without_tls() {
         // The prober hangs up.
         let _ = stream.read_to_end(&mut Vec::new()).await;
     });
-    match http::probe_tls(address, &get("/", None), &Trust::default(), Deadline::after(PATIENCE))
+    match http::probe_tls(address, &get("/", None), &Trust::default(), &Deadline::after(PATIENCE))
         .await
     {
         Observation::Fail(reason) => assert!(reason.starts_with("TLS: "), "{reason}"),
@@ -275,7 +275,7 @@ async fn https_to_a_server_without_tls() {
 async fn https_without_a_handshake() {
     let (_listener, address) = listener().await;
     assert_eq!(
-        http::probe_tls(address, &get("/", None), &Trust::default(), Deadline::after(SHORT)).await,
+        http::probe_tls(address, &get("/", None), &Trust::default(), &Deadline::after(SHORT)).await,
         fail("TLS: no handshake within 200 ms")
     );
 }
@@ -301,7 +301,7 @@ fn shell(script: &str) -> Vec<String> {
 
 async fn run(command: &[String], limit: Duration) -> Observation {
     let target = target(config::Probe::None, "[2001:db8::21]:8080".parse().unwrap());
-    command::probe(command, &target, Deadline::after(limit)).await
+    command::probe(command, &target, &Deadline::after(limit)).await
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use ballast::{
     clock,
     dataplane::{
         Dataplane, Flow, Op, Options, Sizes, Timeouts, remove_pins,
-        sync::{Applied, Begun, Change, Ended, FlowSync, Side, Walk, Which},
+        sync::{Answered, Applied, Begun, Change, Ended, FlowSync, Side, Walk, Which},
     },
     peer::wire::{
         End, Keys,
@@ -167,6 +167,9 @@ fn connections(changes: &[Change]) -> Vec<String> {
         .iter()
         .map(|change| match change {
             Change::Begun(begun) => format!("{:?}", Begun { idle_ms: 0, ..*begun }),
+            Change::Answered(Answered { begun, ack }) => {
+                format!("{:?} to be {ack}", Begun { idle_ms: 0, ..*begun })
+            }
             Change::Ended(ended) => format!("{ended:?}"),
         })
         .collect();
@@ -325,6 +328,51 @@ fn a_newer_connection_takes_the_place_of_one_that_was_never_used_here() {
     // The end of the first comes late, and is of nothing that there is.
     assert_eq!(node.apply(&[ended(&old)]), Applied::default());
     assert_eq!(node.flows().len(), 1);
+}
+
+#[test]
+fn what_is_half_open_is_so_at_the_other_node() {
+    let (mut first, mut second) = (Node::new(0), Node::new(20));
+    let one = |net: &Net, port| Answered { begun: begun(net, 6, port, 300), ack: 0x0506_0708 };
+    let some: Vec<Answered> =
+        nets().iter().flat_map(|net| (2000..2003).map(|port| one(net, port))).collect();
+    let all: Vec<Change> = some.iter().copied().map(Change::Answered).collect();
+    assert_eq!(first.apply(&all), Applied { answered: 6, ..Applied::default() });
+    assert_eq!(first.apply(&all), Applied { known: 6, ..Applied::default() });
+    // By the walk that gives all, and by no other.
+    let walked = first.all();
+    assert_eq!(connections(&walked), connections(&all));
+    assert_eq!(second.apply(&walked), Applied { answered: 6, ..Applied::default() });
+    assert_eq!((first.active(), second.active()), ([3, 3], [3, 3]));
+    assert!(second.flows().iter().all(|flow| flow.phase == "half_open" && flow.idle_ms >= 300));
+    assert_eq!(second.dataplane.sweep(clock::monotonic_coarse_ns(), &TIMEOUTS).unwrap().orphans, 0);
+
+    // Some become established there, and one client has begun anew, by another port of the node.
+    let begun: Vec<Change> = some[1..].iter().map(|it| Change::Begun(it.begun)).collect();
+    assert_eq!(second.apply(&begun), Applied { begun: 5, ..Applied::default() });
+    assert_eq!(second.active(), [3, 3], "each counts once");
+    let mut again = some[0];
+    again.begun.nat_port = 2100;
+    let again = [Change::Answered(again)];
+    assert_eq!(second.apply(&again), Applied { answered: 1, ..Applied::default() });
+    assert_eq!(second.active(), [3, 3]);
+    // What is known to be established is not half open any more.
+    assert_eq!(second.apply(&all[1..]), Applied { known: 5, ..Applied::default() });
+    let phases = |phase| second.flows().iter().filter(|flow| flow.phase == phase).count();
+    assert_eq!((phases("established"), phases("half_open")), (5, 1));
+    assert_eq!(second.dataplane.sweep(clock::monotonic_coarse_ns(), &TIMEOUTS).unwrap().orphans, 0);
+    assert_eq!(second.active(), [3, 3]);
+
+    // It ages as any other that is half open.
+    let later = clock::monotonic_coarse_ns() + 61 * SECOND;
+    assert_eq!(second.dataplane.sweep(later, &TIMEOUTS).expect("sweep").expired, 1);
+    assert_eq!(second.active(), [2, 3]);
+    // Nobody gets an entry for what cannot be: no connection of UDP, and none without a backend here.
+    let udp = Answered { begun: Begun { protocol: 17, ..some[0].begun }, ack: 1 };
+    let backend = "192.0.2.22:8080".parse().unwrap();
+    let strange = Answered { begun: Begun { backend, ..some[0].begun }, ack: 1 };
+    let unknown = [udp, strange].map(Change::Answered);
+    assert_eq!(second.apply(&unknown), Applied { unknown: 2, ..Applied::default() });
 }
 
 #[test]

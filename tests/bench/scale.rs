@@ -173,6 +173,7 @@ async fn configuration(args: &Scale, place: &Place) -> anyhow::Result<()> {
         warnings: Vec::new(),
         state_dir: place.directory.clone(),
         kernel: Arc::clone(&kernel),
+        router: None,
         timeline: Arc::new(Timeline::new(None)),
         next_hops,
         wanted: watch::Sender::new(BTreeSet::new()),

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, ensure};
-use ballast::dataplane::sync::{Begun, Change, Ended, Side, entry, record};
+use ballast::dataplane::sync::{Answered, Begun, Change, Ended, Side, entry, record};
 use lb_common::{
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, state},
     names,
@@ -75,7 +75,7 @@ fn another_node_goes_on_with_a_connection() -> Result<()> {
         let down = |frame: Frame| net.sent_by_backend(frame, 1);
         transmits(&first, &Frame::syn(client, net.vip).numbers(999, 0))?;
         transmits(&first, &down(Frame::syn_ack(backend, nat).numbers(4999, 1000)))?;
-        ensure!(told(&mut first)?.is_empty());
+        let answered = told(&mut first)?;
         transmits(&first, &Frame::tcp(client, net.vip, ACK).numbers(1000, 5000))?;
         let begun = Begun {
             protocol: 6,
@@ -87,6 +87,7 @@ fn another_node_goes_on_with_a_connection() -> Result<()> {
             client_mac: CLIENT_MAC,
             idle_ms: 0,
         };
+        ensure!(answered == [Change::Answered(Answered { begun, ack: 5000 })], "{answered:?}");
         let news = told(&mut first)?;
         ensure!(news == [Change::Begun(begun)], "{news:?}");
         hand_over(&first, &mut second, &begun)?;
@@ -121,6 +122,50 @@ fn another_node_goes_on_with_a_connection() -> Result<()> {
         transmits(&first, &Frame::tcp(client, net.vip, RST).numbers(1008, 0))?;
         let news = told(&mut first)?;
         ensure!(news == [ended], "{news:?}");
+    }
+    Ok(())
+}
+
+/// The client's answer to the backend's comes to another node than its SYN did.
+#[test]
+fn another_node_goes_on_in_the_middle_of_a_handshake() -> Result<()> {
+    let (mut first, mut second) = (Kernel::load(64)?, Kernel::load(64)?);
+    for net in Net::both() {
+        first.reset(&net.setup(Balance::RoundRobin))?;
+        first.set_node(Node { flags: TELL, ..Node::share(0, 2) })?;
+        second.reset(&net.setup(Balance::RoundRobin))?;
+        second.set_node(Node { flags: TELL, ..Node::share(1, 2) })?;
+        let (client, backend) = (net.client, net.backends[0]);
+        let nat = net.nat(client.port());
+        let syn = Frame::syn(client, net.vip).numbers(999, 0);
+        let syn_ack = net.sent_by_backend(Frame::syn_ack(backend, nat).numbers(4999, 1000), 1);
+        transmits(&first, &syn)?;
+        let expected = transmits(&first, &syn_ack)?;
+        let news = told(&mut first)?;
+        let [Change::Answered(answered)] = news[..] else { anyhow::bail!("{news:?}") };
+        let ack = Frame::tcp(client, net.vip, ACK).numbers(1000, 5000);
+        if client.is_ipv4() {
+            let halves = entry::answered4(&answered, 1, SIDE).context("make the entries")?;
+            second.insert(names::HALF_OPEN, halves)?;
+        } else {
+            let halves = entry::answered6(&answered, 1, SIDE).context("make the entries")?;
+            second.insert(names::HALF_OPEN6, halves)?;
+        }
+        // Who has not heard of the answer sends once more, and so does the backend.
+        let again = transmits(&second, &syn)?;
+        let sent = net.at_backend(&syn, 1, client.port()).build();
+        ensure!(again == sent, "{}", diff(&again, &sent));
+        let answer = transmits(&second, &syn_ack)?;
+        ensure!(answer == expected, "{}", diff(&answer, &expected));
+        ensure!(told(&mut second)?.is_empty(), "nobody is told of it twice");
+        // Who guesses gets nothing established.
+        transmits(&second, &Frame::tcp(client, net.vip, ACK).numbers(1000, 900_000))?;
+        ensure!(told(&mut second)?.is_empty());
+        let sent = transmits(&second, &ack)?;
+        let wanted = net.at_backend(&ack, 1, client.port()).build();
+        ensure!(sent == wanted, "{}", diff(&sent, &wanted));
+        let news = told(&mut second)?;
+        ensure!(news == [Change::Begun(answered.begun)], "{news:?}");
     }
     Ok(())
 }

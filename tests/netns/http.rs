@@ -46,11 +46,16 @@ pub(crate) struct Connection {
 impl Connection {
     /// Opens one from the host, and asks who answers.
     pub(crate) fn open(host: &Host, target: SocketAddr) -> Result<Self> {
-        let stream = host.within(|| connect(target))??;
-        let local = stream.local_addr()?;
-        let mut new = Self { stream: BufReader::new(stream), local, backend: String::new() };
+        let mut new = Self::begin(host, target)?;
         new.backend = new.get("/id")?;
         Ok(new)
+    }
+
+    /// Opens one from the host, and asks nothing yet.
+    pub(crate) fn begin(host: &Host, target: SocketAddr) -> Result<Self> {
+        let stream = host.within(|| connect(target))??;
+        let local = stream.local_addr()?;
+        Ok(Self { stream: BufReader::new(stream), local, backend: String::new() })
     }
 
     /// With another limit for each answer.

@@ -8,6 +8,7 @@ mod config;
 mod failure;
 mod flood;
 mod handover;
+mod handshake;
 mod http;
 mod labs;
 mod load;

@@ -23,9 +23,35 @@ fn telling(net: Net) -> Host {
     host
 }
 
-/// What is told of a connection: both of its keys, as they stand in the table.
+/// What is told of a connection before it is established: its keys, and what its client has to acknowledge.
+fn assert_answered(host: &Host, connection: &Connection, news: &News) {
+    let (ack, expected, backend, bits, port) = match news {
+        News::Begun4(Begun4 { client, server, entry }) => {
+            let expected = host.tables.v4.half_open()[client].ack;
+            (entry.ack, expected, entry.backend, entry.state, server.dst_port)
+        }
+        News::Begun6(Begun6 { client, server, entry }) => {
+            let expected = host.tables.v6.half_open()[client].ack;
+            (entry.ack, expected, entry.backend, entry.state, server.dst_port)
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((backend, bits), (connection.backend, state::RETURN | state::ANSWERED));
+    assert_eq!(port, connection.port.to_be_bytes());
+    assert!(ack == expected && ack != 0, "{ack:#x} instead of {expected:#x}");
+}
+
+/// What is told of a connection: that its backend has answered, if it is of TCP, and then both of its keys,
+/// as they stand in the table.
 fn assert_begun(host: &Host, connection: &Connection, news: &[News]) {
-    match news {
+    let is_answer = |news: &News| match news {
+        News::Begun4(Begun4 { entry, .. }) => entry.state & state::ANSWERED != 0,
+        News::Begun6(Begun6 { entry, .. }) => entry.state & state::ANSWERED != 0,
+        News::Ended4(_) | News::Ended6(_) => false,
+    };
+    let answers = news.iter().take_while(|news| is_answer(news)).count();
+    assert!(answers <= 1, "{news:?}");
+    match &news[answers..] {
         [News::Begun4(Begun4 { client, server, entry })] => {
             let flows = host.tables.v4.flows();
             assert_eq!(flows[server].new_dst, client.src);
@@ -59,7 +85,11 @@ fn a_connection_is_told_when_it_is_established_and_when_it_is_over() {
         let host = telling(net);
         let connection = host.begin(net.client);
         host.forwarded(&host.answer(&connection));
-        assert_eq!(host.tables.take_news(), [], "half-open ones are not worth it");
+        let news = host.tables.take_news();
+        assert_eq!(news.len(), 1, "{news:?}");
+        assert_answered(&host, &connection, &news[0]);
+        host.forwarded(&host.answer(&connection));
+        assert_eq!(host.tables.take_news(), [], "once");
         host.forwarded(&host.up(&connection, ACK));
         assert_begun(&host, &connection, &host.tables.take_news());
         host.forwarded(&host.up(&connection, ACK));

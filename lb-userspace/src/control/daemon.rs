@@ -40,8 +40,10 @@ use crate::{
 
 mod lock;
 mod privilege;
+mod resume;
 
 use lock::Lock;
+use resume::{Early, GivingWay};
 
 /// How to run.
 #[derive(Clone, Debug)]
@@ -72,48 +74,51 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     make_directory(&state_dir, 0o750)?;
     let lock = Lock::take(&socket).await?;
     check_pins(&pins)?;
-    net::interface(&node.interface).await.with_context(|| {
+    let interface = net::interface(&node.interface).await.with_context(|| {
         format!(
             "find interface {}, which [[node]] {} names: `ip link` lists those that there are",
             node.interface, node.name
         )
     })?;
     let mut signals = Signals::listen()?;
+    let dataplane = dataplane_options(&config, &pins, options.discard_pins);
+    // First of all that takes long: another node waits for adverts.
+    let early = Early::start(&config, &node, interface.ifindex, &dataplane).await;
+    let giving_way = early.as_ref().map(Early::giving_way);
     let timeline = Arc::new(Timeline::new(Some(&state_dir)));
-    let kernel = open_kernel(&config, &pins, options.discard_pins).await?;
-    let (macs, _task) = net::watch_macs().context("watch MAC addresses")?;
-    tokio::spawn(tell_macs(Arc::clone(&kernel), macs));
-    forget_stale_addresses(&config, &node, &timeline).await;
-
-    let (wanted, receiver) = watch::channel(BTreeSet::<IpAddr>::new());
-    let (next_hops, _task) = net::watch_next_hops(receiver).context("watch next hops")?;
     let proxy = Proxy::default();
-    match tokio::task::spawn_blocking(Noted::load).await? {
-        Ok(resets) => proxy.note_resets(Arc::new(resets)),
-        // Requests are then repeated as seldom as without it.
-        Err(error) => tracing::warn!(error = format!("{error:#}"), "note resets of backends"),
-    }
     let (databases_sender, database_configs) = watch::channel(config.databases.clone());
     let others = config.nodes.iter().filter(|it| it.name != node.name);
     let other_names = others.map(|it| it.name.clone()).collect();
     let warnings = super::task::warnings(&warnings);
     let (alerts_sender, alert_settings) =
         watch::channel(alert::task::Settings::new(&config, &warnings));
-    let mut handle = Task::start(Setup {
-        databases: databases_sender,
-        alerts: alerts_sender,
-        node: node.name.clone(),
-        config_path: options.config_path,
-        warnings,
-        config,
-        state_dir: state_dir.clone(),
-        kernel,
-        timeline: Arc::clone(&timeline),
-        next_hops,
-        wanted,
-        proxy: proxy.clone(),
-    })
-    .await?;
+    let start = async {
+        let kernel = open_kernel(dataplane).await?;
+        let (macs, _task) = net::watch_macs().context("watch MAC addresses")?;
+        tokio::spawn(tell_macs(Arc::clone(&kernel), macs));
+        forget_stale_addresses(&config, &node, &timeline).await;
+        let (wanted, receiver) = watch::channel(BTreeSet::<IpAddr>::new());
+        let (next_hops, _task) = net::watch_next_hops(receiver).context("watch next hops")?;
+        note_resets(&proxy).await?;
+        Task::start(Setup {
+            databases: databases_sender,
+            alerts: alerts_sender,
+            node: node.name.clone(),
+            config_path: options.config_path,
+            warnings,
+            config,
+            state_dir: state_dir.clone(),
+            kernel,
+            router: early.map(Early::into_parts),
+            timeline: Arc::clone(&timeline),
+            next_hops,
+            wanted,
+            proxy: proxy.clone(),
+        })
+        .await
+    };
+    let mut handle = GivingWay::unless(start.await, giving_way).await?;
     let databases = Databases::default();
     let setup = databases::Setup {
         node: node.name.clone(),
@@ -205,22 +210,31 @@ pub fn find_node<'a>(config: &'a Config, asked: Option<&str>) -> anyhow::Result<
     })
 }
 
-async fn open_kernel(
-    config: &Config,
-    pins: &Path,
-    discard_pins: bool,
-) -> anyhow::Result<Arc<dyn Kernel>> {
-    let options = dataplane::Options {
+fn dataplane_options(config: &Config, pins: &Path, discard_pins: bool) -> dataplane::Options {
+    dataplane::Options {
         pins: pins.to_owned(),
         max_flows: config.dataplane.max_flows,
         max_half_open: config.dataplane.max_half_open,
         sizes: config::sizes::sizes(config),
         discard_pins,
-    };
+    }
+}
+
+async fn open_kernel(options: dataplane::Options) -> anyhow::Result<Arc<dyn Kernel>> {
     let dataplane = tokio::task::spawn_blocking(move || Dataplane::open(&options))
         .await?
         .context("open the data plane")?;
     Ok(Arc::new(Shared::new(dataplane)?))
+}
+
+/// Loads what tells the proxy of the resets of backends.
+async fn note_resets(proxy: &Proxy) -> anyhow::Result<()> {
+    match tokio::task::spawn_blocking(Noted::load).await? {
+        Ok(resets) => proxy.note_resets(Arc::new(resets)),
+        // Requests are then repeated as seldom as without it.
+        Err(error) => tracing::warn!(error = format!("{error:#}"), "note resets of backends"),
+    }
+    Ok(())
 }
 
 /// Keeps the kernel program told of this node's MAC addresses. Ends when nobody follows them any more; cancelling

@@ -33,7 +33,7 @@ use crate::{
     net::NextHops,
     proxy::Proxy,
     trace::show::Names,
-    vrrp::router::Released,
+    vrrp::router::{Released, Router},
 };
 
 mod addresses;
@@ -101,6 +101,8 @@ pub struct Setup {
     pub state_dir: PathBuf,
     /// The kernel's side.
     pub kernel: Arc<dyn Kernel>,
+    /// VRRP, and what it tells, if it runs already.
+    pub router: Option<(Router, mpsc::Receiver<Note>)>,
     /// Where events go.
     pub timeline: Arc<Timeline>,
     /// Next hops of what `wanted` asks for.
@@ -254,9 +256,13 @@ impl Task {
         // Before it gives out a port.
         task.share_ports().await?;
         task.attach_first(&interface).await?;
-        let leases = task.kernel.leases();
-        let prepared = task.addresses.prepare(&task.config, &task.node, leases).await;
-        task.fault("floating addresses", prepared.err().map(|error| format!("{error:#}")));
+        if let Some((router, notes)) = setup.router {
+            task.addresses.go_on(router, notes);
+        } else {
+            let leases = task.kernel.leases();
+            let prepared = task.addresses.prepare(&task.config, &task.node, leases).await;
+            task.fault("floating addresses", prepared.err().map(|error| format!("{error:#}")));
+        }
         task.configure().await;
         let handle = Handle::new(
             command_sender,

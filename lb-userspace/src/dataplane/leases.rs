@@ -18,7 +18,7 @@ use lb_common::{
     names,
 };
 
-use super::pinned;
+use super::{Options, pinned, pins};
 use crate::{clock, control::kernel::Gates, vrrp::router::Leases};
 
 /// How long after this node has taken an address another one may still tell of its connections: that it was
@@ -33,6 +33,15 @@ impl KernelLeases {
     pub(super) fn open(pins: &Path) -> anyhow::Result<Self> {
         let map = Map::HashMap(pinned(pins, names::LEASES)?);
         Ok(Self(Mutex::new(map.try_into().context("open LEASES")?)))
+    }
+
+    /// The leases that a daemon before this one left, while its program is still on the interface. None if there
+    /// are none of this version, or they are to be thrown away.
+    pub fn left(options: &Options, ifindex: u32) -> anyhow::Result<Option<Self>> {
+        if options.discard_pins || !pins::is_left(options, names::LEASES, ifindex)? {
+            return Ok(None);
+        }
+        Self::open(&options.pins).map(Some)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<MapData, LeaseKey, Lease>> {

@@ -189,6 +189,22 @@ pub(super) fn prepare(options: &Options) -> anyhow::Result<Found> {
     Ok(found)
 }
 
+/// Whether a daemon of this version has left a map, and its program on the interface.
+pub(super) fn is_left(options: &Options, name: &str, ifindex: u32) -> anyhow::Result<bool> {
+    let pins = &options.pins;
+    let path = pins.join(name);
+    if !path.exists()
+        || pinned_version(pins)? != limits::ABI_VERSION
+        || !links(pins)?.iter().any(|(of, _)| *of == ifindex)
+    {
+        return Ok(false);
+    }
+    let info = MapInfo::from_pin(&path)
+        .with_context(|| format!("open the pinned map {}", path.display()))?;
+    let layout = layouts(options).into_iter().find(|layout| layout.name == name);
+    Ok(layout.is_some_and(|layout| layout.misfit(&info).is_none()))
+}
+
 /// Room in the pinned maps.
 pub(super) fn sizes(pins: &Path) -> anyhow::Result<Sizes> {
     let entries = |name: &str| {

@@ -31,7 +31,7 @@ const MAX_LINE_BYTES: usize = 200;
 const DRAIN: Duration = Duration::from_millis(20);
 
 /// Runs `command` for `target`.
-pub async fn probe(command: &[String], target: &Target, deadline: Deadline) -> Observation {
+pub async fn probe(command: &[String], target: &Target, deadline: &Deadline) -> Observation {
     let Some((program, arguments)) = command.split_first() else {
         return Observation::Fail("no command to run".into());
     };

@@ -77,7 +77,7 @@ impl Trust {
 }
 
 /// Asks over plain TCP.
-pub async fn probe(address: SocketAddr, probe: &HttpProbe, deadline: Deadline) -> Observation {
+pub async fn probe(address: SocketAddr, probe: &HttpProbe, deadline: &Deadline) -> Observation {
     let exchange = async {
         let stream = connect(address, probe, deadline).await?;
         // The proxy speaks HTTP/2 at once only where it speaks no TLS.
@@ -92,7 +92,7 @@ pub async fn probe_tls(
     address: SocketAddr,
     probe: &HttpProbe,
     trust: &Trust,
-    deadline: Deadline,
+    deadline: &Deadline,
 ) -> Observation {
     let exchange = async {
         let secure = trust.get(&probe.upstream).await?;
@@ -123,7 +123,7 @@ pub async fn probe_tls(
 async fn connect(
     address: SocketAddr,
     probe: &HttpProbe,
-    deadline: Deadline,
+    deadline: &Deadline,
 ) -> Result<TcpStream, String> {
     let mut stream = tcp::connect(address, deadline).await?;
     let header = probe.upstream.send_proxy.and_then(outbound::local_header);
@@ -149,7 +149,7 @@ async fn exchange<S>(
     probe: &HttpProbe,
     scheme: Scheme,
     http2: bool,
-    deadline: Deadline,
+    deadline: &Deadline,
 ) -> Result<String, String>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -190,7 +190,7 @@ async fn judge(
     sent: impl Future<Output = hyper::Result<Response<Incoming>>>,
     connection: impl Future<Output = hyper::Result<()>>,
     probe: &HttpProbe,
-    deadline: Deadline,
+    deadline: &Deadline,
 ) -> Result<String, String> {
     let answer = async {
         let response = match deadline.within(sent).await {

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use super::{Deadline, Observation, io_reason};
 
 /// Connects to `address`.
-pub async fn probe(address: SocketAddr, deadline: Deadline) -> Observation {
+pub async fn probe(address: SocketAddr, deadline: &Deadline) -> Observation {
     match connect(address, deadline).await {
         // Dropping the stream sends the reset.
         Ok(_stream) => Observation::Pass("connected".into()),
@@ -21,7 +21,7 @@ pub async fn probe(address: SocketAddr, deadline: Deadline) -> Observation {
 }
 
 /// A connection that is reset when it is dropped, or the reason why there is none.
-pub(super) async fn connect(address: SocketAddr, deadline: Deadline) -> Result<TcpStream, String> {
+pub(super) async fn connect(address: SocketAddr, deadline: &Deadline) -> Result<TcpStream, String> {
     let connect = async {
         let stream = TcpStream::connect(address).await?;
         stream.set_zero_linger()?;

@@ -111,6 +111,62 @@ impl Damper {
     }
 }
 
+/// Of a node that has no addresses, a priority has settled when it has been the same for so long: longer than the
+/// checks of several backends differ in noticing the same.
+const SETTLES_AFTER: Duration = Duration::from_secs(3);
+
+/// What of the advertised priorities is news. That of a node which has the addresses always is. One that has none
+/// goes down step by step as its checks fail, and nothing comes of a step: that is told when it has settled, or
+/// when the addresses come or go.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Steps {
+    /// What was told last, and the configured one then; none if it was that.
+    told: Option<(u8, u8)>,
+    /// What is advertised and has not been told.
+    pending: Option<Pending>,
+    holds: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    now: u8,
+    since: Duration,
+    last: Duration,
+    steps: u32,
+}
+
+/// A priority is news.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// Changes that led to it.
+    pub steps: u32,
+    /// From the first of them to the last.
+    pub took: Duration,
+}
+
+impl Steps {
+    /// Takes in what is advertised now by a node with the configured priority `own`, and answers if it is to be
+    /// told.
+    pub fn follow(&mut self, priority: u8, own: u8, holds: bool, now: Duration) -> Option<Settled> {
+        let moved = std::mem::replace(&mut self.holds, holds) != holds;
+        let told = self.told.map_or(own, |(told, _)| told);
+        let before = self.pending.map_or(told, |pending| pending.now);
+        let mut pending = self.pending;
+        if priority != before {
+            let begun =
+                pending.unwrap_or(Pending { now: priority, since: now, last: now, steps: 0 });
+            pending = Some(Pending { now: priority, last: now, steps: begun.steps + 1, ..begun });
+        }
+        let due = |it: &Pending| holds || moved || now >= it.last + SETTLES_AFTER;
+        self.pending = pending.filter(|it| !due(it));
+        let Pending { since, last, steps, .. } = pending.filter(due)?;
+        let is = (priority != own).then_some((priority, own));
+        let was = std::mem::replace(&mut self.told, is);
+        // Down and up again: nothing has come of it.
+        (is != was).then_some(Settled { steps, took: last.saturating_sub(since) })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -186,6 +242,51 @@ mod tests {
         let holds = Haste::of(true, true);
         assert_eq!(slow.follow(89, notice, holds, now), 100);
         assert_eq!(slow.follow(89, notice, holds, now + notice), 89);
+    }
+
+    #[test]
+    fn steps_of_a_node_without_addresses_are_told_as_one() {
+        let ms = Duration::from_millis;
+        let mut steps = Steps::default();
+        let mut told = Vec::new();
+        // Its cable is out: check after check fails, and it has no addresses any more.
+        assert_eq!(steps.follow(100, 100, true, ms(0)), None);
+        for (at, priority) in [(100, 100), (900, 89), (1000, 67), (1100, 67), (1200, 23)] {
+            told.extend(steps.follow(priority, 100, false, ms(at)));
+        }
+        assert_eq!(told, []);
+        assert_eq!(steps.follow(23, 100, false, ms(4199)), None);
+        let settled = Settled { steps: 3, took: ms(300) };
+        assert_eq!(steps.follow(23, 100, false, ms(4200)), Some(settled));
+        assert_eq!(steps.follow(23, 100, false, ms(9000)), None, "once");
+        // The cable is back, and it takes the addresses: that is told before it has settled.
+        assert_eq!(steps.follow(56, 100, false, ms(10_000)), None);
+        let settled = Settled { steps: 2, took: ms(100) };
+        assert_eq!(steps.follow(100, 100, true, ms(10_100)), Some(settled));
+        // Of the one that has them each step counts, and what comes before it loses them too.
+        let settled = Some(Settled { steps: 1, took: ms(0) });
+        assert_eq!(steps.follow(89, 100, true, ms(20_000)), settled);
+        assert_eq!(steps.follow(78, 100, false, ms(20_100)), settled);
+        assert_eq!(steps.follow(78, 100, false, ms(30_000)), None);
+    }
+
+    #[test]
+    fn a_priority_that_is_back_before_it_is_told_is_no_news() {
+        let second = Duration::from_secs;
+        let mut steps = Steps::default();
+        for at in 0..100 {
+            let priority = if at % 2 == 0 { 100 } else { 89 };
+            assert_eq!(steps.follow(priority, 100, false, second(at)), None);
+        }
+        for at in 200..210 {
+            assert_eq!(steps.follow(100, 100, false, second(at)), None);
+        }
+        // Another configuration says what it advertises already.
+        assert_eq!(steps.follow(89, 100, false, second(300)), None);
+        let settled = Some(Settled { steps: 1, took: second(0) });
+        assert_eq!(steps.follow(89, 100, false, second(303)), settled);
+        assert_eq!(steps.follow(89, 89, false, second(304)), None);
+        assert_eq!(steps.follow(78, 89, true, second(305)), settled);
     }
 
     #[test]

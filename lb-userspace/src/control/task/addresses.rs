@@ -56,10 +56,15 @@ impl Addresses {
         }
         let setup = Setup::new(config, node).context("find this node in the configuration")?;
         let (router, notes) = Router::start(setup, leases).await?;
+        self.go_on(router, notes);
+        Ok(())
+    }
+
+    /// Goes on with VRRP that has been started.
+    pub(super) fn go_on(&mut self, router: Router, notes: mpsc::Receiver<Note>) {
         self.may_preempt = None;
         self.state = Some(router.holder());
         self.who = Some(Who::Shared(router, notes));
-        Ok(())
     }
 
     /// Takes, changes or gives up addresses, so that they are those of the configuration, as far as

@@ -1,17 +1,17 @@
 //! How well this node can serve, and the priority that follows: who reaches fewer backends than another
 //! node gives way to it.
 
-use std::time::Duration;
+use std::{fmt::Write as _, time::Duration};
 
 use nix::net::if_::if_nametoindex;
 
 use super::Task;
 use crate::{
-    config::Config,
+    config::{Config, units},
     control::verdict::Admin,
     events::{Kind, Note},
     health::Health,
-    vrrp::priority::{self, Damper, Fitness, Haste},
+    vrrp::priority::{self, Damper, Fitness, Haste, Steps},
 };
 
 /// The priority that this node advertises.
@@ -19,9 +19,10 @@ use crate::{
 pub(super) struct Weight {
     /// Begun with the configured priority, and anew when that changes.
     damper: Option<(u8, Damper)>,
-    /// What VRRP was told last, and whether that is less than the configured one.
-    told: Option<(u8, bool)>,
-    was_worse: bool,
+    /// What VRRP was told last.
+    told: Option<u8>,
+    /// What of it the timeline gets.
+    steps: Steps,
 }
 
 impl Task {
@@ -38,28 +39,29 @@ impl Task {
         let notice = notice(&self.config);
         let fresh = self.weight.damper.filter(|(base, _)| *base == own);
         let (_, mut damper) = fresh.unwrap_or((own, Damper::new(own)));
-        let haste = Haste::of(fitness.attached, self.addresses.holds());
+        let holds = self.addresses.holds();
+        let haste = Haste::of(fitness.attached, holds);
         let priority = damper.follow(wanted, notice, haste, now);
         self.weight.damper = Some((own, damper));
-        let worse = priority != own;
-        if self.weight.told.replace((priority, worse)) == Some((priority, worse)) {
+        if self.weight.told.replace(priority) != Some(priority) {
+            self.addresses.set_priority(priority).await;
+        }
+        let Some(settled) = self.weight.steps.follow(priority, own, holds, now) else { return };
+        if priority == own {
+            let message = format!("this node advertises its configured priority, {own}, again");
+            self.note(Kind::Role, message);
             return;
         }
-        self.addresses.set_priority(priority).await;
-        if !worse {
-            if std::mem::take(&mut self.weight.was_worse) {
-                let message = format!("this node advertises its configured priority, {own}, again");
-                self.note(Kind::Role, message);
-            }
-            return;
-        }
-        self.weight.was_worse = true;
-        let why = if fitness.attached {
+        let mut why = if fitness.attached {
             let Fitness { backends, unreachable, .. } = fitness;
             format!("{unreachable} of {backends} backends cannot be reached from here")
         } else {
             "the program is not on its interface".to_owned()
         };
+        if settled.steps > 1 {
+            let took = Duration::from_millis(settled.took.as_millis() as u64);
+            let _ = write!(why, ", in {} steps within {}", settled.steps, units::show(took));
+        }
         let message = format!("this node advertises priority {priority} instead of {own}");
         self.timeline.add(Note::new(Kind::Role, message).because(why));
     }

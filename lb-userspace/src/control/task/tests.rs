@@ -111,6 +111,7 @@ impl Running {
             warnings: Vec::new(),
             state_dir: directory.path().to_owned(),
             kernel: Arc::<FakeKernel>::clone(&kernel),
+            router: None,
             timeline,
             next_hops: receiver,
             wanted: watch::Sender::default(),

@@ -24,7 +24,7 @@ use lb_common::{
 };
 
 use self::{cuts::Cuts, directory::Directory};
-use super::{Table, Ticks, View};
+use super::{Table, Ticks, Value, View};
 use crate::dataplane::{
     Timeouts,
     active::Active,
@@ -45,6 +45,8 @@ pub use entry::Side;
 pub enum Change {
     /// There is a connection.
     Begun(Begun),
+    /// There is going to be one.
+    Answered(Answered),
     /// There no longer is.
     Ended(Ended),
 }
@@ -71,6 +73,16 @@ pub struct Begun {
     pub idle_ms: u32,
 }
 
+/// A connection whose backend has answered, and whose client has still to say that it got the answer. At the
+/// other node that is what makes it an established one, so that nobody gets an entry there for SYNs alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// The connection.
+    pub begun: Begun,
+    /// What its client has to acknowledge.
+    pub ack: u32,
+}
+
 /// A connection that is over, by its backend's side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
@@ -87,6 +99,9 @@ const STATE_BITS: u32 = state::CLIENT_FIN | state::BACKEND_FIN | state::STEERED;
 
 /// Records of `NEWS` that are read at once.
 const NEWS_AT_ONCE: usize = 8192;
+
+/// The most connections that are told of in one look before they are established: 200 times a second.
+const MOST_ANSWERED: usize = 256;
 
 /// Entries that one step of a walk reads.
 const WALK_ENTRIES: usize = 2048;
@@ -109,6 +124,8 @@ const MOST_ROUNDS: u64 = 16;
 pub struct Applied {
     /// Connections that are new here.
     pub begun: u64,
+    /// Connections that are new here, and not established yet.
+    pub answered: u64,
     /// Connections that were here.
     pub known: u64,
     /// Connections that have been removed.
@@ -122,6 +139,7 @@ pub struct Applied {
 impl std::ops::AddAssign for Applied {
     fn add_assign(&mut self, other: Self) {
         self.begun += other.begun;
+        self.answered += other.answered;
         self.known += other.known;
         self.ended += other.ended;
         self.conflicts += other.conflicts;
@@ -166,24 +184,43 @@ pub enum Which {
 #[derive(Clone, Copy, Debug)]
 pub struct Walk {
     which: Which,
-    /// In `FLOWS6`.
-    second: bool,
+    at: At,
     cursor: Cursor,
 }
 
+/// The table in which a walk is. Half-open connections come first, so that one that is established
+/// meanwhile is met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    HalfOpen,
+    HalfOpen6,
+    Flows,
+    Flows6,
+}
+
 impl Walk {
-    /// From the beginning.
+    /// From the beginning. Half-open connections are only for those who want all: a client that has sent
+    /// nothing since the last walk is gone.
     #[must_use]
     pub fn new(which: Which) -> Self {
-        Self { which, second: false, cursor: Cursor::default() }
+        let at = match which {
+            Which::All { .. } => At::HalfOpen,
+            Which::Active(..) => At::Flows,
+        };
+        Self { which, at, cursor: Cursor::default() }
+    }
+
+    /// Goes on in another table.
+    fn enter(&mut self, at: At) {
+        (self.at, self.cursor) = (at, Cursor::default());
     }
 }
 
 /// The flow tables as the other nodes see them.
 pub struct FlowSync {
     news: RingBuf<MapData>,
-    flows: Table<FlowKey4>,
-    flows6: Table<FlowKey6>,
+    flows: Both<FlowKey4>,
+    flows6: Both<FlowKey6>,
     directory: Directory,
     active: Arc<Active>,
     cuts: Arc<Cuts>,
@@ -193,11 +230,28 @@ pub struct FlowSync {
     forgetting: Option<Forgetting>,
 }
 
+/// The tables of a family.
+struct Both<K: Key> {
+    flows: Table<K>,
+    half_open: Table<K, K::HalfOpen>,
+}
+
+impl<K: Key> Both<K> {
+    fn open(pins: &Path, flows: &str, half_open: &str, ticks: Ticks) -> anyhow::Result<Self> {
+        Ok(Self {
+            flows: Table::open(pins, flows, false, ticks)?,
+            half_open: Table::open(pins, half_open, true, ticks)?,
+        })
+    }
+}
+
 /// Looks for connections that the other node has not mentioned.
 #[derive(Debug)]
 struct Forgetting {
     mentioned: HashSet<u64>,
-    walk: Walk,
+    /// In `FLOWS6`.
+    second: bool,
+    cursor: Cursor,
     /// Since when the other node would have had them: `CLOCK_MONOTONIC_COARSE`, nanoseconds.
     since_ns: u64,
 }
@@ -227,8 +281,8 @@ impl FlowSync {
         cuts.listen(true);
         Ok(Self {
             news: news.try_into().context("open NEWS")?,
-            flows: Table::open(pins, names::FLOWS, false, ticks)?,
-            flows6: Table::open(pins, names::FLOWS6, false, ticks)?,
+            flows: Both::open(pins, names::FLOWS, names::HALF_OPEN, ticks)?,
+            flows6: Both::open(pins, names::FLOWS6, names::HALF_OPEN6, ticks)?,
             directory: Directory::open(pins)?,
             active,
             cuts,
@@ -244,7 +298,7 @@ impl FlowSync {
     }
 
     /// Takes what the kernel program has told since the last call, in order; a bounded number of
-    /// changes, the last call of a row gives none.
+    /// changes, the last call of a row gives none. What has become more since is told as that alone.
     pub fn news(&mut self) -> Vec<Change> {
         let mut changes: Vec<Change> = self.cuts.take().into_iter().map(Change::Ended).collect();
         let directory = &self.directory;
@@ -253,6 +307,7 @@ impl FlowSync {
         {
             changes.extend(record::change(&item, &|id| directory.address(id)));
         }
+        brief(&mut changes);
         changes
     }
 
@@ -264,44 +319,66 @@ impl FlowSync {
         now_ns: u64,
         changes: &mut Vec<Change>,
     ) -> anyhow::Result<bool> {
-        if walk.second {
-            return self.step(&self.flows6, walk, now_ns, changes);
+        let (more, next) = match walk.at {
+            At::HalfOpen => {
+                (self.step(&self.flows.half_open, walk, now_ns, changes)?, Some(At::HalfOpen6))
+            }
+            At::HalfOpen6 => {
+                (self.step(&self.flows6.half_open, walk, now_ns, changes)?, Some(At::Flows))
+            }
+            At::Flows => (self.step(&self.flows.flows, walk, now_ns, changes)?, Some(At::Flows6)),
+            At::Flows6 => (self.step(&self.flows6.flows, walk, now_ns, changes)?, None),
+        };
+        match next {
+            Some(next) if !more => {
+                walk.enter(next);
+                Ok(true)
+            }
+            _ => Ok(more),
         }
-        if !self.step(&self.flows, walk, now_ns, changes)? {
-            (walk.second, walk.cursor) = (true, Cursor::default());
-        }
-        Ok(true)
     }
 
-    fn step<K: entry::Synced>(
+    fn step<K: entry::Synced, V: Value<K>>(
         &self,
-        table: &Table<K>,
+        table: &Table<K, V>,
         walk: &mut Walk,
         now_ns: u64,
         changes: &mut Vec<Change>,
     ) -> anyhow::Result<bool> {
-        let mut chunk = Chunk::<K, K::Entry>::of(WALK_ENTRIES);
+        let mut chunk = Chunk::<K, V>::of(WALK_ENTRIES);
         let more = chunk.read(table.fd(), &mut walk.cursor).context("read the flow table")?;
-        for (key, entry) in chunk.entries() {
+        for (key, value) in chunk.entries() {
+            let entry = value.flow();
             let view = table.view(key, entry);
-            if view.is_return() || state::closed(view.state) {
+            if view.is_return()
+                || state::closed(view.state)
+                || table.half_open && !is_answered(&view)
+            {
                 continue;
             }
             let age_ns = age_ns(table, key, entry, &view, now_ns)?;
             if is_wanted(walk.which, key, &view, age_ns) {
                 let idle_ms = u32::try_from(age_ns / 1_000_000).unwrap_or(u32::MAX);
-                changes.extend(self.begun(&view, K::client_mac(entry), idle_ms));
+                let begun = self.begun(&view, K::client_mac(entry), idle_ms);
+                let ack = u32::from_be(K::ack(entry));
+                changes.extend(begun.map(|begun| {
+                    if table.half_open {
+                        Change::Answered(Answered { begun, ack })
+                    } else {
+                        Change::Begun(begun)
+                    }
+                }));
             }
         }
         Ok(more)
     }
 
     /// `None` if a steered connection's backend is not known.
-    fn begun(&self, client: &View, client_mac: [u8; 6], idle_ms: u32) -> Option<Change> {
+    fn begun(&self, client: &View, client_mac: [u8; 6], idle_ms: u32) -> Option<Begun> {
         let steered = client.is_steered();
         let backend =
             if steered { self.directory.address(client.backend)? } else { client.new_dst };
-        Some(Change::Begun(Begun {
+        Some(Begun {
             protocol: client.protocol,
             state: (client.state & STATE_BITS) as u8,
             client: client.src,
@@ -310,7 +387,7 @@ impl FlowSync {
             nat_port: if steered { 0 } else { client.new_src.port() },
             client_mac,
             idle_ms,
-        }))
+        })
     }
 
     /// From here on, all connections of the other node come.
@@ -322,7 +399,8 @@ impl FlowSync {
     pub fn end_all(&mut self, table_age_ns: u64, now_ns: u64) {
         self.forgetting = self.mentioned.take().map(|mentioned| Forgetting {
             mentioned,
-            walk: Walk::new(Which::All { table_age_ns: 0 }),
+            second: false,
+            cursor: Cursor::default(),
             since_ns: now_ns.saturating_sub(table_age_ns),
         });
     }
@@ -331,20 +409,15 @@ impl FlowSync {
     /// them, and that had no packet here since it spoke of them last: they have ended. Says how many, and
     /// whether there may be more.
     pub fn forget(&mut self, now_ns: u64) -> anyhow::Result<(u64, bool)> {
-        let Some(Forgetting { mentioned, mut walk, since_ns }) = self.forgetting.take() else {
-            return Ok((0, false));
-        };
-        let (walked_6, mut gone) = (walk.second, Vec::new());
-        let more = if walked_6 {
-            step_over(&self.flows6, &mut walk.cursor, |view| {
-                gone.extend(unmentioned(view, &mentioned, since_ns));
-            })?
+        let Some(mut forgetting) = self.forgetting.take() else { return Ok((0, false)) };
+        let Forgetting { mentioned, second, cursor, since_ns } = &mut forgetting;
+        let mut gone = Vec::new();
+        let each = |view: &View| gone.extend(unmentioned(view, mentioned, *since_ns));
+        let more = if *second {
+            step_over(&self.flows6.flows, cursor, each)?
         } else {
-            let more = step_over(&self.flows, &mut walk.cursor, |view| {
-                gone.extend(unmentioned(view, &mentioned, since_ns));
-            })?;
-            if !more {
-                (walk.second, walk.cursor) = (true, Cursor::default());
+            if !step_over(&self.flows.flows, cursor, each)? {
+                (*second, *cursor) = (true, Cursor::default());
             }
             true
         };
@@ -352,7 +425,7 @@ impl FlowSync {
         let side = Side { ifindex: 0, mac: [0; 6] };
         let forgotten = self.apply(&gone, side, now_ns)?.ended;
         if more {
-            self.forgetting = Some(Forgetting { mentioned, walk, since_ns });
+            self.forgetting = Some(forgetting);
         }
         Ok((forgotten, more))
     }
@@ -367,33 +440,26 @@ impl FlowSync {
         self.directory.forget_checks();
         if let Some(mentioned) = &mut self.mentioned {
             mentioned.extend(changes.iter().filter_map(|change| match change {
-                Change::Begun(begun) => Some(mark(begun.client, begun.listen, begun.protocol)),
+                Change::Begun(begun) | Change::Answered(Answered { begun, .. }) => {
+                    Some(mark(begun))
+                }
                 Change::Ended(_) => None,
             }));
         }
         let mut applied = Applied::default();
+        let active = &*self.active;
         for change in changes {
-            applied += match change {
-                Change::Begun(begun) if begun.client.is_ipv4() => apply::begin(
-                    &self.flows,
-                    &self.active,
-                    &mut self.directory,
-                    begun,
-                    side,
-                    now_ns,
-                ),
-                Change::Begun(begun) => apply::begin(
-                    &self.flows6,
-                    &self.active,
-                    &mut self.directory,
-                    begun,
-                    side,
-                    now_ns,
-                ),
-                Change::Ended(ended) if ended.nat.is_ipv4() => {
-                    apply::end(&self.flows, &self.active, ended)
+            let is_v4 = match change {
+                Change::Begun(begun) | Change::Answered(Answered { begun, .. }) => {
+                    begun.client.is_ipv4()
                 }
-                Change::Ended(ended) => apply::end(&self.flows6, &self.active, ended),
+                Change::Ended(ended) => ended.nat.is_ipv4(),
+            };
+            let directory = &mut self.directory;
+            applied += if is_v4 {
+                apply::apply(&self.flows, active, directory, change, side, now_ns)
+            } else {
+                apply::apply(&self.flows6, active, directory, change, side, now_ns)
             }?;
         }
         Ok(applied)
@@ -421,7 +487,7 @@ fn step_over<K: Key>(
 fn unmentioned(client: &View, mentioned: &HashSet<u64>, since_ns: u64) -> Option<Ended> {
     let ended = client.packets == 0
         && client.last_seen_ns > since_ns
-        && !mentioned.contains(&mark(client.src, client.dst, client.protocol));
+        && !mentioned.contains(&mark_of(client.src, client.dst, client.protocol));
     ended.then_some(Ended {
         protocol: client.protocol,
         backend: client.new_dst,
@@ -430,15 +496,49 @@ fn unmentioned(client: &View, mentioned: &HashSet<u64>, since_ns: u64) -> Option
 }
 
 /// What a connection is remembered by while others come.
-fn mark(client: SocketAddr, listen: SocketAddr, protocol: u8) -> u64 {
+fn mark(begun: &Begun) -> u64 {
+    mark_of(begun.client, begun.listen, begun.protocol)
+}
+
+/// Leaves of connections that are not established only those that do not become so in the same changes, and
+/// not too many of them: a flood of SYNs is answered too, and nobody's connection is lost with it.
+fn brief(changes: &mut Vec<Change>) {
+    if !changes.iter().any(|change| matches!(change, Change::Answered(_))) {
+        return;
+    }
+    let established: HashSet<u64> = changes
+        .iter()
+        .filter_map(|change| match change {
+            Change::Begun(begun) => Some(mark(begun)),
+            Change::Answered(_) | Change::Ended(_) => None,
+        })
+        .collect();
+    let mut left = MOST_ANSWERED;
+    changes.retain(|change| {
+        let Change::Answered(answered) = change else { return true };
+        let is_told = left > 0 && !established.contains(&mark(&answered.begun));
+        left -= usize::from(is_told);
+        is_told
+    });
+}
+
+/// Whether a half-open connection is one that another node may go on with.
+fn is_answered(client: &View) -> bool {
+    client.protocol == super::TCP
+        && client.state & state::ANSWERED != 0
+        && !client.is_given_up()
+        && !client.is_steered()
+}
+
+fn mark_of(client: SocketAddr, listen: SocketAddr, protocol: u8) -> u64 {
     let mut hasher = DefaultHasher::new();
     (client, listen, protocol).hash(&mut hasher);
     hasher.finish()
 }
 
 /// Time since the last packet of a connection, in either direction.
-fn age_ns<K: Key>(
-    table: &Table<K>,
+fn age_ns<K: Key, V: Value<K>>(
+    table: &Table<K, V>,
     key: &K,
     entry: &K::Entry,
     view: &View,
@@ -501,6 +601,29 @@ mod tests {
             assert!(ns * 4 <= timeouts.udp_idle_ns.max(4 * SECOND), "{tcp} {closing} {udp}");
             assert!(ns * 4 <= timeouts.tcp_closing_ns.max(4 * SECOND), "{tcp} {closing} {udp}");
         }
+    }
+
+    #[test]
+    fn what_is_not_established_is_told_if_it_stays_so_and_not_without_end() {
+        let begun = |port: u16| Begun {
+            protocol: 6,
+            state: 0,
+            client: SocketAddr::from(([192, 0, 2, 9], port)),
+            listen: SocketAddr::from(([192, 0, 2, 100], 80)),
+            backend: SocketAddr::from(([192, 0, 2, 21], 8080)),
+            nat_port: port,
+            client_mac: [2; 6],
+            idle_ms: 0,
+        };
+        let answered = |port| Change::Answered(Answered { begun: begun(port), ack: 1 });
+        let mut changes = vec![answered(1), answered(2), Change::Begun(begun(1))];
+        brief(&mut changes);
+        assert_eq!(changes, [answered(2), Change::Begun(begun(1))]);
+        let mut flood: Vec<Change> = (0..20_000).map(answered).collect();
+        flood.push(Change::Begun(begun(30_000)));
+        brief(&mut flood);
+        assert_eq!(flood.len(), MOST_ANSWERED + 1);
+        assert_eq!(flood.last(), Some(&Change::Begun(begun(30_000))));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::{
     frame::{About, Ack, Beat, Count, Fence, Frame, MAX_FENCE_NAME, MAX_PART, frames},
     *,
 };
-use crate::dataplane::sync::{Begun, Change, Ended};
+use crate::dataplane::sync::{Answered, Begun, Change, Ended};
 
 fn hello() -> Hello {
     Hello { from: "lb-01".into(), to: "lb-02".into(), nonce: [7; 16], seen: NO_NONCE, done: false }
@@ -110,18 +110,15 @@ fn change() -> impl Strategy<Value = Item> {
     let begun = families.prop_flat_map(|(v6, v6_backend)| {
         let sockets = (socket(v6), socket(v6), socket(v6_backend));
         let rest = (any::<[u8; 2]>(), any::<u16>(), any::<[u8; 6]>(), any::<u32>());
-        (sockets, rest).prop_map(|((client, listen, backend), rest)| {
+        let ack = prop::option::of(any::<u32>());
+        (sockets, rest, ack).prop_map(|((client, listen, backend), rest, ack)| {
             let ([protocol, state], nat_port, client_mac, idle_ms) = rest;
-            Item::Change(Change::Begun(Begun {
-                protocol,
-                state,
-                client,
-                listen,
-                backend,
-                nat_port,
-                client_mac,
-                idle_ms,
-            }))
+            let begun =
+                Begun { protocol, state, client, listen, backend, nat_port, client_mac, idle_ms };
+            Item::Change(match ack {
+                Some(ack) => Change::Answered(Answered { begun, ack }),
+                None => Change::Begun(begun),
+            })
         })
     });
     let ended = any::<bool>().prop_flat_map(|v6| {
@@ -139,6 +136,12 @@ proptest! {
         prop_assert!(parts.iter().all(|part| part.len() <= MAX_PART));
         let got: Vec<_> = parts.iter().flat_map(|part| unpack(part)).collect();
         prop_assert_eq!(got, items);
+        // Who does not know them yet has nothing else to lose.
+        for part in parts {
+            let is_answered = |item: &Item| matches!(item, Item::Change(Change::Answered(_)));
+            let of: Vec<bool> = unpack(&part).map(|item| is_answered(&item)).collect();
+            prop_assert!(of.iter().all(|it| *it == of[0]), "{of:?}");
+        }
     }
 
     #[test]

@@ -7,14 +7,14 @@ use anyhow::Context as _;
 use lb_common::flow::state;
 
 use super::{
-    Applied, Begun, Ended,
+    Answered, Applied, Begun, Both, Change, Ended,
     directory::Directory,
     entry::{Halves, Side, Synced},
 };
 use crate::dataplane::{
     active::Active,
     batch,
-    flows::{Table, View},
+    flows::{TCP, Table, Value, View},
 };
 
 /// What a write is for, for errors.
@@ -23,15 +23,32 @@ const WRITE: &str = "write to the flow table";
 /// An entry that has had a packet since then is in use here.
 const IN_USE_NS: u64 = 1_000_000_000;
 
+/// Makes a change, whose addresses are of the tables' family.
+pub(super) fn apply<K: Synced>(
+    tables: &Both<K>,
+    active: &Active,
+    directory: &mut Directory,
+    change: &Change,
+    side: Side,
+    now_ns: u64,
+) -> anyhow::Result<Applied> {
+    match change {
+        Change::Begun(begun) => begin(tables, active, directory, begun, side, now_ns),
+        Change::Answered(answered) => answer(tables, active, directory, answered, side, now_ns),
+        Change::Ended(ended) => end(&tables.flows, active, ended),
+    }
+}
+
 /// Takes a connection.
-pub(super) fn begin<K: Synced>(
-    table: &Table<K>,
+fn begin<K: Synced>(
+    tables: &Both<K>,
     active: &Active,
     directory: &mut Directory,
     begun: &Begun,
     side: Side,
     now_ns: u64,
 ) -> anyhow::Result<Applied> {
+    let table = &tables.flows;
     let Some(backend) = directory.id(begun, now_ns)? else {
         return Ok(Applied { unknown: 1, ..Applied::default() });
     };
@@ -56,18 +73,8 @@ pub(super) fn begin<K: Synced>(
     }
     // The backend's half holds the port, so it comes first.
     let (server_key, server) = &halves.server;
-    if let Some(found) = table.get(server_key)? {
-        let client = server_key.partner(&found);
-        let holder = table.get(&client)?;
-        let is_free = match holder.filter(|holder| client.partner(holder) == *server_key) {
-            Some(holder) => {
-                gives_way(&table.view(&client, &holder)) && remove(table, active, &client, &holder)?
-            }
-            None => table.take_if(server_key, |it| server_key.partner(it) == client)?.is_some(),
-        };
-        if !is_free {
-            return Ok(Applied { conflicts: 1, ..Applied::default() });
-        }
+    if !free(table, active, server_key)? {
+        return Ok(Applied { conflicts: 1, ..Applied::default() });
     }
     if !batch::insert_new(table.fd(), server_key, server).context(WRITE)? {
         return Ok(Applied { conflicts: 1, ..Applied::default() });
@@ -77,15 +84,95 @@ pub(super) fn begin<K: Synced>(
         return Ok(Applied { conflicts: 1, ..Applied::default() });
     }
     active.open(backend);
+    // It is not half open any more. In this order, so that no packet finds it in neither table.
+    if let Some(found) = tables.half_open.get(key)?
+        && (key.partner(&found) == *server_key || tables.half_open.view(key, &found).packets == 0)
+    {
+        remove(&tables.half_open, active, key, &found)?;
+    }
     Ok(Applied { begun: 1, ..Applied::default() })
 }
 
-/// Removes a connection that another node has seen the end of.
-pub(super) fn end<K: Synced>(
-    table: &Table<K>,
+/// Takes a connection that is half open.
+fn answer<K: Synced>(
+    tables: &Both<K>,
     active: &Active,
-    ended: &Ended,
+    directory: &mut Directory,
+    answered: &Answered,
+    side: Side,
+    now_ns: u64,
 ) -> anyhow::Result<Applied> {
+    let begun = &answered.begun;
+    let unknown = Applied { unknown: 1, ..Applied::default() };
+    let conflict = Applied { conflicts: 1, ..Applied::default() };
+    let known = Applied { known: 1, ..Applied::default() };
+    if begun.protocol != TCP || view_steered(begun) {
+        return Ok(unknown);
+    }
+    let Some(backend) = directory.id(begun, now_ns)? else { return Ok(unknown) };
+    let idle_ns = u64::from(begun.idle_ms) * 1_000_000;
+    let last_seen = tables.flows.ticks.at(now_ns.saturating_sub(idle_ns));
+    let Some(halves) = Halves::<K>::new(begun, backend, last_seen, side) else {
+        return Ok(unknown);
+    };
+    let ((key, entry), (server_key, server)) = (halves.client, halves.server);
+    let view = tables.flows.view(&key, &entry);
+    if let Some(found) = tables.flows.get(&key)? {
+        let there = tables.flows.view(&key, &found);
+        if is_same(&there, &view) {
+            return Ok(known);
+        }
+        if !gives_way(&there) || !remove(&tables.flows, active, &key, &found)? {
+            return Ok(conflict);
+        }
+    }
+    if let Some(found) = tables.half_open.get(&key)? {
+        let there = tables.flows.view(&key, &found);
+        if is_same(&there, &view) {
+            return Ok(known);
+        }
+        if !gives_way(&there) || !remove(&tables.half_open, active, &key, &found)? {
+            return Ok(conflict);
+        }
+    }
+    if !free(&tables.flows, active, &server_key)? || !free(&tables.half_open, active, &server_key)?
+    {
+        return Ok(conflict);
+    }
+    let fd = tables.half_open.fd();
+    let ack = answered.ack.to_be();
+    let value = |entry: K::Entry| K::answered(entry, ack);
+    if !batch::insert_new(fd, &server_key, &value(server)).context(WRITE)? {
+        return Ok(conflict);
+    }
+    if !batch::insert_new(fd, &key, &value(entry)).context(WRITE)? {
+        tables.half_open.take_if(&server_key, |it| server_key.partner(it) == key)?;
+        return Ok(conflict);
+    }
+    active.open(backend);
+    Ok(Applied { answered: 1, ..Applied::default() })
+}
+
+/// Frees a port: removes the connection that has the key of its backend's half, if it may be replaced. False if
+/// it may not.
+fn free<K: Synced, V: Value<K>>(
+    table: &Table<K, V>,
+    active: &Active,
+    server: &K,
+) -> anyhow::Result<bool> {
+    let Some(found) = table.get(server)? else { return Ok(true) };
+    let client = server.partner(&found);
+    let holder = table.get(&client)?;
+    match holder.filter(|holder| client.partner(holder) == *server) {
+        Some(holder) => {
+            Ok(gives_way(&table.view(&client, &holder)) && remove(table, active, &client, &holder)?)
+        }
+        None => Ok(table.take_if(server, |it| server.partner(it) == client)?.is_some()),
+    }
+}
+
+/// Removes a connection that another node has seen the end of.
+fn end<K: Synced>(table: &Table<K>, active: &Active, ended: &Ended) -> anyhow::Result<Applied> {
     let Some(server) = K::new(ended.backend, ended.nat, ended.protocol) else {
         return Ok(Applied::default());
     };
@@ -139,8 +226,8 @@ fn refresh<K: Synced>(table: &Table<K>, halves: &Halves<K>, now_ns: u64) -> anyh
 
 /// Removes both halves of a connection, of which `entry` is the client's. False if it has gone, or is
 /// another one by now.
-fn remove<K: Synced>(
-    table: &Table<K>,
+fn remove<K: Synced, V: Value<K>>(
+    table: &Table<K, V>,
     active: &Active,
     key: &K,
     entry: &K::Entry,

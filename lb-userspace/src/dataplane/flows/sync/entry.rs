@@ -2,9 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use lb_common::flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, state};
+use lb_common::flow::{
+    FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6, Syn, state,
+};
 
-use super::Begun;
+use super::{Answered, Begun};
 use crate::dataplane::flows::{Key, cut::Flow};
 
 /// Where clients are, on this node: what stands in an entry beside the client's own MAC address.
@@ -32,6 +34,11 @@ pub struct Parts {
 pub(in crate::dataplane) trait Synced: Flow {
     fn entry(parts: &Parts) -> Option<Self::Entry>;
     fn client_mac(entry: &Self::Entry) -> [u8; 6];
+    /// The acknowledgement number, in network byte order.
+    fn ack(entry: &Self::Entry) -> u32;
+    /// A value of `HALF_OPEN` that leads to no other backend. In network byte order, `ack` is what the client
+    /// has to acknowledge.
+    fn answered(entry: Self::Entry, ack: u32) -> Self::HalfOpen;
     /// The same entry with the last packet of `told`, which was at another node, if that was later, and more
     /// bits of state.
     fn refreshed(entry: Self::Entry, told: &Self::Entry, bits: u32) -> Self::Entry;
@@ -78,7 +85,7 @@ impl<K: Synced> Halves<K> {
 }
 
 macro_rules! synced {
-    ($key:ident, $entry:ident, $family:ident, $has_header_sum:expr) => {
+    ($key:ident, $entry:ident, $half_open:ident, $family:ident, $has_header_sum:expr) => {
         impl Synced for $key {
             fn entry(parts: &Parts) -> Option<$entry> {
                 let [SocketAddr::$family(src), SocketAddr::$family(dst)] = parts.to else {
@@ -111,6 +118,17 @@ macro_rules! synced {
                 entry.client_mac()
             }
 
+            fn ack(entry: &$entry) -> u32 {
+                entry.ack
+            }
+
+            fn answered(entry: $entry, ack: u32) -> $half_open {
+                // The client's half alone says what it has to acknowledge.
+                let ack = if entry.state & state::RETURN == 0 { ack } else { 0 };
+                let flow = $entry { ack, state: entry.state | state::ANSWERED, ..entry };
+                $half_open { flow, syn: Syn::ZERO }
+            }
+
             fn refreshed(entry: $entry, told: &$entry, bits: u32) -> $entry {
                 let state = entry.state | bits;
                 let last_seen = entry.last_seen.max(told.last_seen);
@@ -120,8 +138,8 @@ macro_rules! synced {
     };
 }
 
-synced!(FlowKey4, FlowEntry4, V4, true);
-synced!(FlowKey6, FlowEntry6, V6, false);
+synced!(FlowKey4, FlowEntry4, HalfOpen4, V4, true);
+synced!(FlowKey6, FlowEntry6, HalfOpen6, V6, false);
 
 /// An entry with its key.
 type Half<K> = (K, <K as Key>::Entry);
@@ -138,6 +156,26 @@ pub fn halves6(begun: &Begun, backend: u32, side: Side) -> Option<[(FlowKey6, Fl
     let halves: Halves<FlowKey6> = Halves::new(begun, backend, 0, side)?;
     let both: [Half<FlowKey6>; 2] = [halves.client, halves.server];
     Some(both)
+}
+
+/// The entries of an IPv4 connection that is half open, the client's first; `None` if it is of IPv6.
+pub fn answered4(
+    answered: &Answered,
+    backend: u32,
+    side: Side,
+) -> Option<[(FlowKey4, HalfOpen4); 2]> {
+    let halves = halves4(&answered.begun, backend, side)?;
+    Some(halves.map(|(key, entry)| (key, FlowKey4::answered(entry, answered.ack.to_be()))))
+}
+
+/// The entries of an IPv6 connection that is half open, the client's first; `None` if it is of IPv4.
+pub fn answered6(
+    answered: &Answered,
+    backend: u32,
+    side: Side,
+) -> Option<[(FlowKey6, HalfOpen6); 2]> {
+    let halves = halves6(&answered.begun, backend, side)?;
+    Some(halves.map(|(key, entry)| (key, FlowKey6::answered(entry, answered.ack.to_be()))))
 }
 
 /// What the rewriting adds to the ones' complement sum of an IPv4 header, the lower time to live

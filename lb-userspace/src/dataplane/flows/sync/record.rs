@@ -7,7 +7,7 @@ use lb_common::{
     news::{Begun4, Begun6},
 };
 
-use super::{Begun, Change, Ended, STATE_BITS};
+use super::{Answered, Begun, Change, Ended, STATE_BITS};
 
 /// The change that a record tells of. `address` knows the backends by their identifiers. `None`: the
 /// record is of no known kind, or of a steered connection to a backend that is not known.
@@ -39,7 +39,7 @@ macro_rules! family {
             let (from, to) = ends(&client);
             let (backend, nat) = ends(&server);
             let steered = entry.state & state::STEERED != 0;
-            Some(Change::Begun(Begun {
+            let begun = Begun {
                 protocol: client.protocol,
                 state: (entry.state & STATE_BITS) as u8,
                 client: from,
@@ -48,7 +48,11 @@ macro_rules! family {
                 nat_port: if steered { 0 } else { nat.port() },
                 client_mac: entry.client_mac(),
                 idle_ms: 0,
-            }))
+            };
+            if entry.state & state::ANSWERED != 0 {
+                return Some(Change::Answered(Answered { begun, ack: u32::from_be(entry.ack) }));
+            }
+            Some(Change::Begun(begun))
         }
 
         fn $ended(server: &$key) -> Change {
