@@ -48,6 +48,10 @@ map_type! {
     /// Value of `FLOWS`: one cache line.
     #[repr(align(8))]
     pub struct FlowEntry4 {
+        /// Backend identifier. It stands first, so that the entry's address is that of a look-up's key.
+        pub backend: u32,
+        /// Bits, see [`state`].
+        pub state: u32,
         /// Source address after rewriting.
         pub new_src: [u8; 4],
         /// Destination address after rewriting.
@@ -61,12 +65,8 @@ map_type! {
         pub ip_delta: u16,
         /// What the rewriting adds to the sum of the TCP or UDP checksum, pseudo-header included.
         pub l4_delta: u16,
-        /// Backend identifier.
-        pub backend: u32,
-        /// Bits, see [`state`].
-        pub state: u32,
-        /// Time of the last packet of this direction: `CLOCK_MONOTONIC_COARSE`, nanoseconds.
-        pub last_seen_ns: u64,
+        /// Time of the last packet of this direction, in ticks of the kernel ([`crate::clock`]).
+        pub last_seen: u64,
         /// Bytes of this direction, Ethernet header included.
         pub bytes: u64,
         /// Packets of this direction; from 2^32 on, it begins anew.
@@ -89,6 +89,10 @@ map_type! {
     /// Value of `FLOWS6`; fields as in [`FlowEntry4`].
     #[repr(align(8))]
     pub struct FlowEntry6 {
+        /// Backend identifier.
+        pub backend: u32,
+        /// Bits, see [`state`].
+        pub state: u32,
         /// Source address after rewriting.
         pub new_src: [u8; 16],
         /// Destination address after rewriting.
@@ -101,12 +105,8 @@ map_type! {
         pub ip_delta: u16,
         /// What the rewriting adds to the sum of the TCP or UDP checksum, pseudo-header included.
         pub l4_delta: u16,
-        /// Backend identifier.
-        pub backend: u32,
-        /// Bits, see [`state`].
-        pub state: u32,
-        /// Time of the last packet of this direction: `CLOCK_MONOTONIC_COARSE`, nanoseconds.
-        pub last_seen_ns: u64,
+        /// Time of the last packet of this direction, in ticks of the kernel ([`crate::clock`]).
+        pub last_seen: u64,
         /// Bytes of this direction, Ethernet header included.
         pub bytes: u64,
         /// Packets of this direction; from 2^32 on, it begins anew.

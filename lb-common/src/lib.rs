@@ -10,6 +10,7 @@
 mod map_type;
 
 pub mod backend;
+pub mod clock;
 pub mod decap;
 pub mod event;
 pub mod flow;

@@ -2,7 +2,7 @@
 
 /// Version of everything in this crate that lies in a pinned map. A daemon adopts pinned maps only
 /// of its own version.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// Default number of entries in `SERVICES` (floating address + port + protocol), and in every map
 /// that has one entry for each service.
@@ -35,9 +35,10 @@ pub const DEFAULT_HALF_OPEN: u32 = 65_536;
 /// 16 bits, so that the verifier sees without a comparison that the load is within.
 pub const VIP_BYTES: usize = 1 << 16;
 
-/// Bytes in `STEERED`, the filter that tells in one load that a packet's service is not steered. As many
+/// Bytes in `PORTS`, the filter that tells in one load that a packet's service is not steered, or that there is
+/// none. As many
 /// as in `VIPS`, for the same reason.
-pub const STEERED_BYTES: usize = 1 << 16;
+pub const PORTS_BYTES: usize = 1 << 16;
 
 /// Bytes in `MACS`, the filter that tells in one load that a frame is for another host. As many as the last
 /// two bytes of a MAC address can be.

@@ -4,6 +4,9 @@
 pub const PROGRAM: &str = "ballast";
 /// Its second variant, which is in force while a trace runs.
 pub const TRACE_PROGRAM: &str = "ballast_trace";
+
+/// The program that user space runs to read the clocks, in the same object.
+pub const CLOCK_PROGRAM: &str = "ballast_clock";
 /// The global that is 1 in the second variant.
 pub const TRACE: &str = "TRACE";
 /// The global that says how the node's own stack scales its windows: one more than the shift, or 0 if answers
@@ -35,9 +38,9 @@ pub const SERVICE_STATS: &str = "SERVICE_STATS";
 pub const BACKEND_STATS: &str = "BACKEND_STATS";
 /// What connections show of each backend's fitness, per CPU.
 pub const BACKEND_SIGNALS: &str = "BACKEND_SIGNALS";
-/// Filter of services that are steered: a byte for each hash of address, port and protocol. It is data
+/// Filter of services, and of those that are steered: a byte for each hash of address, port and protocol. It is data
 /// of the program as well.
-pub const STEERED: &str = "STEERED";
+pub const PORTS: &str = "PORTS";
 /// Filter of frames for other hosts: a byte for each two that a MAC address can end with. It is data of the
 /// program too.
 pub const MACS: &str = "MACS";
@@ -73,7 +76,7 @@ pub const META: &str = "META";
 /// Every map that is pinned, in no particular order.
 pub const PINNED: [&str; 24] = [
     VIPS,
-    STEERED,
+    PORTS,
     MACS,
     SERVICES,
     BACKENDS,
@@ -111,7 +114,7 @@ pub fn is_data(name: &str) -> bool {
 pub fn in_object(name: &str) -> &str {
     match name {
         VIPS => ".bss.VIPS",
-        STEERED => ".bss.STEERED",
+        PORTS => ".bss.PORTS",
         MACS => ".bss.MACS",
         name => name,
     }

@@ -199,7 +199,7 @@ fn open<F: Family, T: Tables + Flows<F>>(
 
     let scratch = tables.scratch().ok_or(Reason::Inconsistent)?;
     scratch.client = F::key(segment.tuple, segment.protocol);
-    client_half::<F>(scratch, tables.now_ns(), packet.len() as u64);
+    client_half::<F>(scratch, tables.ticks(), packet.len() as u64);
     if tables.insert_half_open(&scratch.client, &scratch.half).is_err() {
         tables.remove_half_open(&scratch.server);
         return Err(Reason::TableFull);
@@ -233,11 +233,11 @@ pub fn find_port<F: Family, T: Tables + Flows<F>>(tables: &T) -> bool {
 
 /// Makes `half` of the scratch the client's half of the connection that the scratch describes.
 #[inline(always)]
-pub fn client_half<F: Family>(scratch: &mut Scratch<F>, now_ns: u64, bytes: u64) {
+pub fn client_half<F: Family>(scratch: &mut Scratch<F>, ticks: u64, bytes: u64) {
     let flow = scratch.half.flow_mut();
     *flow = F::Entry::new(scratch.tuple, scratch.replies.reversed(), scratch.backend, 0);
     flow.set_client_side(scratch.side);
-    flow.seen(now_ns, bytes);
+    flow.seen(ticks, bytes);
     *scratch.half.syn_mut() = Syn::ZERO;
 }
 
@@ -252,7 +252,7 @@ pub fn client_half<F: Family>(scratch: &mut Scratch<F>, now_ns: u64, bytes: u64)
 #[inline(always)]
 pub fn take_port<F: Family, T: Tables + Flows<F>>(tables: &T, attempt: u32) -> bool {
     let Some(scratch) = tables.scratch() else { return false };
-    let (now_ns, node) = (tables.now_ns(), tables.node());
+    let (ticks, node) = (tables.ticks(), tables.node());
     let own = u16::from_be_bytes(scratch.tuple.ports.src());
     let candidate = if attempt == 0 && own >= FIRST_NAT_PORT {
         own
@@ -260,14 +260,14 @@ pub fn take_port<F: Family, T: Tables + Flows<F>>(tables: &T, attempt: u32) -> b
         // A linear congruential sequence (Knuth, TAOCP vol. 2, 3.3.4, table 1, line 26), which the
         // clock moves on, so that a retransmitted SYN finds other ports.
         let next = scratch.seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        scratch.seed = next ^ (now_ns >> 20) as u32;
+        scratch.seed = next ^ ticks as u32;
         FIRST_NAT_PORT.wrapping_add(maglev::slot(scratch.seed, NAT_PORTS) as u16)
     };
     // With several nodes, no two of them give out the same port.
     let candidate = node.port(candidate);
     // Or the replies would be taken for packets to a service (`steer`).
     let vip_bit = scratch.replies.dst.vip_bit();
-    let steered = hash::steered_bit(vip_bit, candidate.to_be(), scratch.protocol);
+    let steered = hash::port_place(vip_bit, candidate.to_be(), scratch.protocol);
     if tables.is_steered(steered) {
         return false;
     }
@@ -280,7 +280,7 @@ pub fn take_port<F: Family, T: Tables + Flows<F>>(tables: &T, attempt: u32) -> b
     *flow =
         F::Entry::new(scratch.replies, scratch.tuple.reversed(), scratch.backend, state::RETURN);
     flow.set_client_side(scratch.side);
-    flow.seen(now_ns, 0);
+    flow.seen(ticks, 0);
     tables.insert_half_open(&scratch.server, &scratch.half).is_ok()
 }
 

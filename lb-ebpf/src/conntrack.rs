@@ -230,7 +230,7 @@ fn relay<F: Family, T: Tables>(
     };
     let bytes = packet.len() as u64;
     let action = rewrite::send::<F>(packet, segment, entry, egress)?;
-    entry.seen(tables.now_ns(), bytes);
+    entry.seen(tables.ticks(), bytes);
     if forward {
         tables.count_forward(entry.backend(), bytes);
     } else {
@@ -310,7 +310,7 @@ fn promote<F: Family, T: Tables + Flows<F>>(
     let other = entry.rewritten().reversed();
     let (client, server) = if forward { (segment.tuple, other) } else { (other, segment.tuple) };
     let scratch = tables.scratch().ok_or(Reason::Inconsistent)?;
-    let (now_ns, bytes) = (tables.now_ns(), packet.len() as u64);
+    let (ticks, bytes) = (tables.ticks(), packet.len() as u64);
     scratch.client = F::key(client, segment.protocol);
     scratch.server = F::key(server, segment.protocol);
     let halves = (tables.half_open(&scratch.client), tables.half_open(&scratch.server));
@@ -324,7 +324,7 @@ fn promote<F: Family, T: Tables + Flows<F>>(
     scratch.entry.copy(client_half.flow(), ends);
     scratch.entry.set_ack(segment.ack);
     if forward {
-        scratch.entry.seen(now_ns, bytes);
+        scratch.entry.seen(ticks, bytes);
     }
     let promoted = tables.insert_flow(&scratch.client, &scratch.entry).is_ok();
     if !promoted && tables.flow(&scratch.client).is_none() {
@@ -334,7 +334,7 @@ fn promote<F: Family, T: Tables + Flows<F>>(
     scratch.entry.copy(server_half.flow(), state::RETURN);
     scratch.entry.set_ack(segment.seq);
     if !forward {
-        scratch.entry.seen(now_ns, bytes);
+        scratch.entry.seen(ticks, bytes);
     }
     if tables.insert_flow(&scratch.server, &scratch.entry).is_err()
         && tables.flow(&scratch.server).is_none()

@@ -14,5 +14,5 @@ pub mod valid;
 pub use frame::{Error, Frame};
 pub use outcome::{Counter, Outcome, Xdp, run};
 pub use setup::{Net, Setup};
-pub use tables::{FakeTables, News, Step};
+pub use tables::{FakeTables, News, Step, TICK_NS};
 pub use valid::assert_valid;

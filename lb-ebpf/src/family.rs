@@ -2,6 +2,7 @@
 
 use lb_common::{
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
+    hash,
     reason::Reason,
 };
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
@@ -94,6 +95,8 @@ pub trait Family: Sized {
     fn is_plain(header: &Self::Hdr) -> bool;
     /// Source and destination.
     fn addresses(header: &Self::Hdr) -> (Self::Address, Self::Address);
+    /// Place of the destination in `VIPS`, by a load of its own: as [`Address::vip_bit`] says.
+    fn vip_place(header: &Self::Hdr) -> u32;
     /// What a plain header is followed by.
     fn carried(header: &Self::Hdr) -> u8;
     /// Length of the packet by the header's own word, the header included.
@@ -193,6 +196,12 @@ impl Family for V4 {
     #[inline(always)]
     fn addresses(header: &Ipv4Hdr) -> (u32, u32) {
         (load32(&header.src_addr), load32(&header.dst_addr))
+    }
+
+    #[inline(always)]
+    fn vip_place(header: &Ipv4Hdr) -> u32 {
+        let [_, _, last @ ..] = &header.dst_addr;
+        hash::vip_place(load16(last))
     }
 
     #[inline(always)]
@@ -356,6 +365,12 @@ impl Family for V6 {
     #[inline(always)]
     fn addresses(header: &Ipv6Hdr) -> ([u64; 2], [u64; 2]) {
         (load128(&header.src_addr), load128(&header.dst_addr))
+    }
+
+    #[inline(always)]
+    fn vip_place(header: &Ipv6Hdr) -> u32 {
+        let [_, _, _, _, _, _, _, _, _, _, _, _, _, _, last @ ..] = &header.dst_addr;
+        hash::vip_place(load16(last))
     }
 
     #[inline(always)]

@@ -8,7 +8,7 @@
 use lb_common::{
     backend::{Backend, FORWARD, LEASED, RESOLVED},
     flow::state,
-    hash::{VIP, VIP_STEERED},
+    hash::{self, VIP, VIP_STEERED},
     reason::Reason,
     trace::Stage,
 };
@@ -17,7 +17,7 @@ use network_types::ip::Ipv4Hdr;
 
 use crate::{
     Action,
-    family::{Address, Family, Ports, Tuple, V4, V6, protocol},
+    family::{Family, Ports, Tuple, V4, V6, protocol},
     packet::{EthernetHdr, Frame, Packet, TcpHdr, UdpHdr, load16, load32, tcp_flags},
     parse,
     rewrite::{self, Egress},
@@ -88,11 +88,14 @@ pub fn forward<T: State>(packet: Packet, tables: &T) -> Option<Result<Action, Re
 pub fn forward_by<T: State, E: Exit>(packet: Packet, tables: &T, exit: &E) -> Option<E::Out> {
     // One check for all headers of TCP over IPv4. What is shorter has no TCP, or comes by no wire.
     let frame = packet.header::<Frame<Ipv4Hdr, TcpHdr>>(0).ok()?;
-    match load16(&frame.ethernet.ether_type) {
-        parse::IPV4 => forward_family::<V4, T, E>(packet, tables, exit),
-        parse::IPV6 => forward_family::<V6, T, E>(packet, tables, exit),
-        _ => None,
+    let ether_type = load16(&frame.ethernet.ether_type);
+    if ether_type == parse::IPV4 {
+        return forward_family::<V4, T, E>(packet, tables, exit);
     }
+    if tables.apart(ether_type.into()) == parse::IPV6.into() {
+        return forward_family::<V6, T, E>(packet, tables, exit);
+    }
+    None
 }
 
 #[inline(always)]
@@ -106,26 +109,28 @@ fn forward_family<F: Family, T: Tables + Flows<F>, E: Exit>(
     if !F::is_plain(&frame.ip) {
         return None;
     }
-    let vip_bit = F::addresses(&frame.ip).1.vip_bit();
+    let vip_bit = F::vip_place(&frame.ip);
     let vip = tables.vip(vip_bit);
     // From here on, what is likeliest stands first, in the source and so in the program: the compiler keeps
     // the order, and a jump that is taken costs as much as some instructions.
-    if vip != 0 {
-        let carried = F::carried(&frame.ip);
-        let steered = vip != VIP
-            && (vip == VIP_STEERED
-                || steer::may_be(tables, vip_bit, Ports(load32(&frame.l4.ports)), carried));
-        if steered {
-            steer::forward::<F, T, E>(&packet, tables, exit, frame)
-        } else {
-            of_flow::<F, T, E>(packet, tables, exit, frame, carried)
+    let carried = F::carried(&frame.ip);
+    if vip != VIP {
+        let vip = tables.apart(vip.into());
+        if vip == 0 {
+            return if F::ICMP == protocol::ICMPV6 && carried == protocol::ICMPV6 {
+                // It may ask for a floating address of ours (`gate`), at that address's multicast group.
+                None
+            } else {
+                Some(exit.pass(Reason::NotOurs))
+            };
         }
-    } else if F::ICMP == protocol::ICMPV6 && F::carried(&frame.ip) == protocol::ICMPV6 {
-        // It may ask for a floating address of ours (`gate`), at that address's multicast group.
-        None
-    } else {
-        Some(exit.pass(Reason::NotOurs))
+        if vip == VIP_STEERED.into()
+            || steer::may_be(tables, vip_bit, Ports(load32(&frame.l4.ports)), carried)
+        {
+            return steer::forward::<F, T, E>(&packet, tables, exit, frame);
+        }
     }
+    of_flow::<F, T, E>(packet, tables, exit, frame, carried)
 }
 
 /// A packet that may be of a known flow.
@@ -139,23 +144,42 @@ fn of_flow<F: Family, T: Tables + Flows<F>, E: Exit>(
     carried: u8,
 ) -> Option<E::Out> {
     let Frame { ethernet, ip, l4 } = frame;
-    match carried {
-        protocol::TCP if l4.flags & KIND == tcp_flags::ACK => {
-            let TcpHdr { ports, ack, check, .. } = l4;
-            let headers = Headers { ethernet, ip, ports, ack: Some(ack), check };
-            in_flow::<F, T, E>(packet, tables, exit, headers, protocol::TCP)
+    if carried == protocol::TCP {
+        if l4.flags & KIND != tcp_flags::ACK {
+            return unserved::<F, T, E>(tables, exit, ethernet, ip, l4);
         }
-        protocol::UDP => {
-            let UdpHdr { ports, check, .. } = l4.as_udp();
-            let headers = Headers { ethernet, ip, ports, ack: None, check };
-            in_flow::<F, T, E>(packet, tables, exit, headers, protocol::UDP)
-        }
-        _ => None,
+        let TcpHdr { ports, ack, check, .. } = l4;
+        let headers = Headers { ethernet, ip, ports, ack: Some(ack), check };
+        return in_flow::<F, T, E>(packet, tables, exit, headers, protocol::TCP);
     }
+    if tables.apart(carried.into()) == protocol::UDP.into() {
+        let UdpHdr { ports, check, .. } = l4.as_udp();
+        let headers = Headers { ethernet, ip, ports, ack: None, check };
+        return in_flow::<F, T, E>(packet, tables, exit, headers, protocol::UDP);
+    }
+    None
 }
 
 /// Control bits that tell a first or last segment from those between, which all have ACK alone.
 const KIND: u8 = tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST | tcp_flags::ACK;
+
+/// A segment that begins or ends a connection: nothing more needs to be looked at if it begins one and nobody
+/// serves its port. (Any other may be of a connection whose service was removed, or to a port of NAT.)
+#[inline(always)]
+pub(crate) fn unserved<F: Family, T: Tables, E: Exit>(
+    tables: &T,
+    exit: &E,
+    ethernet: &EthernetHdr,
+    ip: &F::Hdr,
+    l4: &TcpHdr,
+) -> Option<E::Out> {
+    if l4.flags & KIND != tcp_flags::SYN || tables.is_foreign(ethernet.mac_place()) {
+        return None;
+    }
+    let [_, _, port @ ..] = &l4.ports;
+    let place = hash::port_place(F::vip_place(ip), load16(port), protocol::TCP);
+    if tables.is_served(place) { None } else { Some(exit.pass(Reason::NoService)) }
+}
 
 /// What is rewritten, and the acknowledgement number of TCP.
 struct Headers<'a, F: Family> {
@@ -212,7 +236,10 @@ fn relay<F: Family, T: Tables + Flows<F>, E: Exit, const FORTH: bool>(
     }
     // A copy of what follows: the call that asks for the lease would cost the other one registers. One that
     // is over, the general way finds.
-    if flags == needed | LEASED && !tables.is_lease_over(entry.backend()) {
+    if FORTH
+        && tables.apart(flags.into()) == (needed | LEASED).into()
+        && !tables.is_lease_over(entry.backend())
+    {
         return hand_on::<F, T, E, FORTH>(packet, tables, exit, headers, carried, entry, backend);
     }
     None
@@ -236,8 +263,7 @@ fn hand_on<F: Family, T: Tables + Flows<F>, E: Exit, const FORTH: bool>(
     }
     tables.stage(Stage::Known);
     let bytes = packet.len() as u64;
-    // A call, so here, where nothing is held in registers that it would cost.
-    entry.seen(tables.now_ns(), bytes);
+    entry.seen(tables.ticks(), bytes);
     if let Some(ack) = ack {
         entry.set_ack(load32(ack));
     }

@@ -352,7 +352,7 @@ fn hand_over<F: Family, T: Tables + Flows<F>>(
     let service = scratch.service.index;
     let options_len = usize::from(scratch.half.syn().options_len);
     scratch.client = F::key(scratch.tuple, protocol::TCP);
-    client_half::<F>(scratch, tables.now_ns(), packet.len() as u64);
+    client_half::<F>(scratch, tables.ticks(), packet.len() as u64);
     if tables.replace_half_open(&scratch.client, &scratch.half).is_err() {
         // The kernel has evicted the client's half.
         tables.remove_half_open(&scratch.server);

@@ -34,7 +34,7 @@ use crate::{
     admit::admit,
     family::{Address, Datagram, Family, Ports, ServiceWords, Tuple, protocol},
     icmp,
-    known::{Exit, leave},
+    known::{Exit, leave, unserved},
     packet::{EthernetHdr, Frame, Packet, TcpHdr, load16, load32, tcp_flags},
     parse::{ETHERNET_LEN, Link, Segment},
     rewrite::Egress,
@@ -47,7 +47,7 @@ use crate::{
 #[inline(always)]
 pub fn may_be<T: Tables>(tables: &T, vip_bit: u32, ports: Ports, carried: u8) -> bool {
     let port = load16(&ports.dst());
-    tables.is_steered(hash::steered_bit(vip_bit, port, carried))
+    tables.is_steered(hash::port_place(vip_bit, port, carried))
 }
 
 /// The hot path: a plain packet that is no SYN, in an undisturbed slot. `None` if a closer look is
@@ -73,6 +73,7 @@ pub fn forward<F: Family, T: Tables, E: Exit>(
         }
         // Lists are asked about a connection's first packet, which UDP does not mark.
         protocol::UDP => at_rest(tables, &tuple, protocol::UDP, STEERED | FILTERED)?,
+        protocol::TCP => return unserved::<F, T, E>(tables, exit, ethernet, ip, l4),
         _ => return None,
     };
     let backend = tables.backend_at(&tables.afresh(slot).backend)?;
@@ -245,7 +246,7 @@ fn choose<F: Family, T: Tables + Flows<F>>(
     if !serves(tables, chosen)? {
         return Err(gone);
     }
-    let (now_ns, bytes) = (tables.now_ns(), packet.len() as u64);
+    let (ticks, bytes) = (tables.ticks(), packet.len() as u64);
     match entry {
         Some(_) if anew && !changes => {
             tables.remove_flow(&scratch.client);
@@ -254,11 +255,11 @@ fn choose<F: Family, T: Tables + Flows<F>>(
             if anew {
                 entry.set_backend(chosen);
             }
-            entry.seen(now_ns, bytes);
+            entry.seen(ticks, bytes);
         }
         None if changes => {
             scratch.entry = F::Entry::new(segment.tuple, segment.tuple, chosen, state::STEERED);
-            scratch.entry.seen(now_ns, bytes);
+            scratch.entry.seen(ticks, bytes);
             // Without the entry, the packet goes its way all the same; a later one makes it.
             if tables.insert_flow(&scratch.client, &scratch.entry).is_ok() {
                 tables.tell_begun();

@@ -28,7 +28,9 @@ impl<T: Tables + Flows<V4> + Flows<V6>> State for T {}
 
 /// Everything but the flow tables, which are [`Flows`] of each family.
 pub trait Tables {
-    /// The clock that flows are stamped with, in nanoseconds.
+    /// The clock that flows are stamped with: the kernel's count of ticks, which costs a load.
+    fn ticks(&self) -> u64;
+    /// `CLOCK_MONOTONIC`, exact to a tick, in nanoseconds: a call.
     fn now_ns(&self) -> u64;
     /// `CLOCK_MONOTONIC` to the nanosecond: dearer, and only for the first packets of a connection.
     fn clock_ns(&self) -> u64;
@@ -37,8 +39,10 @@ pub trait Tables {
     /// [`lb_common::hash::VIP`] and [`lb_common::hash::VIP_STEERED`] of an address, by its place in `VIPS`; 0
     /// for one that is not ours.
     fn vip(&self, place: u32) -> u8;
-    /// Whether a place of `STEERED` is taken.
+    /// Whether a place of `PORTS` may be a steered service's.
     fn is_steered(&self, place: u32) -> bool;
+    /// Whether a place of `PORTS` may be any service's.
+    fn is_served(&self, place: u32) -> bool;
     /// Whether no interface of this node has a MAC address of that place in `MACS`.
     fn is_foreign(&self, place: u32) -> bool;
     /// An entry of `SERVICES`.
@@ -51,6 +55,11 @@ pub trait Tables {
     /// that it can make anew of another in one instruction.
     fn afresh<'a, E>(&self, element: &'a E) -> &'a E {
         element
+    }
+    /// The same number, of which the compiler does not know that it is: of comparisons with one number it makes
+    /// a table, in an order of its own.
+    fn apart(&self, number: u64) -> u64 {
+        number
     }
     /// [`Tables::backend`] of an identifier that lies in a map: it is the key where it lies.
     fn backend_at(&self, id: &u32) -> Option<&Backend> {
@@ -254,10 +263,8 @@ pub trait Entry<F: Family>: Copy {
     fn set_backend(&mut self, backend: u32);
     /// Backend identifier and state bits as one word of 64 bits, in place.
     fn backend_and_state(&mut self) -> *mut u64;
-    /// Time of the last packet.
-    fn last_seen_ns(&self) -> u64;
     /// Stamps and counts a packet.
-    fn seen(&mut self, now_ns: u64, bytes: u64);
+    fn seen(&mut self, ticks: u64, bytes: u64);
     /// The last acknowledgement number, network byte order; 0 if there is none.
     fn ack(&self) -> u32;
     /// Notes the last acknowledgement number.

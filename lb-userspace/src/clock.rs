@@ -2,9 +2,17 @@
 
 use std::time::Duration;
 
-/// Nanoseconds of `CLOCK_MONOTONIC_COARSE`: the clock that the kernel program stamps flows with.
+/// Nanoseconds of `CLOCK_MONOTONIC_COARSE`: the clock that ages of flows are counted by.
 pub fn monotonic_coarse_ns() -> u64 {
     clock_ns(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)
+}
+
+/// Length of the kernel's ticks, nanoseconds: the resolution of its coarse clocks.
+pub fn tick_ns() -> u64 {
+    let clock = nix::time::ClockId::CLOCK_MONOTONIC_COARSE;
+    // It exists on every Linux, so the call cannot fail.
+    let tick = nix::time::clock_getres(clock).expect("clock_getres of a standard clock");
+    tick.tv_sec() as u64 * 1_000_000_000 + tick.tv_nsec() as u64
 }
 
 /// A point on the monotonic clock, for timers and ages.

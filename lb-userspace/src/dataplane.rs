@@ -32,6 +32,7 @@ pub use self::{
     flows::{Connection, Cut, Reader, Sweeper, sync},
     leases::KernelLeases,
     signals::Signals,
+    ticks::Ticks,
     trace::{Traced, Tracer},
 };
 use crate::clock;
@@ -51,7 +52,9 @@ pub mod load;
 mod pins;
 pub mod replay;
 pub mod resets;
+mod run;
 mod signals;
+mod ticks;
 mod trace;
 mod write;
 
@@ -147,9 +150,9 @@ pub enum Op {
         /// `VIPS`, all [`lb_common::limits::VIP_BYTES`] bytes.
         bytes: Vec<u8>,
     },
-    /// The whole filter of steered services.
-    SetSteered {
-        /// `STEERED`, all [`lb_common::limits::STEERED_BYTES`] bytes.
+    /// The whole filter of services.
+    SetPorts {
+        /// `PORTS`, all [`lb_common::limits::PORTS_BYTES`] bytes.
         bytes: Vec<u8>,
     },
 }
@@ -324,6 +327,7 @@ pub struct Dataplane {
     sweeper: Arc<Mutex<Sweeper>>,
     reader: Arc<Reader>,
     created: Duration,
+    ticks: Ticks,
     cuts: Arc<sync::cuts::Cuts>,
     attachments: Vec<Attachment>,
     adopted: bool,
@@ -358,6 +362,7 @@ impl Dataplane {
             .inspect_err(|error| tracing::debug!(%error, "no log from the kernel program"))
             .ok();
         let active = Arc::new(Active::map(&pinned(pins, names::ACTIVE)?)?);
+        let ticks = load::ticks(&mut ebpf)?;
         let filters = Filters::take(&mut ebpf)?;
         let mut left_filters = Filters::pinned(pins)?;
         if let Some(in_force) = &left_filters {
@@ -390,8 +395,9 @@ impl Dataplane {
             events: take(&mut ebpf, names::EVENTS)?,
             samples: take(&mut ebpf, names::SAMPLES)?,
             log,
-            sweeper: Arc::new(Mutex::new(Sweeper::open(pins, Arc::clone(&active))?)),
-            reader: Arc::new(Reader::open(pins)?),
+            sweeper: Arc::new(Mutex::new(Sweeper::open(pins, Arc::clone(&active), ticks)?)),
+            reader: Arc::new(Reader::open(pins, ticks)?),
+            ticks,
             created: Duration::from_secs(created_s.into()),
             cuts: Arc::default(),
             active,
@@ -402,6 +408,12 @@ impl Dataplane {
             cpus,
             ebpf,
         })
+    }
+
+    /// Which time the stamps of the flow tables stand for.
+    #[must_use]
+    pub fn ticks(&self) -> Ticks {
+        self.ticks
     }
 
     /// What stands in the maps now.
@@ -533,7 +545,7 @@ impl Dataplane {
     /// The flow tables as the other nodes see them, with handles of their own.
     pub fn flow_sync(&self) -> anyhow::Result<sync::FlowSync> {
         let (active, cuts) = (Arc::clone(&self.active), Arc::clone(&self.cuts));
-        sync::FlowSync::open(&self.options.pins, active, cuts, self.created)
+        sync::FlowSync::open(&self.options.pins, active, cuts, self.created, self.ticks)
     }
 
     /// Tells the kernel program what this node is among the others.

@@ -88,8 +88,12 @@ const OLD_NS: u64 = HOUR_NS;
 const NEW_NS: u64 = 4 * HOUR_NS;
 const NOW_NS: u64 = 4 * HOUR_NS + 1;
 
+/// What a stamp may be off: it is true to a tick, of which the longest is a hundredth of a second.
+const TICKS_NS: u64 = 20_000_000;
+
 /// The halves of connection `number` of backend 5.
-fn halves(number: u16, last_seen_ns: u64) -> [(FlowKey4, FlowEntry4); 2] {
+/// `last_seen` is a stamp ([`Dataplane::ticks`]).
+fn halves(number: u16, last_seen: u64) -> [(FlowKey4, FlowEntry4); 2] {
     let [high, low] = number.to_be_bytes();
     let (client, vip, app) = ([10, 0, high, low], [192, 0, 2, 100], [192, 0, 2, 21]);
     let (port, nat, web) = ([1, 1], (1024 + number).to_be_bytes(), [0, 80]);
@@ -108,7 +112,7 @@ fn halves(number: u16, last_seen_ns: u64) -> [(FlowKey4, FlowEntry4); 2] {
         new_dst_port: to.dst_port,
         backend: 5,
         state: bits,
-        last_seen_ns,
+        last_seen,
         ..FlowEntry4::ZERO
     };
     let forward = (key(client, port, vip, web), key(vip, nat, app, web));
@@ -126,7 +130,7 @@ fn a_larger_configuration_gets_larger_maps_that_hold_the_same() {
     let run = Service { table_start: 10, table_len: 2, ..Service::ZERO };
     let service = Service { index: 3, flags: STEERED, ..run };
     let backend = Backend { port: 8080, flags: IN_USE | FORWARD, weight: 7, ..Backend::ZERO };
-    let [(key, entry), _] = halves(1, NEW_NS);
+    let [(key, entry), _] = halves(1, 0);
     {
         let mut small = pins.open(SMALL);
         assert_eq!(small.sizes(), SMALL);
@@ -240,10 +244,11 @@ fn writes_of_many_kinds_arrive_in_batches() {
 fn a_sweep_in_slices_sees_everything_and_removes_what_is_old() {
     let pins = Pins::new();
     let mut dataplane = pins.open(SMALL);
+    let ticks = dataplane.ticks();
     let mut flows = pins.flows();
     for number in 0..10_000 {
         let seen = if number % 4 == 0 { OLD_NS } else { NEW_NS };
-        for (key, entry) in halves(number, seen) {
+        for (key, entry) in halves(number, ticks.at(seen)) {
             flows.insert(key, entry, 0).expect("a flow");
         }
     }
@@ -275,6 +280,7 @@ fn entries_of_steered_connections_stand_alone() {
     const MINUTE_NS: u64 = 60_000_000_000;
     let pins = Pins::new();
     let mut dataplane = pins.open(SMALL);
+    let ticks = dataplane.ticks();
     let backend = Backend { port: 8080, flags: IN_USE, ..Backend::ZERO };
     let living = Backend { flags: IN_USE | FORWARD, ..backend };
     let ops = [Op::SetBackend { id: 5, backend: living }, Op::SetBackend { id: 6, backend }];
@@ -285,11 +291,11 @@ fn entries_of_steered_connections_stand_alone() {
         (0, 5, 1),
         (1, 5, 2 * MINUTE_NS),
         (2, 5, 2 * HOUR_NS),
-        (3, 6, MINUTE_NS - 1),
+        (3, 6, MINUTE_NS - TICKS_NS),
         (4, 6, MINUTE_NS),
         (5, 9, MINUTE_NS),
     ] {
-        let [(key, entry), _] = halves(number, NOW_NS - age_ns);
+        let [(key, entry), _] = halves(number, ticks.at(NOW_NS - age_ns));
         let alone = FlowEntry4 { state: state::STEERED, backend, new_dst: [0; 4], ..entry };
         flows.insert(key, alone, 0).expect("a flow");
     }
@@ -322,13 +328,14 @@ fn entries_of_steered_connections_stand_alone() {
 fn half_open_connections_are_counted_apart() {
     let pins = Pins::new();
     let mut dataplane = pins.open(SMALL);
+    let ticks = dataplane.ticks();
     let mut half_open = pins.half_open();
     for number in 0..128 {
-        for (key, flow) in halves(number, NOW_NS) {
+        for (key, flow) in halves(number, ticks.at(NOW_NS)) {
             half_open.insert(key, HalfOpen4 { flow, ..HalfOpen4::ZERO }, 0).expect("a flow");
         }
     }
-    for (key, entry) in halves(500, NOW_NS) {
+    for (key, entry) in halves(500, ticks.at(NOW_NS)) {
         pins.flows().insert(key, entry, 0).expect("a flow");
     }
     let sweep = dataplane.sweep(NOW_NS, &TIMEOUTS).expect("a sweep");
@@ -342,10 +349,11 @@ fn half_open_connections_are_counted_apart() {
 fn what_is_kept_of_a_backend_that_was_given_up_stands_alone_and_is_soon_forgotten() {
     let pins = Pins::new();
     let mut dataplane = pins.open(SMALL);
+    let ticks = dataplane.ticks();
     let mut half_open = pins.half_open();
     // Those of even numbers have gone to backend 6, by another half.
     for number in 0..100 {
-        let [(client, mut entry), (backend, mut back)] = halves(number, NEW_NS);
+        let [(client, mut entry), (backend, mut back)] = halves(number, ticks.at(NEW_NS));
         if number % 2 == 0 {
             back.state |= state::GIVEN_UP;
             let other = FlowKey4 { src: [192, 0, 2, 22], ..backend };
@@ -362,7 +370,7 @@ fn what_is_kept_of_a_backend_that_was_given_up_stands_alone_and_is_soon_forgotte
     pins.active().set(5, 50, 0).expect("a count");
     pins.active().set(6, 50, 0).expect("a count");
     for _ in 0..12 {
-        let sweep = dataplane.sweep(NEW_NS + 4_999_999_999, &TIMEOUTS).expect("a sweep");
+        let sweep = dataplane.sweep(NEW_NS + 5_000_000_000 - TICKS_NS, &TIMEOUTS).expect("a sweep");
         assert_eq!((sweep.flows, sweep.expired, sweep.orphans), (100, 0, 0));
         let entries: Vec<_> = sweep.by_backend.into_iter().collect();
         assert_eq!(entries, [(5, 150), (6, 100)], "their identifiers are in use");
@@ -379,15 +387,16 @@ fn what_is_kept_of_a_backend_that_was_given_up_stands_alone_and_is_soon_forgotte
 fn the_half_of_another_connection_is_left_alone() {
     let pins = Pins::new();
     let mut dataplane = pins.open(SMALL);
+    let ticks = dataplane.ticks();
     let mut flows = pins.flows();
-    let [(old, old_entry), (back, _)] = halves(1, OLD_NS);
+    let [(old, old_entry), (back, _)] = halves(1, ticks.at(OLD_NS));
     // The port of an old connection belongs to another client by now.
-    let [(_, _), (_, mut others)] = halves(2, NEW_NS);
+    let [(_, _), (_, mut others)] = halves(2, ticks.at(NEW_NS));
     others.new_dst = [10, 9, 9, 9];
     flows.insert(old, old_entry, 0).expect("a flow");
     flows.insert(back, others, 0).expect("a flow");
     let other = FlowKey4 { src: others.new_dst, src_port: others.new_dst_port, ..old };
-    let forward = FlowEntry4 { last_seen_ns: NEW_NS, ..old_entry };
+    let forward = FlowEntry4 { last_seen: ticks.at(NEW_NS), ..old_entry };
     flows.insert(other, forward, 0).expect("a flow");
     let sweep = dataplane.sweep(NOW_NS, &TIMEOUTS).expect("a sweep");
     assert_eq!((sweep.flows, sweep.expired), (2, 1));
@@ -399,9 +408,10 @@ fn the_half_of_another_connection_is_left_alone() {
 fn halves_that_have_lost_the_other_are_found_within_ten_sweeps() {
     let pins = Pins::new();
     let mut dataplane = pins.open(SMALL);
+    let ticks = dataplane.ticks();
     let mut flows = pins.flows();
     for number in 0..300 {
-        let halves = halves(number, NEW_NS);
+        let halves = halves(number, ticks.at(NEW_NS));
         let kept =
             if number % 3 == 0 { &halves[..] } else { &halves[usize::from(number % 2)..][..1] };
         for (key, entry) in kept {
@@ -418,9 +428,10 @@ fn halves_that_have_lost_the_other_are_found_within_ten_sweeps() {
 fn a_drift_of_the_counts_is_corrected() {
     let pins = Pins::new();
     let mut dataplane = pins.open(SMALL);
+    let ticks = dataplane.ticks();
     let mut flows = pins.flows();
     for number in 0..10 {
-        for (key, entry) in halves(number, NEW_NS) {
+        for (key, entry) in halves(number, ticks.at(NEW_NS)) {
             flows.insert(key, entry, 0).expect("a flow");
         }
     }
@@ -439,9 +450,10 @@ fn a_drift_of_the_counts_is_corrected() {
 fn a_reader_takes_what_it_wants_and_no_more() {
     let pins = Pins::new();
     let dataplane = pins.open(SMALL);
+    let ticks = dataplane.ticks();
     let mut flows = pins.flows();
     for number in 0..5000 {
-        for (key, mut entry) in halves(number, NEW_NS) {
+        for (key, mut entry) in halves(number, ticks.at(NEW_NS)) {
             entry.backend = u32::from(number % 5);
             flows.insert(key, entry, 0).expect("a flow");
         }

@@ -317,6 +317,7 @@ impl Walk {
         Case {
             outcome: Outcome::Same(XDP_PASS),
             counter: Counter::Reason(Reason::NoService),
+            bound: Some(Bound::Transmit(2.0)),
             ..self.case(
                 format!("{} no service", label(version, carried)),
                 version,

@@ -10,7 +10,7 @@ use aya::{
 use lb_common::{
     backend::{Backend, DIRECT, FORWARD, GUE, IN_USE, RESOLVED, TUNNEL},
     hash,
-    limits::{STEERED_BYTES, VIP_BYTES},
+    limits::{PORTS_BYTES, VIP_BYTES},
     names,
     service::{Balance, STEERED, Service, ServiceKey, Slot},
 };
@@ -155,21 +155,23 @@ fn slots(ebpf: &mut Ebpf, start: u32, group: &Group, first: u32) -> anyhow::Resu
     Ok(())
 }
 
-/// The bits of addresses and steered services.
+/// The bits of addresses and services.
 fn filters(ebpf: &mut Ebpf, services: &[(ServiceKey, Service)]) -> anyhow::Result<()> {
     let mut vips = vec![0; VIP_BYTES];
-    let mut steered = vec![0; STEERED_BYTES];
+    let mut ports = vec![0; PORTS_BYTES];
     for (key, service) in services {
         let bit = vip_bit(key.address);
+        let place = hash::port_place(bit, key.port.to_be(), key.protocol) as usize;
+        ports[place] |= hash::PORT_SERVED;
         if service.flags & STEERED == 0 {
             vips[bit as usize] |= hash::VIP;
         } else {
             vips[bit as usize] |= hash::VIP_STEERED;
-            steered[hash::steered_bit(bit, key.port.to_be(), key.protocol) as usize] = 1;
+            ports[place] |= hash::PORT_STEERED;
         }
     }
     set_filter::<VIP_BYTES>(ebpf, names::VIPS, &vips)?;
-    set_filter::<STEERED_BYTES>(ebpf, names::STEERED, &steered)
+    set_filter::<PORTS_BYTES>(ebpf, names::PORTS, &ports)
 }
 
 fn set_filter<const N: usize>(ebpf: &mut Ebpf, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
@@ -178,15 +180,7 @@ fn set_filter<const N: usize>(ebpf: &mut Ebpf, name: &str, bytes: &[u8]) -> anyh
 }
 
 fn vip_bit(octets: [u8; 16]) -> u32 {
-    let half = |at: usize| {
-        let mut bytes = [0; 8];
-        bytes.copy_from_slice(&octets[at..at + 8]);
-        u64::from_ne_bytes(bytes)
-    };
-    match std::net::Ipv6Addr::from(octets).to_ipv4_mapped() {
-        Some(address) => hash::vip_bit4(u32::from_ne_bytes(address.octets())),
-        None => hash::vip_bit6(half(0), half(8)),
-    }
+    hash::vip_place(u16::from_ne_bytes([octets[14], octets[15]]))
 }
 
 fn map_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Map> {

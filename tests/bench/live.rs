@@ -190,8 +190,7 @@ impl Wires {
             backends.set(version.backend_id(number), backend, 0)?;
         }
         let octets = fill::octets(version.vip());
-        let bit =
-            hash::vip_bit4(u32::from_ne_bytes([octets[12], octets[13], octets[14], octets[15]]));
+        let bit = hash::vip_place(u16::from_ne_bytes([octets[14], octets[15]]));
         let mut filter = vec![0; VIP_BYTES];
         filter[bit as usize] = hash::VIP;
         let mut vips: Array<_, [u8; VIP_BYTES]> =

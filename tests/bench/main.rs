@@ -23,6 +23,7 @@ mod packets;
 #[path = "../../lb-ebpf/src/floors/plan.rs"]
 mod plan;
 mod programs;
+mod readme;
 mod report;
 mod requests;
 mod rivals;
@@ -80,9 +81,9 @@ fn main() -> anyhow::Result<()> {
         Some(path) if path.as_os_str() == "-" => println!("{}", report.json()?),
         Some(path) => {
             fs::write(path, report.json()?).with_context(|| format!("write {}", path.display()))?;
-            print!("{report}");
+            print!("{report}\n{}", readme::table(&report));
         }
-        None => print!("{report}"),
+        None => print!("{report}\n{}", readme::table(&report)),
     }
     let exceeded = report.exceeded();
     for figure in &exceeded {

@@ -85,7 +85,24 @@ impl Report {
                 exceeded.extend(why.iter().map(|why| format!("{name}, {flows} {order}: {why}")));
             }
         }
+        exceeded.extend(self.requests.as_ref().and_then(Requests::exceeded));
         exceeded
+    }
+
+    /// The figure of a case with so many flows; of many, scattered.
+    pub(crate) fn scattered(&self, flows: u32, name: &str) -> Option<&Figure> {
+        let mut columns = self.packets.iter().filter(|column| {
+            column.flows == flows
+                && column.scattered == (flows > 1)
+                && !column.one_by_one
+                && !column.full_tables
+        });
+        columns.find_map(|column| column.figure(name))
+    }
+
+    /// The first figure of a case.
+    pub(crate) fn any(&self, name: &str) -> Option<&Figure> {
+        self.packets.iter().find_map(|column| column.figure(name))
     }
 
     /// Names of all cases, in their order.

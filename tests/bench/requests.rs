@@ -78,6 +78,19 @@ pub(crate) struct ProgramTime {
     pub(crate) percent_of_nginx: f64,
 }
 
+/// Most that the program's own time may be of nginx's CPU for the same requests, percent.
+const MOST_OF_NGINX: f64 = 6.0;
+
+impl Requests {
+    /// Whether the program takes more than it may.
+    pub(crate) fn exceeded(&self) -> Option<String> {
+        let percent = self.program.percent_of_nginx;
+        (percent > MOST_OF_NGINX).then(|| {
+            format!("the XDP program: {percent:.1} % of nginx's CPU, above {MOST_OF_NGINX} %")
+        })
+    }
+}
+
 /// Brings a lab up, measures, and takes it down.
 pub(crate) fn measure(load: Load) -> anyhow::Result<Requests> {
     let ballast = build::ballast().context("build ballast")?;

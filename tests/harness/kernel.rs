@@ -17,7 +17,7 @@ use lb_common::{
     backend::Backend,
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
-    limits::{MAC_BYTES, STEERED_BYTES, VIP_BYTES},
+    limits::{MAC_BYTES, PORTS_BYTES, VIP_BYTES},
     names,
     news::Node,
     reason::Reason,
@@ -156,9 +156,9 @@ impl Kernel {
         for ((bits, source), verdict) in &setup.sources {
             sources.insert(&Prefixed::new(*bits, *source), *verdict, 0)?;
         }
-        let (filter, steered_filter) = setup.filters();
-        let mut steered: Array<_, [u8; STEERED_BYTES]> = self.array(names::STEERED)?;
-        steered.set(0, <&[u8; STEERED_BYTES]>::try_from(steered_filter.as_slice())?, 0)?;
+        let (filter, ports_filter) = setup.filters();
+        let mut steered: Array<_, [u8; PORTS_BYTES]> = self.array(names::PORTS)?;
+        steered.set(0, <&[u8; PORTS_BYTES]>::try_from(ports_filter.as_slice())?, 0)?;
         let mut vips: Array<_, [u8; VIP_BYTES]> = self.array(names::VIPS)?;
         vips.set(0, <&[u8; VIP_BYTES]>::try_from(filter.as_slice())?, 0)?;
         let mut macs: Array<_, [u8; MAC_BYTES]> = self.array(names::MACS)?;

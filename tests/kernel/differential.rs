@@ -244,8 +244,8 @@ impl<'k> Run<'k> {
     fn same_tables(&mut self) -> Result<()> {
         let tables = &self.host.tables;
         let (v4, v6) = (&tables.v4, &tables.v6);
-        let unstamped4 = |entry: FlowEntry4| FlowEntry4 { last_seen_ns: 0, ..entry };
-        let unstamped6 = |entry: FlowEntry6| FlowEntry6 { last_seen_ns: 0, ..entry };
+        let unstamped4 = |entry: FlowEntry4| FlowEntry4 { last_seen: 0, ..entry };
+        let unstamped6 = |entry: FlowEntry6| FlowEntry6 { last_seen: 0, ..entry };
         let kernel = &*self.kernel;
         same::<FlowKey4, _>(names::FLOWS, &v4.flows(), kernel, unstamped4)?;
         let unsent = |syn: Syn| Syn { sent_ns: 0, ..syn };

@@ -10,7 +10,7 @@ use lb_common::{
     lease::{Lease, LeaseKey},
     limits::{
         DEFAULT_BACKENDS, DEFAULT_SERVICES, DEFAULT_SLOTS, MAC_BYTES, MAX_LEASES, MAX_RATES,
-        MAX_SOURCES, STEERED_BYTES, VIP_BYTES,
+        MAX_SOURCES, PORTS_BYTES, VIP_BYTES,
     },
     names,
     news::{NEWS_BYTES, Node},
@@ -49,7 +49,7 @@ fn maps() -> Vec<Expected> {
     let news = Expected { entries: NEWS_BYTES, name: names::NEWS, ..events };
     vec![
         expected::<u32, [u8; VIP_BYTES]>(names::VIPS, Array, 1),
-        expected::<u32, [u8; STEERED_BYTES]>(names::STEERED, Array, 1),
+        expected::<u32, [u8; PORTS_BYTES]>(names::PORTS, Array, 1),
         expected::<u32, [u8; MAC_BYTES]>(names::MACS, Array, 1),
         expected::<ServiceKey, Service>(names::SERVICES, Hash, DEFAULT_SERVICES),
         expected::<u32, Backend>(names::BACKENDS, Array, DEFAULT_BACKENDS),

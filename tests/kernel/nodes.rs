@@ -36,11 +36,11 @@ fn told(kernel: &mut Kernel) -> Result<Vec<Change>> {
 
 /// An entry without what each packet changes.
 fn still4(entry: FlowEntry4) -> FlowEntry4 {
-    FlowEntry4 { last_seen_ns: 0, bytes: 0, packets: 0, ack: 0, ..entry }
+    FlowEntry4 { last_seen: 0, bytes: 0, packets: 0, ack: 0, ..entry }
 }
 
 fn still6(entry: FlowEntry6) -> FlowEntry6 {
-    FlowEntry6 { last_seen_ns: 0, bytes: 0, packets: 0, ack: 0, ..entry }
+    FlowEntry6 { last_seen: 0, bytes: 0, packets: 0, ack: 0, ..entry }
 }
 
 /// Makes the entries that another node makes of a connection, after checking that they are those that

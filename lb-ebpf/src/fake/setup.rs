@@ -9,7 +9,7 @@ use std::{
 use lb_common::{
     backend::{self, Backend},
     hash,
-    limits::{MAC_BYTES, STEERED_BYTES, VIP_BYTES},
+    limits::{MAC_BYTES, PORTS_BYTES, VIP_BYTES},
     service::{Balance, FILTERED, STEERED, Service, ServiceKey, Slot, mapped},
     source::{self, ALLOW, DENY, FLOATING, LIST_BITS, SOURCE_BITS, Source},
 };
@@ -331,17 +331,18 @@ impl Setup {
         self
     }
 
-    /// `VIPS` and `STEERED`, all of their bytes.
+    /// `VIPS` and `PORTS`, all of their bytes.
     #[must_use]
     pub fn filters(&self) -> (Vec<u8>, Vec<u8>) {
-        let (mut vips, mut steered) = (vec![0; VIP_BYTES], vec![0; STEERED_BYTES]);
+        let (mut vips, mut ports) = (vec![0; VIP_BYTES], vec![0; PORTS_BYTES]);
         for (key, service) in &self.services {
-            let (vip_bit, bit) = steered_bits(key);
+            let (vip_bit, place) = places(key);
+            ports[place as usize] |= hash::PORT_SERVED;
             if service.flags & STEERED == 0 {
                 vips[vip_bit as usize] |= hash::VIP;
             } else {
                 vips[vip_bit as usize] |= hash::VIP_STEERED;
-                steered[bit as usize] = 1;
+                ports[place as usize] |= hash::PORT_STEERED;
             }
         }
         for bit in &self.vip_bits {
@@ -349,7 +350,7 @@ impl Setup {
                 vips[*bit as usize] = hash::VIP;
             }
         }
-        (vips, steered)
+        (vips, ports)
     }
 
     /// On a node whose interfaces have these MAC addresses.
@@ -383,13 +384,13 @@ impl Setup {
     }
 }
 
-/// A service's places: its address's in `VIPS`, and, if it is steered, its own in `STEERED`.
-fn steered_bits(key: &ServiceKey) -> (u32, u32) {
+/// A service's places: its address's in `VIPS`, and its own in `PORTS`.
+fn places(key: &ServiceKey) -> (u32, u32) {
     let vip_bit = match Ipv6Addr::from(key.address).to_ipv4_mapped() {
         Some(address) => vip_bit(address.into()),
         None => <[u64; 2]>::from_mapped(&key.address).vip_bit(),
     };
-    (vip_bit, hash::steered_bit(vip_bit, key.port.to_be(), key.protocol))
+    (vip_bit, hash::port_place(vip_bit, key.port.to_be(), key.protocol))
 }
 
 /// Key of a service in `SERVICES`.

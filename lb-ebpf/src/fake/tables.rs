@@ -13,6 +13,7 @@ use lb_common::{
     backend::Backend,
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6, state},
+    hash::{PORT_SERVED, PORT_STEERED},
     lease::LeaseKey,
     limits::{DEFAULT_BACKENDS, DEFAULT_SERVICES, DEFAULT_SLOTS, REPLAY_BUDGET, REPLAY_COST},
     news::{Begun4, Begun6, Node, TELL},
@@ -38,6 +39,9 @@ mod flows;
 
 pub use flows::FlowTables;
 
+/// Length of a tick here, nanoseconds.
+pub const TICK_NS: u64 = 1_000_000;
+
 /// All the state, as the maps of the kernel would hold it.
 ///
 /// Entries of flow tables have addresses of their own, as in the kernel: a reference to one stays
@@ -46,7 +50,7 @@ pub struct FakeTables {
     now_ns: Cell<u64>,
     random: Cell<u32>,
     vips: Vec<u8>,
-    steered: Vec<u8>,
+    ports: Vec<u8>,
     macs: Vec<u8>,
     services: HashMap<ServiceKey, Service>,
     backends: Vec<Backend>,
@@ -114,12 +118,12 @@ impl FakeTables {
     /// When the configuration does not fit the maps.
     #[must_use]
     pub fn new(setup: &Setup) -> Self {
-        let (vips, steered) = setup.filters();
+        let (vips, ports) = setup.filters();
         let mut tables = Self {
             now_ns: Cell::new(1_000_000_000_000),
             random: Cell::new(1),
             vips,
-            steered,
+            ports,
             macs: setup.mac_filter(),
             services: setup.services.iter().copied().collect(),
             backends: vec![Backend::ZERO; DEFAULT_BACKENDS as usize],
@@ -343,6 +347,10 @@ impl Tables for FakeTables {
         self.own_scale.get()
     }
 
+    fn ticks(&self) -> u64 {
+        self.now_ns.get() / TICK_NS
+    }
+
     fn now_ns(&self) -> u64 {
         self.now_ns.get()
     }
@@ -366,7 +374,11 @@ impl Tables for FakeTables {
     }
 
     fn is_steered(&self, place: u32) -> bool {
-        self.steered[place as usize] != 0
+        self.ports[place as usize] & PORT_STEERED != 0
+    }
+
+    fn is_served(&self, place: u32) -> bool {
+        self.ports[place as usize] & PORT_SERVED != 0
     }
 
     fn service(&self, key: &ServiceKey) -> Option<Service> {

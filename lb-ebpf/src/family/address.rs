@@ -54,7 +54,8 @@ impl Address for u32 {
 
     #[inline(always)]
     fn vip_bit(self) -> u32 {
-        hash::vip_bit4(self)
+        let [_, _, last @ ..] = self.to_ne_bytes();
+        hash::vip_place(u16::from_ne_bytes(last))
     }
 
     #[inline(always)]
@@ -99,7 +100,8 @@ impl Address for [u64; 2] {
 
     #[inline(always)]
     fn vip_bit(self) -> u32 {
-        hash::vip_bit6(self[0], self[1])
+        let [_, _, _, _, _, _, last @ ..] = self[1].to_ne_bytes();
+        hash::vip_place(u16::from_ne_bytes(last))
     }
 
     #[inline(always)]

@@ -114,7 +114,7 @@ macro_rules! entry {
                     l4_delta: to.sum().sub(from.sum()).fold(),
                     backend,
                     state,
-                    last_seen_ns: 0,
+                    last_seen: 0,
                     bytes: 0,
                     packets: 0,
                     ack: 0,
@@ -193,13 +193,8 @@ macro_rules! entry {
             }
 
             #[inline(always)]
-            fn last_seen_ns(&self) -> u64 {
-                self.last_seen_ns
-            }
-
-            #[inline(always)]
-            fn seen(&mut self, now_ns: u64, bytes: u64) {
-                self.last_seen_ns = now_ns;
+            fn seen(&mut self, ticks: u64, bytes: u64) {
+                self.last_seen = ticks;
                 self.packets = self.packets.wrapping_add(1);
                 self.bytes += bytes;
             }

@@ -56,3 +56,14 @@ pub(crate) fn afresh<T>(element: &T) -> &T {
         &*to
     }
 }
+
+/// The same number, of which the compiler does not know that it is.
+#[inline(always)]
+pub(crate) fn apart(from: u64) -> u64 {
+    let to: u64;
+    // SAFETY: a copy from one register to another.
+    unsafe {
+        asm!("{to} = {from}", from = in(reg) from, to = lateout(reg) to, options(nomem, nostack));
+    }
+    to
+}

@@ -16,7 +16,7 @@ use lb_common::{
     lease::{Lease, LeaseKey},
     limits::{
         DEFAULT_BACKENDS, DEFAULT_FLOWS, DEFAULT_HALF_OPEN, DEFAULT_SERVICES, DEFAULT_SLOTS,
-        EVENTS_BYTES, MAC_BYTES, MAX_LEASES, MAX_RATES, MAX_SOURCES, STEERED_BYTES, VIP_BYTES,
+        EVENTS_BYTES, MAC_BYTES, MAX_LEASES, MAX_RATES, MAX_SOURCES, PORTS_BYTES, VIP_BYTES,
     },
     news::{NEWS_BYTES, Node},
     reason::Reason,
@@ -56,8 +56,8 @@ impl<const N: usize> Filter<N> {
 #[unsafe(link_section = ".bss.VIPS")]
 pub(crate) static VIPS: Filter<VIP_BYTES> = Filter(UnsafeCell::new([0; VIP_BYTES]));
 
-#[unsafe(link_section = ".bss.STEERED")]
-pub(crate) static STEERED: Filter<STEERED_BYTES> = Filter(UnsafeCell::new([0; STEERED_BYTES]));
+#[unsafe(link_section = ".bss.PORTS")]
+pub(crate) static PORTS: Filter<PORTS_BYTES> = Filter(UnsafeCell::new([0; PORTS_BYTES]));
 
 #[unsafe(link_section = ".bss.MACS")]
 pub(crate) static MACS: Filter<MAC_BYTES> = Filter(UnsafeCell::new([0; MAC_BYTES]));

@@ -11,6 +11,7 @@ use lb_common::{
     backend::Backend,
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
+    hash::{PORT_SERVED, PORT_STEERED},
     lease::LeaseKey,
     limits::{REPLAY_BUDGET, REPLAY_COST},
     news::{Begun4, Begun6, Node, TELL},
@@ -33,8 +34,8 @@ use super::{
     atomic, clock, cookie,
     maps::{
         ACTIVE, ANSWERED, BACKEND_SIGNALS, BACKEND_STATS, BACKENDS, CURSORS, EVENTS, FLOWS, FLOWS6,
-        HALF_OPEN, HALF_OPEN6, LEASES, MACS, MAGLEV, NEWS, NODE, RATES, REPORTED, SAMPLES, SCRATCH,
-        SCRATCH6, SERVICE_STATS, SERVICES, SOURCES, SPENT, STEERED, VIPS, at,
+        HALF_OPEN, HALF_OPEN6, LEASES, MACS, MAGLEV, NEWS, NODE, PORTS, RATES, REPORTED, SAMPLES,
+        SCRATCH, SCRATCH6, SERVICE_STATS, SERVICES, SOURCES, SPENT, VIPS, at,
     },
     trace,
 };
@@ -60,6 +61,11 @@ impl<const TRACEABLE: bool> Maps<TRACEABLE> {
 
 impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
     #[inline(always)]
+    fn ticks(&self) -> u64 {
+        clock::ticks()
+    }
+
+    #[inline(always)]
     fn now_ns(&self) -> u64 {
         clock::now_ns()
     }
@@ -82,7 +88,12 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
 
     #[inline(always)]
     fn is_steered(&self, place: u32) -> bool {
-        STEERED.at(place) != 0
+        PORTS.at(place) & PORT_STEERED != 0
+    }
+
+    #[inline(always)]
+    fn is_served(&self, place: u32) -> bool {
+        PORTS.at(place) & PORT_SERVED != 0
     }
 
     #[inline(always)]
@@ -118,6 +129,11 @@ impl<const TRACEABLE: bool> Tables for Maps<TRACEABLE> {
     #[inline(always)]
     fn afresh<'a, E>(&self, element: &'a E) -> &'a E {
         atomic::afresh(element)
+    }
+
+    #[inline(always)]
+    fn apart(&self, number: u64) -> u64 {
+        atomic::apart(number)
     }
 
     #[inline(always)]

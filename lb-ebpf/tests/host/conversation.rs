@@ -8,7 +8,7 @@ use lb_common::{
 use lb_ebpf::{
     Action,
     fake::{
-        FakeTables, Frame, Net, Xdp,
+        FakeTables, Frame, Net, TICK_NS, Xdp,
         frame::{VLAN, VLAN_OUTER},
     },
     packet::tcp_flags::{ACK, FIN},
@@ -113,14 +113,15 @@ fn entries_are_stamped_by_either_path() {
     let net = Net::v4();
     let host = Host::single(net);
     let connection = host.connect(net.client);
-    for (now_ns, frame) in
-        [(5_000, host.up(&connection, ACK)), (6_000, host.up(&connection, ACK).vlan(VLAN, 1))]
-    {
+    for (now_ns, frame) in [
+        (5 * TICK_NS, host.up(&connection, ACK)),
+        (6 * TICK_NS, host.up(&connection, ACK).vlan(VLAN, 1)),
+    ] {
         host.tables.set_now_ns(now_ns);
         host.forwarded(&frame);
         let flows = host.tables.v4.flows();
         let entry = flows.values().find(|e| e.state & state::RETURN == 0).expect("the flow");
-        assert_eq!(entry.last_seen_ns, now_ns);
+        assert_eq!(entry.last_seen, now_ns / TICK_NS);
     }
 }
 

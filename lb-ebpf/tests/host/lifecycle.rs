@@ -205,10 +205,12 @@ fn only_an_answer_establishes_a_connection() {
         let host = Host::single(net);
         let connection = host.begin(net.client);
         // A challenge (RFC 5961, section 4) from a backend that remembers the port.
-        for flags in [ACK, SYN, FIN | ACK] {
+        for flags in [ACK, FIN | ACK] {
             host.forwarded(&host.down(&connection, flags));
             assert_eq!(host.tables.backend_stats(1).answered, 0);
         }
+        // Whoever begins a connection does it with a service.
+        host.assert_refused(&host.down(&connection, SYN), Reason::NoService);
         let ack = host.up(&connection, ACK);
         host.forwarded(&ack);
         assert_eq!(host.tables.backend_stats(1).answered, 0);

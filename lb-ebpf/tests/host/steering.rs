@@ -10,7 +10,7 @@ use lb_common::{
 };
 use lb_ebpf::{
     fake::{
-        Error, FakeTables, Frame, Net, Setup, Xdp,
+        Error, FakeTables, Frame, Net, Setup, TICK_NS, Xdp,
         setup::{backend, steered_at},
         tables::tuple,
     },
@@ -162,7 +162,7 @@ fn an_entry_is_stamped_and_counts() {
     host.steered(&host.of_client(ACK));
     let entries: Vec<FlowEntry4> = host.tables.v4.flows().into_values().collect();
     assert_eq!((entries[0].packets, entries[0].bytes), (2, 108));
-    assert_eq!(entries[0].last_seen_ns, 5_000_000_000_000);
+    assert_eq!(entries[0].last_seen, 5_000_000_000_000 / TICK_NS);
 }
 
 #[test]

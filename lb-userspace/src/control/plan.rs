@@ -164,7 +164,7 @@ pub struct Planner {
     sizes: Sizes,
     density: Density,
     vips: Option<Vec<u8>>,
-    /// `STEERED`.
+    /// `PORTS`.
     filter: Option<Vec<u8>>,
     services: BTreeMap<ServiceKey, Placed>,
     backends: BTreeMap<u32, Entry>,
@@ -334,11 +334,11 @@ impl Planner {
         let (tables, services, steered) =
             self.service_ops(desired, &changed, &places, now, &mut plan);
         let vips = self.vip_filter(desired, &steered);
-        let filter = encode::steered_filter(&steered);
+        let filter = self.ports_filter(desired, &steered);
         let all_vips = encode::union(self.vips.as_deref(), &vips);
         let whole_filter = encode::union(self.filter.as_deref(), &filter);
         if self.filter.as_ref() != Some(&whole_filter) {
-            plan.ops.push(Op::SetSteered { bytes: whole_filter.clone() });
+            plan.ops.push(Op::SetPorts { bytes: whole_filter.clone() });
         }
         if self.vips.as_ref() != Some(&all_vips) {
             plan.ops.push(Op::SetVips { bytes: all_vips.clone() });
@@ -352,7 +352,7 @@ impl Planner {
         }
         self.guard(desired, &changed, &mut plan.ops);
         if whole_filter != filter {
-            plan.ops.push(Op::SetSteered { bytes: filter });
+            plan.ops.push(Op::SetPorts { bytes: filter });
         }
         self.settle(desired, &changed, &plan);
         plan
@@ -372,7 +372,7 @@ impl Planner {
     pub fn applied(&mut self, op: &Op, now: Duration) {
         match op {
             Op::SetVips { bytes } => self.vips = Some(bytes.clone()),
-            Op::SetSteered { bytes } => self.filter = Some(bytes.clone()),
+            Op::SetPorts { bytes } => self.filter = Some(bytes.clone()),
             Op::SetTable { .. } => {}
             Op::SetBackend { id, backend } => {
                 if let Some(entry) = self.backends.get_mut(id) {

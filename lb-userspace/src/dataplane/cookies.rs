@@ -11,6 +11,12 @@ pub fn warning() -> Option<&'static str> {
     Settings::read().warning()
 }
 
+/// What connections lose that begin with a SYN cookie, and what would keep it.
+#[must_use]
+pub fn loss() -> Option<&'static str> {
+    Settings::read().loss()
+}
+
 /// Settings of the node's network namespace that SYN cookies depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Settings {
@@ -63,6 +69,17 @@ impl Settings {
         1 + if shift < MOST { shift } else { MOST }
     }
 
+    const fn loss(self) -> Option<&'static str> {
+        if self.own_scale() == 0 {
+            Some(
+                "their windows end at 64 KiB and selective acknowledgements are off: with \
+                 net.ipv4.tcp_timestamps=2, read when the daemon starts, they keep both",
+            )
+        } else {
+            None
+        }
+    }
+
     const fn warning(self) -> Option<&'static str> {
         if self.syncookies == 0 {
             Some(
@@ -111,7 +128,10 @@ mod tests {
         assert_eq!(all.own_scale(), 1 + 10);
         assert_eq!(Settings { buffer: 1 << 31, ..all }.own_scale(), 1 + 14);
         assert_eq!(Settings { buffer: 0, ..all }.own_scale(), 1);
-        assert_eq!(Settings { timestamps: 1, ..all }.own_scale(), 0);
+        assert_eq!(all.loss(), None);
+        let usual = Settings { timestamps: 1, ..all };
+        assert_eq!(usual.own_scale(), 0);
+        assert!(usual.loss().is_some_and(|text| text.contains("tcp_timestamps=2")));
         assert_eq!(Settings { options: false, ..all }.own_scale(), 0);
     }
 

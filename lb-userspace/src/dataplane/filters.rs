@@ -1,4 +1,4 @@
-//! The filters of floating addresses, of steered services and of other hosts' frames: data of the program, so that it reaches
+//! The filters of floating addresses, of services and of other hosts' frames: data of the program, so that it reaches
 //! them without a look-up.
 //!
 //! Each loaded program has filters of its own. They are no maps that programs share: the loader writes the
@@ -22,7 +22,7 @@ use aya::{
 };
 use lb_common::{
     hash,
-    limits::{MAC_BYTES, STEERED_BYTES, VIP_BYTES},
+    limits::{MAC_BYTES, PORTS_BYTES, VIP_BYTES},
     names,
 };
 
@@ -32,7 +32,7 @@ use super::{batch, grow, pinned};
 #[derive(Debug)]
 pub(super) struct Filters {
     vips: MapData,
-    steered: MapData,
+    ports: MapData,
     macs: MapData,
 }
 
@@ -43,30 +43,30 @@ impl Filters {
             Some(Map::Array(data)) => Ok(data),
             _ => Err(anyhow!("find the data {name}")),
         };
-        let (vips, steered) = (take(names::VIPS)?, take(names::STEERED)?);
-        Ok(Self { vips, steered, macs: take(names::MACS)? })
+        let (vips, ports) = (take(names::VIPS)?, take(names::PORTS)?);
+        Ok(Self { vips, ports, macs: take(names::MACS)? })
     }
 
     /// Those that are pinned; `None` if there are none, or not all yet.
     pub(super) fn pinned(pins: &Path) -> anyhow::Result<Option<Self>> {
-        if [names::VIPS, names::STEERED, names::MACS].iter().any(|name| !pins.join(name).exists()) {
+        if [names::VIPS, names::PORTS, names::MACS].iter().any(|name| !pins.join(name).exists()) {
             return Ok(None);
         }
-        let (vips, steered) = (pinned(pins, names::VIPS)?, pinned(pins, names::STEERED)?);
-        Ok(Some(Self { vips, steered, macs: pinned(pins, names::MACS)? }))
+        let (vips, ports) = (pinned(pins, names::VIPS)?, pinned(pins, names::PORTS)?);
+        Ok(Some(Self { vips, ports, macs: pinned(pins, names::MACS)? }))
     }
 
     /// Writes here what others hold.
     pub(super) fn copy(&self, from: &Self) -> anyhow::Result<()> {
         copy::<VIP_BYTES>(&from.vips, &self.vips).context("copy VIPS")?;
-        copy::<STEERED_BYTES>(&from.steered, &self.steered).context("copy STEERED")?;
+        copy::<PORTS_BYTES>(&from.ports, &self.ports).context("copy PORTS")?;
         copy::<MAC_BYTES>(&from.macs, &self.macs).context("copy MACS")
     }
 
     /// Pins them, in place of those that are pinned; each in one step.
     pub(super) fn pin(&self, pins: &Path) -> anyhow::Result<()> {
         for (name, map) in
-            [(names::VIPS, &self.vips), (names::STEERED, &self.steered), (names::MACS, &self.macs)]
+            [(names::VIPS, &self.vips), (names::PORTS, &self.ports), (names::MACS, &self.macs)]
         {
             let (new, path) = (grow::path(pins, name), pins.join(name));
             map.pin(&new).with_context(|| format!("pin {}", new.display()))?;
@@ -80,9 +80,9 @@ impl Filters {
         set::<VIP_BYTES>(&self.vips, bytes)
     }
 
-    /// Writes the filter of steered services.
-    pub(super) fn set_steered(&self, bytes: &[u8]) -> anyhow::Result<()> {
-        set::<STEERED_BYTES>(&self.steered, bytes)
+    /// Writes the filter of services.
+    pub(super) fn set_ports(&self, bytes: &[u8]) -> anyhow::Result<()> {
+        set::<PORTS_BYTES>(&self.ports, bytes)
     }
 
     /// Writes the filter of other hosts' frames, by the MAC addresses of this node. Without any, every frame

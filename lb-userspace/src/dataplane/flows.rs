@@ -20,7 +20,7 @@ use lb_common::{
     hash, names,
 };
 
-use super::{Flow, Timeouts, batch};
+use super::{Flow, Ticks, Timeouts, batch};
 use crate::clock;
 
 mod cut;
@@ -59,7 +59,7 @@ pub(super) trait Key: Pod + Eq + Hash + Copy {
     /// The key of the connection's other direction.
     fn partner(&self, entry: &Self::Entry) -> Self;
     /// What the two families share.
-    fn view(&self, entry: &Self::Entry) -> View;
+    fn view(&self, entry: &Self::Entry, ticks: Ticks) -> View;
     /// The hash of the tuple, by which the kernel program chooses a slot.
     fn tuple_hash(&self) -> u32;
 }
@@ -120,7 +120,7 @@ macro_rules! key {
                 hash::tuple($words(self.src), $words(self.dst), ports)
             }
 
-            fn view(&self, entry: &$entry) -> View {
+            fn view(&self, entry: &$entry, ticks: Ticks) -> View {
                 let socket = |address, port| {
                     SocketAddr::new(
                         IpAddr::from(<$address>::from(address)),
@@ -135,7 +135,7 @@ macro_rules! key {
                     new_dst: socket(entry.new_dst, entry.new_dst_port),
                     backend: entry.backend,
                     state: entry.state,
-                    last_seen_ns: entry.last_seen_ns,
+                    last_seen_ns: ticks.ns(entry.last_seen),
                     packets: u64::from(entry.packets),
                     bytes: entry.bytes,
                 }
@@ -231,12 +231,19 @@ impl View {
 struct Table<K: Key, V: Value<K> = <K as Key>::Entry> {
     map: MapData,
     half_open: bool,
+    ticks: Ticks,
     types: std::marker::PhantomData<fn() -> (K, V)>,
 }
 
 impl<K: Key, V: Value<K>> Table<K, V> {
-    fn open(pins: &Path, name: &str, half_open: bool) -> anyhow::Result<Self> {
-        Ok(Self { map: super::pinned(pins, name)?, half_open, types: std::marker::PhantomData })
+    fn open(pins: &Path, name: &str, half_open: bool, ticks: Ticks) -> anyhow::Result<Self> {
+        let map = super::pinned(pins, name)?;
+        Ok(Self { map, half_open, ticks, types: std::marker::PhantomData })
+    }
+
+    /// An entry, read.
+    fn view(&self, key: &K, entry: &K::Entry) -> View {
+        key.view(entry, self.ticks)
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -253,7 +260,7 @@ impl<K: Key, V: Value<K>> Table<K, V> {
     fn other_half(&self, key: &K, entry: &K::Entry) -> anyhow::Result<Option<View>> {
         let partner = key.partner(entry);
         let found = self.get(&partner)?.filter(|other| partner.partner(other) == *key);
-        Ok(found.map(|other| partner.view(&other)))
+        Ok(found.map(|other| self.view(&partner, &other)))
     }
 
     /// Hands over the connections that `wanted` picks by their backend, until `each` breaks.
@@ -267,7 +274,7 @@ impl<K: Key, V: Value<K>> Table<K, V> {
         let mut result = Ok(ControlFlow::Continue(()));
         batch::for_each::<K, V>(self.fd(), |key, value| {
             let entry = value.flow();
-            let client = key.view(entry);
+            let client = self.view(key, entry);
             if client.is_return() || !wanted(client.backend) {
                 return ControlFlow::Continue(());
             }
@@ -330,12 +337,12 @@ pub struct Reader {
 }
 
 impl Reader {
-    pub(super) fn open(pins: &Path) -> anyhow::Result<Self> {
+    pub(super) fn open(pins: &Path, ticks: Ticks) -> anyhow::Result<Self> {
         Ok(Self {
-            flows: Table::open(pins, names::FLOWS, false)?,
-            flows6: Table::open(pins, names::FLOWS6, false)?,
-            half_open: Table::open(pins, names::HALF_OPEN, true)?,
-            half_open6: Table::open(pins, names::HALF_OPEN6, true)?,
+            flows: Table::open(pins, names::FLOWS, false, ticks)?,
+            flows6: Table::open(pins, names::FLOWS6, false, ticks)?,
+            half_open: Table::open(pins, names::HALF_OPEN, true, ticks)?,
+            half_open6: Table::open(pins, names::HALF_OPEN6, true, ticks)?,
             backends: super::pinned(pins, names::BACKENDS)?,
         })
     }

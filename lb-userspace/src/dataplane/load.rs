@@ -1,6 +1,6 @@
 //! Loading the program, and attaching it.
 
-use std::{fs, path::Path};
+use std::{fs, os::fd::AsFd as _, path::Path};
 
 use anyhow::{Context, anyhow, bail};
 use aya::{
@@ -13,7 +13,7 @@ use aya::{
 };
 use lb_common::{names, trace::TRACES_BYTES};
 
-use super::{AttachMode, Attachment, Options, cookies::Settings, grow, kernel, pins};
+use super::{AttachMode, Attachment, Options, cookies::Settings, grow, kernel, pins, ticks::Ticks};
 
 /// The object that the build put into this binary. Aligned, because the ELF reader reads words.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ballast-xdp"));
@@ -72,6 +72,12 @@ pub(super) fn load(
     let mut ebpf = loader.load(OBJECT).map_err(explain).context("create the BPF maps")?;
     verified(&mut ebpf, variant.name())?;
     Ok(ebpf)
+}
+
+/// Learns the clock that flows are stamped with.
+pub(super) fn ticks(ebpf: &mut Ebpf) -> anyhow::Result<Ticks> {
+    let program = verified(ebpf, names::CLOCK_PROGRAM)?;
+    Ticks::learn(program.fd().context("find the program that reads the clocks")?.as_fd())
 }
 
 /// The XDP program of this name in a loaded object, once the verifier has accepted it.

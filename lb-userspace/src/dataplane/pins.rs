@@ -62,7 +62,7 @@ pub(super) fn layouts(options: &Options) -> Vec<Layout> {
     let Sizes { services, backends, slots } = options.sizes;
     vec![
         map::<u32, [u8; limits::VIP_BYTES]>(names::VIPS, MapType::Array, 1),
-        map::<u32, [u8; limits::STEERED_BYTES]>(names::STEERED, MapType::Array, 1),
+        map::<u32, [u8; limits::PORTS_BYTES]>(names::PORTS, MapType::Array, 1),
         map::<u32, [u8; limits::MAC_BYTES]>(names::MACS, MapType::Array, 1),
         sized::<ServiceKey, Service>(names::SERVICES, MapType::Hash, services),
         sized::<u32, Backend>(names::BACKENDS, MapType::Array, backends),

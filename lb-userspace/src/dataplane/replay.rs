@@ -27,11 +27,13 @@ use lb_common::{
     stats::BackendSignals,
 };
 
-use self::{frame::Key, run::Ran, watch::Watch};
-use super::batch::{self, Chunk, Cursor};
+use self::{frame::Key, watch::Watch};
+use super::{
+    batch::{self, Chunk, Cursor},
+    run::{self, Ran},
+};
 
 pub mod frame;
-mod run;
 mod watch;
 
 /// Entries of `HALF_OPEN` that a round looks at.

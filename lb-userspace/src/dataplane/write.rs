@@ -55,7 +55,7 @@ impl Dataplane {
                 }
             }
             Op::SetVips { bytes } => self.every_filters(|filters| filters.set_vips(bytes))?,
-            Op::SetSteered { bytes } => self.every_filters(|filters| filters.set_steered(bytes))?,
+            Op::SetPorts { bytes } => self.every_filters(|filters| filters.set_ports(bytes))?,
             Op::SetBackend { .. }
             | Op::ClearBackend { .. }
             | Op::SetTable { .. }
@@ -177,7 +177,7 @@ impl Op {
             Self::SetService { .. } | Self::RemoveService { .. } => "SERVICES".to_owned(),
             Self::SetSource { .. } | Self::RemoveSource { .. } => "SOURCES".to_owned(),
             Self::SetVips { .. } => "VIPS".to_owned(),
-            Self::SetSteered { .. } => "STEERED".to_owned(),
+            Self::SetPorts { .. } => "PORTS".to_owned(),
         }
     }
 }

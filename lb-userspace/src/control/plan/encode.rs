@@ -8,7 +8,7 @@ use std::{
 use lb_common::{
     backend::{self, Backend},
     hash,
-    limits::{STEERED_BYTES, VIP_BYTES},
+    limits::{PORTS_BYTES, VIP_BYTES},
     service::{ServiceKey, mapped},
 };
 
@@ -143,32 +143,27 @@ pub(super) fn vip_filter(
     filter
 }
 
-/// `STEERED` for these services.
-pub(super) fn steered_filter(steered: &BTreeSet<ServiceKey>) -> Vec<u8> {
-    let mut filter = vec![0; STEERED_BYTES];
-    for key in steered {
+/// `PORTS` for these services, of which those of `steered` are steered.
+pub(super) fn ports_filter(
+    services: impl Iterator<Item = ServiceKey>,
+    steered: &BTreeSet<ServiceKey>,
+) -> Vec<u8> {
+    let mut filter = vec![0; PORTS_BYTES];
+    for key in services {
         let vip_bit = vip_bit(address(key.address));
-        filter[hash::steered_bit(vip_bit, key.port.to_be(), key.protocol) as usize] = 1;
+        let place = hash::port_place(vip_bit, key.port.to_be(), key.protocol);
+        let bits = if steered.contains(&key) { hash::PORT_STEERED } else { 0 };
+        filter[place as usize] |= hash::PORT_SERVED | bits;
     }
     filter
 }
 
 fn vip_bit(address: IpAddr) -> u32 {
-    match address {
-        IpAddr::V4(v4) => hash::vip_bit4(u32::from_ne_bytes(v4.octets())),
-        IpAddr::V6(v6) => {
-            let [high, low] = halves(v6.octets());
-            hash::vip_bit6(u64::from_ne_bytes(high), u64::from_ne_bytes(low))
-        }
-    }
-}
-
-fn halves(bytes: [u8; 16]) -> [[u8; 8]; 2] {
-    let mut halves = [[0; 8]; 2];
-    for (index, byte) in bytes.into_iter().enumerate() {
-        halves[index / 8][index % 8] = byte;
-    }
-    halves
+    let last = match address {
+        IpAddr::V4(v4) => v4.octets().last_chunk().copied(),
+        IpAddr::V6(v6) => v6.octets().last_chunk().copied(),
+    };
+    hash::vip_place(u16::from_ne_bytes(last.unwrap_or_default()))
 }
 
 /// Every bit of both; nothing stands for no bit.

@@ -72,7 +72,7 @@ impl Model {
             Op::RemoveSource { bits, source } => {
                 self.sources.remove(&(*source, *bits)).expect("the prefix is there");
             }
-            Op::SetSteered { bytes } => self.filter.clone_from(bytes),
+            Op::SetPorts { bytes } => self.filter.clone_from(bytes),
         }
         self.check();
     }
@@ -109,10 +109,10 @@ impl Model {
                 encode::union(Some(&self.vips), &bits) == self.vips,
                 "a service's address is not in the filter"
             );
-            let bits = encode::steered_filter(&steered);
+            let bits = encode::ports_filter(std::iter::once(*key), &steered);
             assert!(
-                steered.is_empty() || encode::union(Some(&self.filter), &bits) == self.filter,
-                "a steered service is not in the filter"
+                encode::union(Some(&self.filter), &bits) == self.filter,
+                "a service is not in the filter"
             );
         }
     }
@@ -164,7 +164,7 @@ fn kinds(plan: &Plan) -> Vec<&'static str> {
         Op::SetService { .. } => "service",
         Op::RemoveService { .. } => "remove",
         Op::SetVips { .. } => "vips",
-        Op::SetSteered { .. } => "filter",
+        Op::SetPorts { .. } => "filter",
         Op::SetSource { .. } => "source",
         Op::RemoveSource { .. } => "unsource",
     };

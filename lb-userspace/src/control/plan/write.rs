@@ -196,12 +196,27 @@ impl Planner {
 
     /// The filter: all floating addresses, and those that flows of removed services still use.
     pub(super) fn vip_filter(&self, desired: &Desired, steered: &BTreeSet<ServiceKey>) -> Vec<u8> {
-        let used =
-            self.services.iter().filter(|(_, placed)| self.users.contains_key(&placed.index));
-        let addresses = used.map(|(key, _)| encode::address(key.address));
+        let addresses = self.used().map(|key| encode::address(key.address));
         let addresses = desired.floating.iter().copied().chain(addresses);
         let services = desired.services.iter().map(|service| service.key);
         encode::vip_filter(addresses, services.chain(steered.iter().copied()), steered)
+    }
+
+    /// The filter of services: all that are wanted or drain, and those that were removed and still have flows.
+    pub(super) fn ports_filter(
+        &self,
+        desired: &Desired,
+        steered: &BTreeSet<ServiceKey>,
+    ) -> Vec<u8> {
+        let services = desired.services.iter().map(|service| service.key);
+        let services = services.chain(steered.iter().copied()).chain(self.used());
+        encode::ports_filter(services, steered)
+    }
+
+    /// Services that have flows.
+    fn used(&self) -> impl Iterator<Item = ServiceKey> {
+        let used = |placed: &Placed| self.users.contains_key(&placed.index);
+        self.services.iter().filter(move |(_, placed)| used(placed)).map(|(key, _)| *key)
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::Task;
 use crate::{
     control::plan::Proxied,
+    dataplane::cookies,
     events::{Kind, Note},
 };
 
@@ -23,11 +24,13 @@ pub(super) struct Cookies {
 }
 
 impl Cookies {
-    /// Takes how many were given in a second, and the service with most new connections.
+    /// Takes how many were given in a second, the service with most new connections, and what a connection
+    /// loses by a cookie.
     fn take(
         &mut self,
         rate: f64,
         service: impl FnOnce() -> Option<String>,
+        loss: impl FnOnce() -> Option<&'static str>,
         now: Duration,
     ) -> Option<Note> {
         match &self.going_on {
@@ -40,10 +43,14 @@ impl Cookies {
             None if rate >= MANY => {
                 let service = service();
                 let on = service.as_deref().unwrap_or("a removed service");
-                let message = format!(
+                let mut message = format!(
                     "the proxy's listeners are full: possible SYN flood on {on}, {rate:.0} SYNs a second \
                      are answered with SYN cookies"
                 );
+                if let Some(loss) = loss() {
+                    message.push_str("; ");
+                    message.push_str(loss);
+                }
                 self.going_on = Some((now, message.clone()));
                 Some(Note { service, ..Note::new(Kind::Kernel, message) })
             }
@@ -60,7 +67,7 @@ impl Cookies {
 impl Task {
     /// Looks whether SYN cookies have begun or ended.
     pub(super) fn watch_cookies(&mut self, now: Duration) {
-        let mut cookies = std::mem::take(&mut self.cookies);
+        let mut told = std::mem::take(&mut self.cookies);
         let busiest = || {
             let services = self.state.services().iter();
             let proxied = services.filter(|it| !matches!(it.proxied(), Proxied::None));
@@ -71,8 +78,8 @@ impl Task {
             let busiest = rates.max_by(|(one, _), (other, _)| one.total_cmp(other));
             busiest.map(|(_, name)| name.clone())
         };
-        let note = cookies.take(self.rates.cookies, busiest, now);
-        self.cookies = cookies;
+        let note = told.take(self.rates.cookies, busiest, cookies::loss, now);
+        self.cookies = told;
         if let Some(note) = note {
             self.timeline.add(note);
         }
@@ -87,12 +94,14 @@ mod tests {
     fn cookies_are_told_when_they_begin_and_when_they_end() {
         let mut cookies = Cookies::default();
         let mut take = |rate: f64, second| {
-            cookies.take(rate, || Some("web".to_owned()), Duration::from_secs(second))
+            let web = || Some("web".to_owned());
+            cookies.take(rate, web, || Some("windows are small"), Duration::from_secs(second))
         };
         assert_eq!(take(999.0, 1), None);
         let note = take(123_456.0, 2).unwrap();
         assert_eq!((note.kind, note.service.as_deref()), (Kind::Kernel, Some("web")));
         assert!(note.message.contains("on web, 123456 SYNs a second"), "{note:?}");
+        assert!(note.message.ends_with("cookies; windows are small"), "{note:?}");
         assert_eq!(take(1_000_000.0, 3), None);
         assert_eq!(take(100.0, 4), None, "it comes and goes");
         let note = take(99.0, 12).unwrap();

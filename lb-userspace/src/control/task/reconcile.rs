@@ -236,7 +236,7 @@ fn log(op: &Op) -> Option<Note> {
             tracing::debug!(?op, "change who may connect");
         }
         Op::SetVips { .. } => tracing::debug!("set the filter of floating addresses"),
-        Op::SetSteered { .. } => tracing::debug!("set the filter of steered services"),
+        Op::SetPorts { .. } => tracing::debug!("set the filter of services"),
     }
     None
 }

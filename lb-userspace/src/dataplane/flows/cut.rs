@@ -117,7 +117,7 @@ impl<K: Flow> Table<K> {
         found: &mut Vec<Connection>,
     ) -> anyhow::Result<()> {
         batch::for_each::<K, K::Entry>(self.fd(), |key, entry| {
-            let view = key.view(entry);
+            let view = self.view(key, entry);
             let other = view.is_return()
                 || view.state & state::STEERED != 0
                 || state::closed(view.state)
@@ -145,7 +145,7 @@ impl<K: Flow> Table<K> {
             return Ok(None);
         };
         let Some(entry) = self.get(&key)? else { return Ok(None) };
-        let client = key.view(&entry);
+        let client = self.view(&key, &entry);
         if client.backend != connection.backend || state::closed(client.state) {
             return Ok(None);
         }

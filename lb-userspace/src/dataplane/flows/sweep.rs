@@ -27,7 +27,7 @@ use lb_common::{
     names,
 };
 
-use super::{Key, STOPPED_NS, Table, Value, View, backend};
+use super::{Key, STOPPED_NS, Table, Ticks, Value, View, backend};
 use crate::dataplane::{
     Sweep, Timeouts,
     active::{Active, Drift},
@@ -96,15 +96,19 @@ struct Slice<'a> {
 }
 
 impl Sweeper {
-    pub(in crate::dataplane) fn open(pins: &Path, active: Arc<Active>) -> anyhow::Result<Self> {
-        let half_open = Swept::open(pins, names::HALF_OPEN, true)?;
-        let half_open6 = Swept::open(pins, names::HALF_OPEN6, true)?;
+    pub(in crate::dataplane) fn open(
+        pins: &Path,
+        active: Arc<Active>,
+        ticks: Ticks,
+    ) -> anyhow::Result<Self> {
+        let half_open = Swept::open(pins, names::HALF_OPEN, true, ticks)?;
+        let half_open6 = Swept::open(pins, names::HALF_OPEN6, true, ticks)?;
         Ok(Self {
             half_open_room: half_open.room()?.min(half_open6.room()?),
             half_open,
             half_open6,
-            flows: Swept::open(pins, names::FLOWS, false)?,
-            flows6: Swept::open(pins, names::FLOWS6, false)?,
+            flows: Swept::open(pins, names::FLOWS, false, ticks)?,
+            flows6: Swept::open(pins, names::FLOWS6, false, ticks)?,
             backends: crate::dataplane::pinned(pins, names::BACKENDS)?,
             active,
             drift: Drift::default(),
@@ -237,9 +241,9 @@ fn is_stopped(id: u32, slice: Slice<'_>) -> anyhow::Result<bool> {
 }
 
 impl<K: Key, V: Value<K>> Swept<K, V> {
-    fn open(pins: &Path, name: &str, half_open: bool) -> anyhow::Result<Self> {
+    fn open(pins: &Path, name: &str, half_open: bool, ticks: Ticks) -> anyhow::Result<Self> {
         Ok(Self {
-            table: Table::open(pins, name, half_open)?,
+            table: Table::open(pins, name, half_open, ticks)?,
             cursor: Cursor::default(),
             done: false,
             entries: 0,
@@ -274,7 +278,7 @@ impl<K: Key, V: Value<K>> Swept<K, V> {
                 let entry = value.flow();
                 *left = left.saturating_sub(1);
                 self.entries += 1;
-                let view = key.view(entry);
+                let view = self.table.view(key, entry);
                 cycle.count(key, &view, self.table.half_open);
                 let age_ns = slice.now_ns.saturating_sub(view.last_seen_ns);
                 if view.is_steered() {
@@ -326,13 +330,13 @@ impl<K: Key, V: Value<K>> Table<K, V> {
     /// client's half.
     fn expire(&self, key: &K, slice: Slice<'_>, cycle: &mut Cycle) -> anyhow::Result<()> {
         let is_old = |entry: &K::Entry, server: Option<&View>| {
-            let client = key.view(entry);
+            let client = self.view(key, entry);
             let last_seen_ns = client.last_seen_ns.max(server.map_or(0, |s| s.last_seen_ns));
             let age_ns = slice.now_ns.saturating_sub(last_seen_ns);
             age_ns >= client.timeout_ns(self.half_open, slice.timeouts)
         };
         let Some(read) = self.get(key)? else { return Ok(()) };
-        if key.view(&read).stands_alone() {
+        if self.view(key, &read).stands_alone() {
             return Ok(());
         }
         let server = self.other_half(key, &read)?;
@@ -341,11 +345,13 @@ impl<K: Key, V: Value<K>> Table<K, V> {
         }
         let partner = key.partner(&read);
         let same = |entry: &K::Entry| {
-            key.partner(entry) == partner && is_old(entry, None) && !key.view(entry).stands_alone()
+            key.partner(entry) == partner
+                && is_old(entry, None)
+                && !self.view(key, entry).stands_alone()
         };
         let Some(taken) = self.take_if(key, same)? else { return Ok(()) };
         cycle.sweep.expired += 1;
-        let client = key.view(&taken);
+        let client = self.view(key, &taken);
         if !state::closed(client.state) {
             cycle.close(client.backend, slice.active);
         }
@@ -358,11 +364,11 @@ impl<K: Key, V: Value<K>> Table<K, V> {
     /// Removes the entry of a steered connection, which stands alone, if its last packet is old.
     fn expire_steered(&self, key: &K, slice: Slice<'_>, cycle: &mut Cycle) -> anyhow::Result<()> {
         let Some(read) = self.get(key)? else { return Ok(()) };
-        let before = key.view(&read);
+        let before = self.view(key, &read);
         // The backend may have come back since this sweep looked.
         let stopped = is_stopped(before.backend, slice)?;
         let is_old = |entry: &K::Entry| {
-            let view = key.view(entry);
+            let view = self.view(key, entry);
             let age_ns = slice.now_ns.saturating_sub(view.last_seen_ns);
             let timeout_ns = view.timeout_ns(self.half_open, slice.timeouts);
             view.is_steered()
@@ -379,7 +385,7 @@ impl<K: Key, V: Value<K>> Table<K, V> {
     /// another backend's, and goes on.
     fn forget_given_up(&self, key: &K, slice: Slice<'_>, cycle: &mut Cycle) -> anyhow::Result<()> {
         let is_over = |entry: &K::Entry| {
-            let view = key.view(entry);
+            let view = self.view(key, entry);
             let age_ns = slice.now_ns.saturating_sub(view.last_seen_ns);
             view.is_given_up() && age_ns >= view.timeout_ns(self.half_open, slice.timeouts)
         };
@@ -395,15 +401,16 @@ impl<K: Key, V: Value<K>> Table<K, V> {
     /// swallow the other's packets.
     fn remove_orphan(&self, key: &K, slice: Slice<'_>, cycle: &mut Cycle) -> anyhow::Result<()> {
         let Some(read) = self.get(key)? else { return Ok(()) };
-        if key.view(&read).stands_alone() || self.other_half(key, &read)?.is_some() {
+        if self.view(key, &read).stands_alone() || self.other_half(key, &read)?.is_some() {
             return Ok(());
         }
         let partner = key.partner(&read);
-        let same =
-            |entry: &K::Entry| key.partner(entry) == partner && !key.view(entry).stands_alone();
+        let same = |entry: &K::Entry| {
+            key.partner(entry) == partner && !self.view(key, entry).stands_alone()
+        };
         let Some(taken) = self.take_if(key, same)? else { return Ok(()) };
         cycle.sweep.orphans += 1;
-        let view = key.view(&taken);
+        let view = self.view(key, &taken);
         if !view.is_return() && !state::closed(view.state) {
             cycle.close(view.backend, slice.active);
         }

@@ -28,7 +28,7 @@ use self::{
     directory::Directory,
     walk::{At, is_wanted},
 };
-use super::{Table, Value, View};
+use super::{Table, Ticks, Value, View};
 use crate::dataplane::{
     active::Active,
     batch::{Chunk, Cursor},
@@ -166,10 +166,10 @@ struct Both<K: Key> {
 }
 
 impl<K: Key> Both<K> {
-    fn open(pins: &Path, flows: &str, half_open: &str) -> anyhow::Result<Self> {
+    fn open(pins: &Path, flows: &str, half_open: &str, ticks: Ticks) -> anyhow::Result<Self> {
         Ok(Self {
-            flows: Table::open(pins, flows, false)?,
-            half_open: Table::open(pins, half_open, true)?,
+            flows: Table::open(pins, flows, false, ticks)?,
+            half_open: Table::open(pins, half_open, true, ticks)?,
         })
     }
 }
@@ -204,13 +204,14 @@ impl FlowSync {
         active: Arc<Active>,
         cuts: Arc<Cuts>,
         created: Duration,
+        ticks: Ticks,
     ) -> anyhow::Result<Self> {
         let news = Map::RingBuf(crate::dataplane::pinned(pins, names::NEWS)?);
         cuts.listen(true);
         Ok(Self {
             news: news.try_into().context("open NEWS")?,
-            flows: Both::open(pins, names::FLOWS, names::HALF_OPEN)?,
-            flows6: Both::open(pins, names::FLOWS6, names::HALF_OPEN6)?,
+            flows: Both::open(pins, names::FLOWS, names::HALF_OPEN, ticks)?,
+            flows6: Both::open(pins, names::FLOWS6, names::HALF_OPEN6, ticks)?,
             directory: Directory::open(pins)?,
             active,
             cuts,
@@ -277,7 +278,7 @@ impl FlowSync {
         let more = chunk.read(table.fd(), &mut walk.cursor).context("read the flow table")?;
         for (key, value) in chunk.entries() {
             let entry = value.flow();
-            let view = key.view(entry);
+            let view = table.view(key, entry);
             if view.is_return()
                 || state::closed(view.state)
                 || table.half_open && !is_answered(&view)
@@ -403,7 +404,7 @@ fn step_over<K: Key>(
     let mut chunk = Chunk::<K, K::Entry>::of(FORGET_ENTRIES);
     let more = chunk.read(table.fd(), cursor).context("read the flow table")?;
     for (key, entry) in chunk.entries() {
-        let view = key.view(entry);
+        let view = table.view(key, entry);
         if !view.is_return() && !view.is_steered() {
             each(&view);
         }

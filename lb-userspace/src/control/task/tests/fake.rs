@@ -104,7 +104,7 @@ impl Kernel for FakeKernel {
                     maps.sources.insert((source, bits), verdict);
                 }
                 Op::RemoveSource { bits, source } => drop(maps.sources.remove(&(source, bits))),
-                Op::SetVips { .. } | Op::SetSteered { .. } => {}
+                Op::SetVips { .. } | Op::SetPorts { .. } => {}
             }
         }
         Ok(())

@@ -52,15 +52,15 @@ fn begin<K: Synced>(
     let Some(backend) = directory.id(begun, now_ns)? else {
         return Ok(Applied { unknown: 1, ..Applied::default() });
     };
-    let last_seen_ns = now_ns.saturating_sub(u64::from(begun.idle_ms) * 1_000_000).max(1);
-    let Some(halves) = Halves::<K>::new(begun, backend, last_seen_ns, side) else {
+    let last_seen = table.ticks.at(now_ns.saturating_sub(u64::from(begun.idle_ms) * 1_000_000));
+    let Some(halves) = Halves::<K>::new(begun, backend, last_seen, side) else {
         return Ok(Applied { unknown: 1, ..Applied::default() });
     };
     let (key, entry) = &halves.client;
     if let Some(found) = table.get(key)? {
-        let view = key.view(&found);
-        if is_same(&view, &key.view(entry)) {
-            refresh(table, &halves, now_ns, last_seen_ns)?;
+        let view = table.view(key, &found);
+        if is_same(&view, &table.view(key, entry)) {
+            refresh(table, &halves, now_ns)?;
             return Ok(Applied { known: 1, ..Applied::default() });
         }
         if !gives_way(&view) || !remove(table, active, key, &found)? {
@@ -86,7 +86,7 @@ fn begin<K: Synced>(
     active.open(backend);
     // It is not half open any more. In this order, so that no packet finds it in neither table.
     if let Some(found) = tables.half_open.get(key)?
-        && (key.partner(&found) == *server_key || key.view(&found).packets == 0)
+        && (key.partner(&found) == *server_key || tables.half_open.view(key, &found).packets == 0)
     {
         remove(&tables.half_open, active, key, &found)?;
     }
@@ -110,14 +110,15 @@ fn answer<K: Synced>(
         return Ok(unknown);
     }
     let Some(backend) = directory.id(begun, now_ns)? else { return Ok(unknown) };
-    let last_seen_ns = now_ns.saturating_sub(u64::from(begun.idle_ms) * 1_000_000).max(1);
-    let Some(halves) = Halves::<K>::new(begun, backend, last_seen_ns, side) else {
+    let idle_ns = u64::from(begun.idle_ms) * 1_000_000;
+    let last_seen = tables.flows.ticks.at(now_ns.saturating_sub(idle_ns));
+    let Some(halves) = Halves::<K>::new(begun, backend, last_seen, side) else {
         return Ok(unknown);
     };
     let ((key, entry), (server_key, server)) = (halves.client, halves.server);
-    let view = key.view(&entry);
+    let view = tables.flows.view(&key, &entry);
     if let Some(found) = tables.flows.get(&key)? {
-        let there = key.view(&found);
+        let there = tables.flows.view(&key, &found);
         if is_same(&there, &view) {
             return Ok(known);
         }
@@ -126,7 +127,7 @@ fn answer<K: Synced>(
         }
     }
     if let Some(found) = tables.half_open.get(&key)? {
-        let there = key.view(&found);
+        let there = tables.flows.view(&key, &found);
         if is_same(&there, &view) {
             return Ok(known);
         }
@@ -164,7 +165,7 @@ fn free<K: Synced, V: Value<K>>(
     let holder = table.get(&client)?;
     match holder.filter(|holder| client.partner(holder) == *server) {
         Some(holder) => {
-            Ok(gives_way(&client.view(&holder)) && remove(table, active, &client, &holder)?)
+            Ok(gives_way(&table.view(&client, &holder)) && remove(table, active, &client, &holder)?)
         }
         None => Ok(table.take_if(server, |it| server.partner(it) == client)?.is_some()),
     }
@@ -203,21 +204,16 @@ fn gives_way(client: &View) -> bool {
 }
 
 /// Makes both halves as young as the other node says that they are.
-fn refresh<K: Synced>(
-    table: &Table<K>,
-    halves: &Halves<K>,
-    now_ns: u64,
-    last_seen_ns: u64,
-) -> anyhow::Result<()> {
+fn refresh<K: Synced>(table: &Table<K>, halves: &Halves<K>, now_ns: u64) -> anyhow::Result<()> {
     for (key, entry) in [&halves.client, &halves.server] {
         let Some(found) = table.get(key)? else { continue };
-        let view = key.view(&found);
+        let view = table.view(key, &found);
         let in_use = now_ns.saturating_sub(view.last_seen_ns) < IN_USE_NS && view.packets > 0;
-        let bits = key.view(entry).state & (state::CLIENT_FIN | state::BACKEND_FIN);
-        let is_news = last_seen_ns > view.last_seen_ns || view.state | bits != view.state;
+        let told = table.view(key, entry);
+        let bits = told.state & (state::CLIENT_FIN | state::BACKEND_FIN);
+        let is_news = told.last_seen_ns > view.last_seen_ns || view.state | bits != view.state;
         if !in_use && is_news && key.partner(&found) == key.partner(entry) {
-            let last_seen_ns = last_seen_ns.max(view.last_seen_ns);
-            let refreshed = K::refreshed(found, last_seen_ns, bits);
+            let refreshed = K::refreshed(found, entry, bits);
             // If it has gone meanwhile, it stays so.
             batch::replace(table.fd(), key, &refreshed).context(WRITE)?;
         }
@@ -240,7 +236,7 @@ fn remove<K: Synced, V: Value<K>>(
     let Some(taken) = table.take_if(key, |it| key.partner(it) == partner)? else {
         return Ok(false);
     };
-    let view = key.view(&taken);
+    let view = table.view(key, &taken);
     if view.is_steered() {
         return Ok(true);
     }

@@ -25,7 +25,7 @@ pub struct Parts {
     to: [SocketAddr; 2],
     backend: u32,
     state: u32,
-    last_seen_ns: u64,
+    last_seen: u64,
     client_mac: [u8; 6],
     side: Side,
 }
@@ -39,8 +39,9 @@ pub(in crate::dataplane) trait Synced: Flow {
     /// A value of `HALF_OPEN` that leads to no other backend. In network byte order, `ack` is what the client
     /// has to acknowledge.
     fn answered(entry: Self::Entry, ack: u32) -> Self::HalfOpen;
-    /// The same entry with another last packet, which was at another node, and more bits of state.
-    fn refreshed(entry: Self::Entry, last_seen_ns: u64, bits: u32) -> Self::Entry;
+    /// The same entry with the last packet of `told`, which was at another node, if that was later, and more
+    /// bits of state.
+    fn refreshed(entry: Self::Entry, told: &Self::Entry, bits: u32) -> Self::Entry;
 }
 
 /// The two halves of a connection, the client's first. Of a steered one, both are the same.
@@ -50,8 +51,9 @@ pub(in crate::dataplane) struct Halves<K: Key> {
 }
 
 impl<K: Synced> Halves<K> {
-    /// `None` if the addresses are of other families.
-    pub(super) fn new(begun: &Begun, backend: u32, last_seen_ns: u64, side: Side) -> Option<Self> {
+    /// `None` if the addresses are of other families. `last_seen` is a stamp, as in
+    /// [`FlowEntry4::last_seen`].
+    pub(super) fn new(begun: &Begun, backend: u32, last_seen: u64, side: Side) -> Option<Self> {
         let &Begun { protocol, client, listen, client_mac, .. } = begun;
         let steered = u32::from(begun.state) & state::STEERED != 0;
         let nat = SocketAddr::new(listen.ip(), begun.nat_port);
@@ -61,7 +63,7 @@ impl<K: Synced> Halves<K> {
             to,
             backend,
             state,
-            last_seen_ns,
+            last_seen,
             client_mac: if steered { [0; 6] } else { client_mac },
             side: if steered { Side { ifindex: 0, mac: [0; 6] } } else { side },
         };
@@ -102,7 +104,7 @@ macro_rules! synced {
                     l4_delta,
                     backend: parts.backend,
                     state: parts.state,
-                    last_seen_ns: parts.last_seen_ns,
+                    last_seen: parts.last_seen,
                     bytes: 0,
                     packets: 0,
                     ack: 0,
@@ -127,9 +129,10 @@ macro_rules! synced {
                 $half_open { flow, syn: Syn::ZERO }
             }
 
-            fn refreshed(entry: $entry, last_seen_ns: u64, bits: u32) -> $entry {
+            fn refreshed(entry: $entry, told: &$entry, bits: u32) -> $entry {
                 let state = entry.state | bits;
-                $entry { last_seen_ns, state, packets: 0, bytes: 0, ..entry }
+                let last_seen = entry.last_seen.max(told.last_seen);
+                $entry { last_seen, state, packets: 0, bytes: 0, ..entry }
             }
         }
     };

@@ -65,7 +65,8 @@ pub(super) struct Ran {
     pub(super) frame: Vec<u8>,
 }
 
-/// Runs a frame as if it had come in by the interface, which is one of this thread's network namespace.
+/// Runs a frame as if it had come in by the interface, which is one of this thread's network namespace; 0 is
+/// `lo`.
 pub(super) fn run(program: BorrowedFd<'_>, ifindex: u32, frame: &[u8]) -> io::Result<Ran> {
     let mut out = vec![0; ROOM];
     let context =
