@@ -240,7 +240,7 @@ fn what_is_not_forwarded_has_its_reason(site: &Site) -> Result<()> {
     trace.end()?;
     let line = fs::read_to_string(out)?;
     ensure!(line.contains("> 192.0.2.100:81"), "{line}");
-    ensure!(line.contains("connect: passed to this host, no_service"), "{line}");
+    ensure!(line.contains("filter: passed to this host, no_service"), "{line}");
     until_plain(site).map(drop)
 }
 
