@@ -78,6 +78,7 @@ impl Model {
     }
 
     fn check(&self) {
+        let mut steered_keys = BTreeSet::new();
         for (key, service) in &self.services {
             let steered = service.flags & STEERED != 0;
             let run = (service.table_start, service.table_len + service.members_len);
@@ -102,19 +103,14 @@ impl Model {
                     assert!(flags & backend::FORWARD != 0, "a table names a backend cut off");
                 }
             }
-            let steered = BTreeSet::from_iter(steered.then_some(*key));
-            let services = std::iter::once(*key);
-            let bits = encode::vip_filter(std::iter::empty(), services, &steered);
-            assert!(
-                encode::union(Some(&self.vips), &bits) == self.vips,
-                "a service's address is not in the filter"
-            );
-            let bits = encode::ports_filter(std::iter::once(*key), &steered);
-            assert!(
-                encode::union(Some(&self.filter), &bits) == self.filter,
-                "a service is not in the filter"
-            );
+            steered_keys.extend(steered.then_some(*key));
         }
+        let keys = || self.services.keys().copied();
+        let bits = encode::vip_filter(std::iter::empty(), keys(), &steered_keys);
+        let holds = |filter: &[u8], bits: &[u8]| encode::union(Some(filter), bits) == filter;
+        assert!(holds(&self.vips, &bits), "a service's address is not in the filter");
+        let bits = encode::ports_filter(keys(), &steered_keys);
+        assert!(holds(&self.filter, &bits), "a service is not in the filter");
     }
 
     fn table(&self, service: &Service) -> Vec<Slot> {

@@ -1,7 +1,7 @@
 //! The writes themselves.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -213,10 +213,17 @@ impl Planner {
         encode::ports_filter(services, steered)
     }
 
-    /// Services that have flows.
+    /// Services that have flows once the plan is done: it clears the backends that have none.
     fn used(&self) -> impl Iterator<Item = ServiceKey> {
-        let used = |placed: &Placed| self.users.contains_key(&placed.index);
-        self.services.iter().filter(move |(_, placed)| used(placed)).map(|(key, _)| *key)
+        let mut cleared: HashMap<u32, u32> = HashMap::new();
+        for entry in self.waning.iter().filter_map(|id| self.backends.get(id)) {
+            *cleared.entry(entry.service).or_default() += u32::from(entry.life == Life::Unused);
+        }
+        let used = move |index: u32| {
+            let users = self.users.get(&index).copied().unwrap_or_default();
+            users > cleared.get(&index).copied().unwrap_or_default()
+        };
+        self.services.iter().filter(move |(_, placed)| used(placed.index)).map(|(key, _)| *key)
     }
 }
 

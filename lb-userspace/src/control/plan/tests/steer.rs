@@ -213,7 +213,12 @@ fn a_steered_service_is_passed_over_when_time_changes_nothing_more() {
     let other = Arc::new(service(81, &[23]));
     wanted.services.push(other);
     let plan = apply(&mut site.planner, &mut site.model, &wanted, site.now);
-    assert!(!plan.ops.iter().any(|op| matches!(op, Op::SetPorts { .. })), "{:?}", plan.ops);
+    let ports = |op: &Op| match op {
+        Op::SetPorts { bytes } => Some(bytes.iter().copied().filter(|byte| *byte != 0).sum()),
+        _ => None,
+    };
+    let (steered, other) = (hash::PORT_SERVED | hash::PORT_STEERED, hash::PORT_SERVED);
+    assert_eq!(plan.ops.iter().filter_map(ports).collect::<Vec<u8>>(), [steered + other]);
     let vips = |op: &Op| match op {
         Op::SetVips { bytes } => bytes.iter().copied().find(|byte| *byte != 0),
         _ => None,
