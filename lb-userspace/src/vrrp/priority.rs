@@ -75,27 +75,31 @@ pub struct Damper {
     now: u8,
     wanted: u8,
     since: Duration,
+    /// The last change was for the better.
+    rose: bool,
     doublings: u32,
 }
 
 impl Damper {
     /// Begins at a priority.
     pub const fn new(priority: u8) -> Self {
-        Self { now: priority, wanted: priority, since: Duration::ZERO, doublings: 0 }
+        Self { now: priority, wanted: priority, since: Duration::ZERO, rose: true, doublings: 0 }
     }
 
     /// The priority to advertise now that `wanted` would be right. `notice` is how long the slowest check of a
     /// backend takes.
     pub fn follow(&mut self, wanted: u8, notice: Duration, haste: Haste, now: Duration) -> u8 {
         if wanted != self.wanted {
+            let rises = wanted > self.wanted;
             self.doublings = if now >= self.since + FORGIVES_AFTER {
                 0
-            } else if wanted < self.wanted {
+            } else if !rises && self.rose {
+                // A fall in several steps, as when the cable is out, is one.
                 (self.doublings + 1).min(MOST_DOUBLINGS)
             } else {
                 self.doublings
             };
-            (self.wanted, self.since) = (wanted, now);
+            (self.wanted, self.since, self.rose) = (wanted, now, rises);
         }
         let lasts = now.saturating_sub(self.since);
         let after = match haste {
@@ -242,6 +246,27 @@ mod tests {
         let holds = Haste::of(true, true);
         assert_eq!(slow.follow(89, notice, holds, now), 100);
         assert_eq!(slow.follow(89, notice, holds, now + notice), 89);
+    }
+
+    #[test]
+    fn a_fall_in_several_steps_is_damped_as_one() {
+        let second = Duration::from_secs;
+        let backup = Haste::of(true, false);
+        let mut damper = Damper::new(100);
+        // Its cable is out, check after check fails, and then it is back.
+        for (at, priority) in [(20, 89), (21, 78), (22, 67), (23, 56), (24, 45), (25, 23)] {
+            assert_eq!(damper.follow(priority, second(3), backup, second(at)), priority);
+        }
+        assert_eq!(damper.follow(100, second(3), backup, second(30)), 23);
+        assert_eq!(damper.follow(100, second(3), backup, second(39)), 23);
+        assert_eq!(damper.follow(100, second(3), backup, second(40)), 100);
+        // What flaps waits longer each time: it falls at 50, 51, and at 52.
+        for at in 50..53 {
+            assert_eq!(damper.follow(23, second(3), backup, second(at)), 23);
+            assert_eq!(damper.follow(100, second(3), backup, second(at)), 23);
+        }
+        assert_eq!(damper.follow(100, second(3), backup, second(52 + 79)), 23);
+        assert_eq!(damper.follow(100, second(3), backup, second(52 + 80)), 100);
     }
 
     #[test]
