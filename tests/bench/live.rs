@@ -156,7 +156,8 @@ impl Wires {
                 shell::output(Command::new("ip").args(["link", "set", port, "xdpdrv", "off"]))?;
                 let index = nix::net::if_::if_nametoindex(port.as_str())
                     .with_context(|| format!("find {port}"))?;
-                let mut table: HashMap<_, u64, u32> = HashMap::try_from(map(floors, "PORTS")?)?;
+                let mut table: HashMap<_, u64, u32> =
+                    HashMap::try_from(map(floors, "SWITCH_PORTS")?)?;
                 let [a, b, c, d, e, f] = *mac;
                 table.insert(u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]), index, 0)?;
                 program(floors, "live_switch")?

@@ -21,7 +21,7 @@ static SEND_TO: Array<u32, 1> = Array::new();
 
 /// MAC address, as the first six bytes of a native word, to the switch's port.
 #[btf_map]
-static PORTS: HashMap<u64, u32, 8> = HashMap::new();
+static SWITCH_PORTS: HashMap<u64, u32, 8> = HashMap::new();
 
 /// The MAC addresses that `live_bounce` writes: destination and source.
 #[btf_map]
@@ -47,7 +47,9 @@ fn live_switch(ctx: XdpContext) -> u32 {
     let [a, b, c, d, e, f] = ethernet.dst;
     let mac = u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]);
     // SAFETY: copied at once.
-    let Some(ifindex) = unsafe { PORTS.get(&mac) }.copied() else { return xdp_action::XDP_PASS };
+    let Some(ifindex) = unsafe { SWITCH_PORTS.get(&mac) }.copied() else {
+        return xdp_action::XDP_PASS;
+    };
     // SAFETY: the helper takes plain numbers.
     unsafe { bpf_redirect(ifindex, 0) as u32 }
 }
