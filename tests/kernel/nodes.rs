@@ -62,14 +62,20 @@ fn hand_over(from: &Kernel, to: &mut Kernel, begun: &Begun) -> Result<()> {
     to.insert(names::FLOWS6, halves)
 }
 
+/// Two nodes with nothing but their configuration, which tell each other.
+fn begin(net: &Net, nodes: [&mut Kernel; 2]) -> Result<()> {
+    for (number, node) in (0..).zip(nodes) {
+        node.reset(&net.setup(Balance::RoundRobin))?;
+        node.set_node(Node { flags: TELL, ..Node::share(number, 2) })?;
+    }
+    Ok(())
+}
+
 #[test]
 fn another_node_goes_on_with_a_connection() -> Result<()> {
     let (mut first, mut second) = (Kernel::load(64)?, Kernel::load(64)?);
     for net in Net::both() {
-        first.reset(&net.setup(Balance::RoundRobin))?;
-        first.set_node(Node { flags: TELL, ..Node::share(0, 2) })?;
-        second.reset(&net.setup(Balance::RoundRobin))?;
-        second.set_node(Node { flags: TELL, ..Node::share(1, 2) })?;
+        begin(&net, [&mut first, &mut second])?;
         let (client, backend) = (net.client, net.backends[0]);
         let nat = net.nat(client.port());
         let down = |frame: Frame| net.sent_by_backend(frame, 1);
@@ -131,10 +137,7 @@ fn another_node_goes_on_with_a_connection() -> Result<()> {
 fn another_node_goes_on_in_the_middle_of_a_handshake() -> Result<()> {
     let (mut first, mut second) = (Kernel::load(64)?, Kernel::load(64)?);
     for net in Net::both() {
-        first.reset(&net.setup(Balance::RoundRobin))?;
-        first.set_node(Node { flags: TELL, ..Node::share(0, 2) })?;
-        second.reset(&net.setup(Balance::RoundRobin))?;
-        second.set_node(Node { flags: TELL, ..Node::share(1, 2) })?;
+        begin(&net, [&mut first, &mut second])?;
         let (client, backend) = (net.client, net.backends[0]);
         let nat = net.nat(client.port());
         let syn = Frame::syn(client, net.vip).numbers(999, 0);
