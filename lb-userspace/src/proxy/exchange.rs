@@ -314,12 +314,11 @@ impl Exchange<'_> {
         } else {
             // Nearly all requests come this far in one go.
             let mut at = self.tried.is_empty().then_some(self.begun);
-            let active = match self.pick() {
-                Some(active) => active,
-                None => {
-                    at = None;
-                    self.wait_for_one().await?
-                }
+            let active = if let Some(active) = self.pick() {
+                active
+            } else {
+                at = None;
+                self.wait_for_one().await?
             };
             if let Some(link) = self.client.pool().take(active.backend()) {
                 let at = at.unwrap_or_else(clock::timer);
