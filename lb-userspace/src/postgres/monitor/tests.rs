@@ -9,7 +9,7 @@ use std::{
 use super::{super::sample::FailureKind, *};
 use crate::config::{Durability, Postgres, Promotion, Server};
 
-/// An error: its code, its text, and the place in the server that it comes from.
+/// An error: its code, its text, and the file and the function of the server that it comes from.
 type Refusal = (&'static str, &'static str, &'static str);
 
 /// What a made-up server does.
@@ -30,8 +30,9 @@ fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     all
 }
 
-fn error(severity: &str, (code, text, routine): Refusal) -> Vec<u8> {
-    let fields = [('S', severity), ('C', code), ('M', text), ('R', routine)];
+fn error(severity: &str, (code, text, place): Refusal) -> Vec<u8> {
+    let (file, routine) = place.split_once(' ').unwrap_or(("", place));
+    let fields = [('S', severity), ('C', code), ('M', text), ('F', file), ('R', routine)];
     let body: String = fields.iter().map(|(kind, text)| format!("{kind}{text}\0")).collect();
     message(b'E', format!("{body}\0").as_bytes())
 }
@@ -132,7 +133,7 @@ async fn why_a_server_lets_nobody_in_is_said_with_its_cure() {
         (("53300", "sorry, too many clients", "InitProcess"), FailureKind::Refuses, "too many"),
         (("57P03", "starting up", "ProcessStartupPacket"), FailureKind::Refuses, "starting up"),
         (
-            ("XX000", "konnte Datei nicht schreiben", "write_relcache_init_file"),
+            ("XX000", "konnte Datei nicht schreiben", "relcache.c write_item"),
             FailureKind::Full,
             "its disk takes nothing",
         ),
