@@ -63,6 +63,7 @@ mod store;
 mod stream;
 mod strict;
 pub mod tls;
+mod tried;
 mod tunnel;
 mod wire;
 mod worker;
