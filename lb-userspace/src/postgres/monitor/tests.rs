@@ -1,5 +1,5 @@
-//! What is said of servers that cannot be used, by servers that are made up: they speak as much of PostgreSQL's
-//! protocol 3.0 as that takes.
+//! What is said of servers that cannot be used, by servers that are made up: they speak as much of the
+//! protocol (version 3.0) as that takes.
 
 use std::{
     io::{Read as _, Write as _},
@@ -32,9 +32,15 @@ fn message(kind: u8, body: &[u8]) -> Vec<u8> {
 
 fn error(severity: &str, (code, text, place): Refusal) -> Vec<u8> {
     let (file, routine) = place.split_once(' ').unwrap_or(("", place));
-    let fields = [('S', severity), ('C', code), ('M', text), ('F', file), ('R', routine)];
-    let body: String = fields.iter().map(|(kind, text)| format!("{kind}{text}\0")).collect();
-    message(b'E', format!("{body}\0").as_bytes())
+    let fields = [(b'S', severity), (b'C', code), (b'M', text), (b'F', file), (b'R', routine)];
+    let mut body = Vec::new();
+    for (kind, text) in fields {
+        body.push(kind);
+        body.extend(text.as_bytes());
+        body.push(0);
+    }
+    body.push(0);
+    message(b'E', &body)
 }
 
 fn row(columns: &[(&str, &str)]) -> Vec<u8> {
