@@ -414,7 +414,8 @@ fn promote(socket: &Path, args: &PromoteArgs) -> anyhow::Result<ExitCode> {
         }
         if plan.alive && !args.force {
             bail!(
-                "the primary lives: `ballast pg switchover` loses nothing; --force promotes all the same"
+                "the primary lives: `ballast pg switchover` loses nothing, if it lets us in; --force promotes all the \
+                 same"
             );
         }
         if plan.loss.is_none() && !args.accept_data_loss {

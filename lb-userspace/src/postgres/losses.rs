@@ -480,7 +480,7 @@ mod tests {
         assert!(!many.partial);
         many.limit(10);
         let ports: Vec<_> = many.clients.keys().map(SocketAddr::port).collect();
-        assert_eq!(ports, Vec::from_iter(91..=100));
+        assert_eq!(ports, (91..=100).collect::<Vec<_>>());
         let mut history = History::default();
         for second in 40..LOOKED.as_secs() {
             history.add(Duration::from_secs(second), Connections::default());

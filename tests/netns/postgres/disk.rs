@@ -108,12 +108,18 @@ fn a_primary_that_lets_nobody_in_for_want_of_room_is_told_and_not_replaced() -> 
     peers::until_in_sync(&site)?;
     let begin = Instant::now();
     while begin.elapsed() < WATCH {
+        // This daemon has not seen it as the primary, so what it had connections for goes by way of the other.
         both_see(&site, "pg-01 to stay the primary", |it| {
-            it["epoch"] == 1 && it["writes_to"] == "pg-01"
+            it["epoch"] == 1 && it["primary"] == "pg-01"
         })?;
+        let other = pair::database_of(&site, HostName::Lb02)?;
+        ensure!(other["writes_to"] == "pg-01", "{other}");
     }
     let refused = site.refuses("pg promote --yes")?;
-    ensure!(refused.contains("make room on its disk, or force this"), "{refused}");
+    ensure!(
+        refused.contains("it lets nobody in") && refused.contains("--force promotes"),
+        "{refused}"
+    );
     lab.free_disk("pg-01")?;
     eventually("clients to get in again", || Ok(leads_to(&site, 5432).ok()))?;
     both_see(&site, "pg-01 to write again", |it| {

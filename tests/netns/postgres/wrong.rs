@@ -51,7 +51,7 @@ fn the_role_of_pg_setup_may_do_all_that_is_done() -> Result<()> {
     }
     // Commits go on without the standby, and wait for it again.
     let writer = Writer::start(&site)?;
-    site.obeys("pg degrade --force --yes --peer-is-down lb-02")?;
+    site.obeys("pg degrade --force --peer-is-down lb-02")?;
     site.obeys("pg restore")?;
     until(&site, "commits to wait again", |it| {
         it["degraded"].is_null() && it["servers"][0]["sync"]["have"] == 1

@@ -9,7 +9,10 @@ use std::{
 
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use tokio::{task::JoinHandle, time::timeout};
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow, error::SqlState};
+use tokio_postgres::{
+    Client, NoTls, SimpleQueryMessage, SimpleQueryRow,
+    error::{DbError, SqlState},
+};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::{
@@ -259,10 +262,13 @@ fn cannot_write(code: &SqlState) -> bool {
     [SqlState::DISK_FULL, SqlState::IO_ERROR, SqlState::INSUFFICIENT_PRIVILEGE].contains(code)
 }
 
-/// What a server does with the first connection to a database since it was started, or since one of its catalogs has
-/// changed: it keeps what it found in a file, and gives the connection up if that cannot be written. Before version
-/// 16 the error has no code that says so; this name is in no language.
-const CACHES: &str = "write_relcache_init_file";
+/// Whether a server gave a connection up because it could not keep what it read first. The first connection to a
+/// database since it was started, or since one of its catalogs has changed, writes that into a file. Before version 16
+/// the error has no code that says so; the place in the source that it comes from is in no language.
+fn lacks_caches(error: &DbError) -> bool {
+    error.file() == Some("relcache.c")
+        && matches!(error.routine(), Some("write_item" | "write_relcache_init_file"))
+}
 
 fn silent(reason: String) -> Failure {
     Failure { kind: FailureKind::Silent, reason }
@@ -287,7 +293,7 @@ fn understand(error: &tokio_postgres::Error) -> Failure {
             refuses(format!("it does not let us in; see its pg_hba.conf ({said})"))
         } else if *code == SqlState::INSUFFICIENT_PRIVILEGE {
             unfit(format!("a privilege is missing ({said}); `ballast pg setup` prints the SQL"))
-        } else if *code == SqlState::DISK_FULL || db.routine() == Some(CACHES) {
+        } else if *code == SqlState::DISK_FULL || lacks_caches(db) {
             let reason = format!("its disk takes nothing, so it lets nobody in ({said})");
             Failure { kind: FailureKind::Full, reason }
         } else if *code == SqlState::ADMIN_SHUTDOWN || *code == SqlState::CRASH_SHUTDOWN {

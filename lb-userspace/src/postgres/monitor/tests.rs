@@ -1,5 +1,5 @@
-//! What is said of servers that cannot be used, by servers that are made up: they speak as much of PostgreSQL's
-//! protocol 3.0 as that takes.
+//! What is said of servers that cannot be used, by servers that are made up: they speak as much of the
+//! protocol (version 3.0) as that takes.
 
 use std::{
     io::{Read as _, Write as _},
@@ -9,7 +9,7 @@ use std::{
 use super::{super::sample::FailureKind, *};
 use crate::config::{Durability, Postgres, Promotion, Server};
 
-/// An error: its code, its text, and the place in the server that it comes from.
+/// An error: its code, its text, and the file and the function of the server that it comes from.
 type Refusal = (&'static str, &'static str, &'static str);
 
 /// What a made-up server does.
@@ -30,10 +30,17 @@ fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     all
 }
 
-fn error(severity: &str, (code, text, routine): Refusal) -> Vec<u8> {
-    let fields = [('S', severity), ('C', code), ('M', text), ('R', routine)];
-    let body: String = fields.iter().map(|(kind, text)| format!("{kind}{text}\0")).collect();
-    message(b'E', format!("{body}\0").as_bytes())
+fn error(severity: &str, (code, text, place): Refusal) -> Vec<u8> {
+    let (file, routine) = place.split_once(' ').unwrap_or(("", place));
+    let fields = [(b'S', severity), (b'C', code), (b'M', text), (b'F', file), (b'R', routine)];
+    let mut body = Vec::new();
+    for (kind, text) in fields {
+        body.push(kind);
+        body.extend(text.as_bytes());
+        body.push(0);
+    }
+    body.push(0);
+    message(b'E', &body)
 }
 
 fn row(columns: &[(&str, &str)]) -> Vec<u8> {
@@ -132,7 +139,7 @@ async fn why_a_server_lets_nobody_in_is_said_with_its_cure() {
         (("53300", "sorry, too many clients", "InitProcess"), FailureKind::Refuses, "too many"),
         (("57P03", "starting up", "ProcessStartupPacket"), FailureKind::Refuses, "starting up"),
         (
-            ("XX000", "konnte Datei nicht schreiben", "write_relcache_init_file"),
+            ("XX000", "konnte Datei nicht schreiben", "relcache.c write_item"),
             FailureKind::Full,
             "its disk takes nothing",
         ),
