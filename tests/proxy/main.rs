@@ -7,9 +7,11 @@
 mod backends;
 mod client;
 mod differences;
+mod frames;
 mod fronts;
 mod grpc;
 mod hostile;
+mod http2;
 mod identity;
 mod limits;
 mod peers;
