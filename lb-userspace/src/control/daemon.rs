@@ -151,10 +151,13 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     });
     let signal = signals.serve(&mut handle).await;
     notify(&[NotifyState::Stopping]);
-    handle.stop().await;
+    let lingering = handle.stop().await;
     server.abort();
     // New connections do not come to it any more.
     proxy.stop().await;
+    if let Some(kept) = lingering {
+        kept.release().await.context("take off addresses that have gone")?;
+    }
     // After the end of the task, so that a follower of events sees it last.
     let message = "ballast ends; forwarding goes on as it is. `ballast detach` ends that too";
     timeline.add(Note::new(Kind::Stopped, message).because(signal));

@@ -33,7 +33,10 @@ use crate::{
     net::NextHops,
     proxy::Proxy,
     trace::show::Names,
-    vrrp::router::{Released, Router},
+    vrrp::{
+        Holder,
+        router::{Released, Router},
+    },
 };
 
 mod addresses;
@@ -41,6 +44,7 @@ pub(super) mod anycast;
 mod appoint;
 mod attach;
 mod cookies;
+mod elder;
 mod faults;
 mod fitness;
 mod flood;
@@ -63,6 +67,7 @@ use anycast::Anycast;
 pub use appoint::Appointment;
 use attach::Attachments;
 use cookies::Cookies;
+use elder::Elders;
 use faults::{Faults, KernelNews};
 use fitness::Weight;
 use flood::Flood;
@@ -129,7 +134,7 @@ enum Command {
     Appoint(Vec<Appointment>, oneshot::Sender<Result<(), String>>),
     Park(String, Option<Duration>, oneshot::Sender<Result<(), String>>),
     Release(oneshot::Sender<Option<anyhow::Result<Vec<Released>>>>),
-    Stop(oneshot::Sender<()>),
+    Stop(oneshot::Sender<Option<Holder>>),
 }
 
 /// The task's own state.
@@ -161,6 +166,7 @@ pub struct Task {
     anycast: Anycast,
     attachments: Attachments,
     peers: Peers,
+    elders: Elders,
     weight: Weight,
     faults: Faults,
     kernel_news: KernelNews,
@@ -235,6 +241,7 @@ impl Task {
             anycast: Anycast::default(),
             attachments: Attachments::default(),
             peers: Peers::default(),
+            elders: Elders::default(),
             weight: Weight::default(),
             faults: Faults::default(),
             kernel_news: KernelNews::default(),
@@ -294,13 +301,14 @@ impl Task {
                 Some(command) = inputs.commands.recv() => {
                     if let Command::Stop(done) = command {
                         self.hand_to_kernel().await;
+                        self.take_leave();
                         self.addresses.stop().await;
                         let mut notes = self.addresses.news();
                         if self.config.nodes.len() > 1 {
                             notes.extend(self.anycast.release().await);
                         }
                         self.tell(notes);
-                        let _ = done.send(());
+                        let _ = done.send(self.leave().await);
                         return;
                     }
                     self.obey(command, &mut inputs.reports).await;
@@ -377,7 +385,7 @@ impl Task {
                 }
             },
             Command::Stop(answer) => {
-                let _ = answer.send(());
+                let _ = answer.send(None);
             }
         }
     }

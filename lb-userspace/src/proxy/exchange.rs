@@ -37,7 +37,7 @@ pub(super) async fn exchange(client: &Arc<Client>, request: Request<Incoming>) -
     let can_close = request.version() < Version::HTTP_2;
     let mut response = answer(client, request).await;
     let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    if client.route.service.ends() && can_close && !switches {
+    if client.open.ends() && can_close && !switches {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response

@@ -197,12 +197,13 @@ async fn http2<S>(client: Arc<Client>, stream: S, timeout: Duration)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (route, edge) = (Arc::clone(&client.route), Arc::clone(&client.edge));
+    let (service_of, edge) = (Arc::clone(&client.route.service), Arc::clone(&client.edge));
+    let open = Arc::clone(&client.open);
     let service = service_fn(move |request| {
         let client = Arc::clone(&client);
         async move { Ok::<_, Infallible>(exchange::exchange(&client, request).await) }
     });
-    let answers = Answers { service: Arc::clone(&route.service), timeout };
+    let answers = Answers { service: Arc::clone(&service_of), timeout };
     let mut builder = http2::Builder::new(answers);
     builder
         .timer(TokioTimer::new())
@@ -213,24 +214,24 @@ where
         .max_local_error_reset_streams(WRONG_STREAMS)
         .max_send_buf_size(SEND_BYTES)
         .max_header_list_size(HEAD_BYTES as u32);
-    let stream = Calm::new(stream, Arc::clone(&route.service), edge);
+    let stream = Calm::new(stream, service_of, edge);
     let connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     // How it ended is the client's matter.
-    let _ = until_told(&route, connection, http2::Connection::graceful_shutdown).await;
+    let _ = until_told(&open, connection, http2::Connection::graceful_shutdown).await;
 }
 
-/// Runs a connection to its end, which is told it when the service ends.
+/// Runs a connection to its end, which is told it when its time ends.
 pub(super) async fn until_told<C: Future<Output = hyper::Result<()>>>(
-    route: &Route,
+    open: &Open,
     mut connection: Pin<&mut C>,
     tell: impl Fn(Pin<&mut C>),
 ) -> hyper::Result<()> {
-    let mut phase = route.phase();
+    let mut phase = open.phase();
     let (mut seen, mut told) = (Phase::Serving, false);
     loop {
         // Before it ends, there is nothing to be told.
         let next = pin!(next(&mut phase, seen));
-        let next = gated(|| route.service.ends(), next);
+        let next = gated(|| open.ends(), next);
         tokio::select! {
             biased;
             result = &mut connection => return result,

@@ -21,7 +21,7 @@ mod pipe;
 pub(super) fn spawn(route: Arc<Route>, client: OnUpgrade, lease: Lease, open: Arc<Open>) {
     route.service.stats.tunnels.add();
     tokio::spawn(async move {
-        let mut phase = route.phase();
+        let mut phase = open.phase();
         let Lease { link, active, .. } = lease;
         tokio::select! {
             _ = phase.wait_for(|phase| *phase == Phase::Cut) => {}

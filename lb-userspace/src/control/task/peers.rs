@@ -125,7 +125,9 @@ impl Task {
             backends.fit += serving as u32;
         }
         let holds = self.addresses.holds();
-        About { generation: self.peers.generation, services, backends, holds }
+        let (lingers_ms, leaves) = self.lingers();
+        let generation = self.peers.generation;
+        About { generation, services, backends, holds, lingers_ms, leaves }
     }
 }
 
