@@ -201,11 +201,12 @@ impl Proxy {
     pub fn hand_over(&self, addresses: &BTreeSet<IpAddr>) -> Option<Duration> {
         let inner = self.lock();
         let services = inner.services.values();
-        let within = services.filter(|service| addresses.contains(&service.listen.ip())).map(|it| {
-            let within = it.drain_timeout().min(DRAIN);
-            it.hand_over(within);
-            within
-        });
+        let within =
+            services.filter(|service| addresses.contains(&service.listen.ip())).map(|it| {
+                let within = it.drain_timeout().min(DRAIN);
+                it.hand_over(within);
+                within
+            });
         within.max()
     }
 

@@ -102,8 +102,7 @@ fn what_this_node_does_not_know_goes_to_who_had_the_address_before() -> Result<(
             for flags in [ACK, FIN | ACK, RST] {
                 let outcome = kernel.run(&strange(flags))?;
                 ensure!(outcome.xdp == Xdp::Transmit, "{flags}: {outcome:?}");
-                let onward =
-                    Frame::tcp(stranger, net.vip, flags).link(OUR_MAC, ELDER_MAC).build();
+                let onward = Frame::tcp(stranger, net.vip, flags).link(OUR_MAC, ELDER_MAC).build();
                 ensure!(outcome.frame == onward, "{flags}: {outcome:?}");
             }
             let tagged = Frame::tcp(stranger, net.vip, ACK).vlan(0x8100, 7);

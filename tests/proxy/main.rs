@@ -4,6 +4,7 @@
 //! Where it is not, that is on purpose: `differences` lists the cases and says why. All of it happens on
 //! loopback and needs no privilege, only nginx.
 
+mod attacks;
 mod backends;
 mod client;
 mod differences;

@@ -293,6 +293,7 @@ impl Task {
         let mut followed = true;
         let mut deadline = self.reconcile().await;
         let mut changed = false;
+        let mut board = self.peers.others().board();
         loop {
             if std::mem::replace(&mut changed, true) {
                 deadline = self.reconcile().await;
@@ -329,6 +330,12 @@ impl Task {
                 Some(swept) = inputs.swept.recv() => self.take_sweep(swept),
                 _ = watch.tick() => changed = self.watch().await,
                 () = self.addresses.changed() => {}
+                // It ends with this task at the earliest.
+                Ok(()) = board.changed() => {
+                    board.mark_unchanged();
+                    self.follow_elder().await;
+                    changed = false;
+                }
                 _ = tick.tick() => {
                     self.start_sweep();
                     self.tell_peers();

@@ -147,7 +147,7 @@ fn hand_back(
     let status = answer.status();
     if status == StatusCode::SWITCHING_PROTOCOLS {
         client.edge.switch();
-        tunnel::spawn(Arc::clone(&client.route), upgrades, lease, Arc::clone(&client.open));
+        tunnel::spawn(&client.route, upgrades, lease, Arc::clone(&client.open));
         let (mut parts, _) = answer.into_parts();
         let protocol = headers::strip_hop_by_hop(&mut parts.headers);
         if let Some(protocol) = protocol {

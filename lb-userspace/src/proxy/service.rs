@@ -12,11 +12,7 @@ use std::{
 };
 
 use lb_common::service::Balance;
-use tokio::{
-    sync::watch,
-    task::JoinHandle,
-    time::timeout_at,
-};
+use tokio::{sync::watch, task::JoinHandle, time::timeout_at};
 
 use super::{
     access::Log,

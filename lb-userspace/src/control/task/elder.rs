@@ -22,6 +22,9 @@ use crate::{
     vrrp::Holder,
 };
 
+/// A node that is heard, and whose MAC address is not found for so long, is not on this segment.
+const FIND: Duration = Duration::from_secs(5);
+
 /// Both sides of it.
 #[derive(Debug, Default)]
 pub(super) struct Elders {
@@ -29,6 +32,8 @@ pub(super) struct Elders {
     last: Option<Last>,
     /// What the kernel program knows of it.
     written: Option<Elder>,
+    /// Since when it is not known by which MAC address to reach it.
+    unreached: Option<Duration>,
     /// Addresses that this node holds.
     held: BTreeSet<IpAddr>,
     /// Those that it has given away, and until when it answers on.
@@ -108,7 +113,9 @@ impl Task {
     /// whether it is about to end.
     pub(super) fn lingers(&self) -> (u32, bool) {
         let lingers = match self.elders.lingers_until() {
-            Some(until) if !self.addresses.holds() => Some(until.saturating_sub(clock::monotonic())),
+            Some(until) if !self.addresses.holds() => {
+                Some(until.saturating_sub(clock::monotonic()))
+            }
             _ if self.addresses.holds() => self.proxy.lingers(),
             _ => None,
         };
@@ -148,6 +155,8 @@ impl Task {
         // What is here again needs nothing.
         let before = addresses.len();
         addresses.retain(|address| !self.elders.held.contains(address));
+        // Some were on their way here when the others were handed over.
+        self.proxy.hand_over(addresses);
         let is_over = addresses.is_empty() || now >= *until || self.proxy.handed_over() == 0;
         if !is_over && before == addresses.len() && lost.is_empty() {
             return;
@@ -159,7 +168,10 @@ impl Task {
         };
         if is_over {
             self.elders.lingering = None;
-            self.note(Kind::Address, "no connection of the proxy is left of an address that has gone");
+            self.note(
+                Kind::Address,
+                "no connection of the proxy is left of an address that has gone",
+            );
         }
         let kept = self.keep_aside(wanted).await;
         let wrong = kept.err().map(|error| format!("{error:#}"));
@@ -207,8 +219,10 @@ impl Task {
             Next::Stays => {}
             Next::Begins(_) => {
                 let message = format!("what is of connections of {}'s proxy goes there", last.name);
-                let why = format!("it has given the addresses away, and answers on for {} s at most",
-                    last.lingers.as_secs());
+                let why = format!(
+                    "it has given the addresses away, and answers on for {} s at most",
+                    last.lingers.as_secs()
+                );
                 self.timeline.add(Note::new(Kind::Address, message).because(why));
             }
             Next::Over(why) => {
@@ -223,8 +237,10 @@ impl Task {
                 return self.write_elder(Elder::ZERO).await;
             }
         }
-        let hop = self.state.next_hops().get(&last.address);
-        let elder = hop.and_then(|hop| hop.mac).map_or(Elder::ZERO, |mac| {
+        let mac = self.state.next_hops().get(&last.address).and_then(|hop| hop.mac);
+        self.elders.unreached =
+            if mac.is_some() { None } else { self.elders.unreached.or(Some(now)) };
+        let elder = mac.map_or(Elder::ZERO, |mac| {
             // The program asks for the lease too, so that it hands on nothing before.
             let until = last.since.map(|(since, _)| since + last.lingers);
             let until_ns = until.map_or(u64::MAX, |until| until.as_nanos() as u64);
@@ -243,6 +259,15 @@ impl Task {
         written.context("tell the kernel program of the node that had the addresses")?;
         self.elders.written = Some(elder);
         Ok(())
+    }
+
+    /// Whether this node may take the addresses as far as this goes: it knows where to hand on what is of
+    /// connections of who has them.
+    pub(super) fn knows_elder(&self) -> bool {
+        let has_proxy = self.peers.board().peers.iter().any(|peer| Last::of(peer).is_some());
+        !has_proxy
+            || self.elders.written.is_some_and(|elder| elder.until_ns != 0)
+            || self.elders.unreached.is_some_and(|since| clock::monotonic() >= since + FIND)
     }
 
     /// Packets that have been handed on.

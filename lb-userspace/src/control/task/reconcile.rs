@@ -47,9 +47,9 @@ impl Task {
         if !*self.settled.borrow() && self.is_settled(now) {
             self.settle().await;
         }
+        self.follow_elder().await;
         self.weigh(now).await;
         self.follow_anycast().await;
-        self.follow_elder().await;
         let deadlines = [
             self.state.next_deadline(now),
             self.planner.next_deadline(),
