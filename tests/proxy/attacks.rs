@@ -188,7 +188,7 @@ pub(crate) fn connections() -> Vec<Attack> {
         head.push(b'b');
         length(&mut head, 3_900, 7, 0);
         head.extend(vec![b'x'; 3_900]);
-        head.extend(vec![0x80 | 62; 1000]);
+        head.extend(vec![0xbe; 1000]);
         frame(HEADERS, WHOLE, 1, &head)
     };
     vec![

@@ -39,13 +39,13 @@ impl Upload {
         let head =
             format!("PUT /upload/{name} HTTP/1.1\r\nHost: test\r\nContent-Length: {BODY}\r\n\r\n");
         stream.write_all(head.as_bytes())?;
-        stream.write_all(&[b'x'; BODY / 2])?;
+        stream.write_all(&vec![b'x'; BODY / 2])?;
         Ok(Self(stream))
     }
 
     /// Sends the rest, and reads the answer, which is the connection's last.
     fn end(mut self, when: &str) -> Result<()> {
-        self.0.write_all(&[b'y'; BODY - BODY / 2])?;
+        self.0.write_all(&vec![b'y'; BODY - BODY / 2])?;
         let head: Vec<String> = BufReader::new(&self.0)
             .lines()
             .take_while(|line| line.as_ref().is_ok_and(|line| !line.is_empty()))
