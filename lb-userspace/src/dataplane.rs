@@ -1,9 +1,8 @@
 //! The kernel's side as the daemon sees it: the only user of aya.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt,
-    net::SocketAddr,
     ops::ControlFlow,
     os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
@@ -23,18 +22,20 @@ use lb_common::{
     event::Event,
     limits, names,
     news::Node,
-    service::{STEERED, Service, ServiceKey, Slot},
+    service::{STEERED, Service, ServiceKey},
     source::Source,
-    stats::{BackendStats, Meta, ServiceStats},
+    stats::Meta,
 };
 
 use self::{active::Active, filters::Filters, load::Variant};
 pub use self::{
     flows::{Connection, Cut, Reader, Sweeper, sync},
     leases::KernelLeases,
+    ops::{Adopted, Op},
     signals::Signals,
     ticks::Ticks,
     trace::{Traced, Tracer},
+    view::{AttachMode, Attachment, Counters, Flow, Info, MapSize, Sweep, Timeouts},
 };
 use crate::clock;
 
@@ -50,6 +51,7 @@ pub mod kernel;
 mod leases;
 mod link;
 pub mod load;
+mod ops;
 mod pins;
 pub mod replay;
 pub mod resets;
@@ -57,6 +59,7 @@ mod run;
 mod signals;
 mod ticks;
 mod trace;
+mod view;
 mod write;
 
 /// Room in the maps that hold the configuration.
@@ -94,208 +97,6 @@ pub struct Options {
     pub sizes: Sizes,
     /// Throw pinned maps away instead of adopting them; open connections are lost.
     pub discard_pins: bool,
-}
-
-/// One write to the maps. `control::plan` decides them; applying one twice changes nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Op {
-    /// `BACKENDS[id] = backend`.
-    SetBackend {
-        /// Index.
-        id: u32,
-        /// Value.
-        backend: Backend,
-    },
-    /// `BACKENDS[id]` is free again.
-    ClearBackend {
-        /// Index.
-        id: u32,
-    },
-    /// A run of slots of `MAGLEV`, which no service points to yet.
-    SetTable {
-        /// First slot.
-        start: u32,
-        /// The slots.
-        slots: Vec<Slot>,
-    },
-    /// Adds or replaces a service, in one atomic step.
-    SetService {
-        /// Key.
-        key: ServiceKey,
-        /// Value.
-        service: Service,
-    },
-    /// Removes a service.
-    RemoveService {
-        /// Key.
-        key: ServiceKey,
-    },
-    /// An entry of `SOURCES`.
-    SetSource {
-        /// Length of the prefix in bits.
-        bits: u32,
-        /// The prefix.
-        source: Source,
-        /// Value.
-        verdict: u32,
-    },
-    /// Removes an entry of `SOURCES`.
-    RemoveSource {
-        /// Length of the prefix in bits.
-        bits: u32,
-        /// The prefix.
-        source: Source,
-    },
-    /// The whole filter of floating addresses.
-    SetVips {
-        /// `VIPS`, all [`lb_common::limits::VIP_BYTES`] bytes.
-        bytes: Vec<u8>,
-    },
-    /// The whole filter of services.
-    SetPorts {
-        /// `PORTS`, all [`lb_common::limits::PORTS_BYTES`] bytes.
-        bytes: Vec<u8>,
-    },
-}
-
-/// What a previous daemon left in the maps.
-#[derive(Clone, Debug, Default)]
-pub struct Adopted {
-    /// Entries of `SERVICES`.
-    pub services: Vec<(ServiceKey, Service)>,
-    /// Entries of `BACKENDS` that are in use.
-    pub backends: Vec<(u32, Backend)>,
-    /// Room that the maps have.
-    pub sizes: Sizes,
-    /// Entries of `SOURCES`: prefix, its length in bits, value.
-    pub sources: Vec<((Source, u32), u32)>,
-    /// The tables of steered services.
-    pub steered: BTreeMap<ServiceKey, Vec<Slot>>,
-}
-
-/// How the program runs on an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AttachMode {
-    /// In the driver.
-    Driver,
-    /// In the generic hook: slower, works everywhere.
-    Generic,
-}
-
-/// One connection, both directions.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Flow {
-    /// IP protocol number.
-    pub protocol: u8,
-    /// The client.
-    pub client: SocketAddr,
-    /// The floating address and port that it talks to.
-    pub listen: SocketAddr,
-    /// The address and port that the backend sees.
-    pub nat: SocketAddr,
-    /// The backend.
-    pub backend: SocketAddr,
-    /// Identifier of the backend in `BACKENDS`.
-    pub backend_id: u32,
-    /// `half_open`, `established`, `closing`, `closed`, `udp`, `sampled`, or `steered`: recorded,
-    /// because the present table would send its packets elsewhere.
-    pub phase: String,
-    /// Milliseconds since the last packet.
-    pub idle_ms: u64,
-    /// Packets and bytes from the client.
-    pub forward_packets: u64,
-    /// Bytes from the client.
-    pub forward_bytes: u64,
-    /// Packets from the backend.
-    pub return_packets: u64,
-    /// Bytes from the backend.
-    pub return_bytes: u64,
-}
-
-/// When an entry is old enough to be forgotten.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timeouts {
-    /// TCP, both sides open.
-    pub tcp_idle_ns: u64,
-    /// TCP, one side closed.
-    pub tcp_closing_ns: u64,
-    /// UDP.
-    pub udp_idle_ns: u64,
-}
-
-/// What a sweep over the flow tables saw and did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sweep {
-    /// When it began: `CLOCK_MONOTONIC_COARSE`, nanoseconds.
-    pub began_ns: u64,
-    /// Connections in `FLOWS` and `FLOWS6`.
-    pub flows: u64,
-    /// Connections that were removed, by age.
-    pub expired: u64,
-    /// Entries without their other half that were removed.
-    pub orphans: u64,
-    /// Entries in the tables by backend identifier, two for each connection, half-open and closed
-    /// ones included: while there are any, the identifier is in use.
-    pub by_backend: BTreeMap<u32, u64>,
-    /// Of these, the entries of half-open connections.
-    pub half_open: BTreeMap<u32, u64>,
-    /// How full the fuller of the half-open tables is.
-    pub half_open_percent: u64,
-    /// Where the entries of steered connections are, one for each: by backend identifier, the upper 16
-    /// bits of their hashes.
-    pub steered: BTreeMap<u32, BTreeSet<u16>>,
-}
-
-/// Counters, summed over the CPUs.
-#[derive(Clone, Debug, Default)]
-pub struct Counters {
-    /// By [`lb_common::reason::Reason`] number.
-    pub reasons: Vec<u64>,
-    /// By service index, as many as were asked for.
-    pub services: Vec<(u32, ServiceStats)>,
-    /// By backend identifier, with open connections.
-    pub backends: Vec<(u32, BackendStats, u64)>,
-}
-
-/// What `status` says of the kernel's side.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Info {
-    /// Identifier of the loaded program, as in `bpftool prog`.
-    pub program_id: u32,
-    /// Traces that run: while there are any, the program is the variant that makes them.
-    #[serde(default)]
-    pub traces: usize,
-    /// Whether this daemon found pinned maps and went on with them.
-    pub adopted: bool,
-    /// Interfaces with the program: name, index, mode.
-    pub attachments: Vec<Attachment>,
-    /// Maps: name, entries it may hold, bytes of kernel memory.
-    pub maps: Vec<MapSize>,
-    /// What the operator should know of the maps, in sentences.
-    pub notes: Vec<String>,
-}
-
-/// The program on one interface.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Attachment {
-    /// Name of the interface.
-    pub interface: String,
-    /// Its index.
-    pub ifindex: u32,
-    /// How the program runs there.
-    pub mode: AttachMode,
-}
-
-/// Size of one map.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct MapSize {
-    /// Name.
-    pub name: String,
-    /// Most entries.
-    pub max_entries: u32,
-    /// Kernel memory. Before Linux 6.4 the kernel tells only what keys and values take.
-    pub bytes: u64,
 }
 
 /// The loaded program with its maps.

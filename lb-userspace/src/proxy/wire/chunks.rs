@@ -91,6 +91,7 @@ impl Chunks {
         }
         match httparse::parse_chunk_size(input).map_err(|_| malformed())? {
             Status::Complete((length, size)) => {
+                ends_with_crlf(&input[..length])?;
                 self.extra += length.saturating_sub(SIZE_BYTES);
                 if self.extra > EXTRA_BYTES {
                     return Err(malformed());
@@ -110,6 +111,7 @@ impl Chunks {
         let Status::Complete((length, fields)) = parsed else {
             return if input.len() > EXTRA_BYTES { Err(malformed()) } else { Ok(None) };
         };
+        ends_with_crlf(&input[..length])?;
         let mut trailers = HeaderMap::with_capacity(fields.len());
         for field in fields {
             let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| malformed())?;
@@ -120,6 +122,14 @@ impl Chunks {
         self.place = Place::Over;
         Ok(Some(if trailers.is_empty() { Piece::End } else { Piece::Trailers(trailers) }))
     }
+}
+
+/// Refuses a line that ends with a bare line feed. httparse takes it, for heads are read so by many (RFC
+/// 9112, section 2.2); but among chunks that says where a body ends, and two readers must not see it in two places.
+fn ends_with_crlf(lines: &[u8]) -> io::Result<()> {
+    let mut feeds = memchr::memchr_iter(b'\n', lines);
+    let bare = feeds.any(|at| at == 0 || lines[at - 1] != b'\r');
+    if bare { Err(malformed()) } else { Ok(()) }
 }
 
 fn malformed() -> io::Error {

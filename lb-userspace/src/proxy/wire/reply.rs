@@ -169,8 +169,8 @@ impl Said {
             let part = part.trim_ascii();
             let is_number = !part.is_empty() && part.iter().all(u8::is_ascii_digit);
             let text = str::from_utf8(part).ok().filter(|_| is_number);
-            // hyper keeps the highest numbers for itself.
-            let number = text.and_then(|text| text.parse().ok()).filter(|it| *it < u64::MAX - 2);
+            // hyper keeps the two highest numbers for itself.
+            let number = text.and_then(|text| text.parse().ok()).filter(|it| *it <= u64::MAX - 2);
             let before = self.length;
             self.length = number;
             self.unclear |= number.is_none() || before.is_some_and(|it| number != Some(it));

@@ -508,6 +508,34 @@ fn answers() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![prop::collection::vec(part, 0..12).prop_map(|parts| parts.concat()), changed]
 }
 
+/// Whether it is understood as hyper does, or refused for what hyper should refuse as well: a line of a chunked
+/// body's frame that ends with a bare line feed.
+fn is_as_hyper_or_stricter(bytes: &[u8], ours: &Outcome, theirs: &Outcome) -> bool {
+    let bare = bytes.windows(2).any(|pair| pair[0] != b'\r' && pair[1] == b'\n');
+    ours == theirs || bare && matches!(ours, Outcome::Broken(_))
+}
+
+/// Each byte of each known answer in turn is another one of those that mean something.
+#[tokio::test]
+async fn a_changed_byte_is_understood_as_hyper_does() {
+    const OTHERS: &[u8] = b"\r\n \t:,;=\"059ax\0\x7f\xff";
+    for (_, known, ..) in ANSWERS {
+        for at in 0..known.len() {
+            for other in OTHERS {
+                let mut bytes = known.as_bytes().to_vec();
+                bytes[at] = *other;
+                let (ours, _) = ask(in_one(&bytes), "GET").await;
+                let theirs = ask_hyper(in_one(&bytes), "GET").await;
+                let said = bytes.escape_ascii();
+                assert!(
+                    is_as_hyper_or_stricter(&bytes, &ours, &theirs),
+                    "{said}: {ours:?}, {theirs:?}"
+                );
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
@@ -529,7 +557,8 @@ proptest! {
             let (outcome, _) = ask(in_one(&bytes), method).await;
             let cut = Script { pieces, ends: true, ..Script::default() };
             prop_assert_eq!(&ask(cut, method).await.0, &outcome);
-            prop_assert_eq!(&ask_hyper(in_one(&bytes), method).await, &outcome);
+            let theirs = ask_hyper(in_one(&bytes), method).await;
+            prop_assert!(is_as_hyper_or_stricter(&bytes, &outcome, &theirs), "{outcome:?}, {theirs:?}");
             Ok(())
         })?;
     }
