@@ -15,6 +15,7 @@ mod hostile;
 mod http2;
 mod identity;
 mod limits;
+mod log;
 mod peers;
 mod prior;
 mod retries;
