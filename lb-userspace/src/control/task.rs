@@ -301,9 +301,11 @@ impl Task {
             tokio::select! {
                 Some(command) = inputs.commands.recv() => {
                     if let Command::Stop(done) = command {
-                        self.hand_to_kernel().await;
                         self.take_leave();
                         self.addresses.stop().await;
+                        // Not before: of connections that the kernel begins in the last moment, the
+                        // other nodes might not be told any more. Those of the proxy go on here.
+                        self.hand_to_kernel().await;
                         let mut notes = self.addresses.news();
                         if self.config.nodes.len() > 1 {
                             notes.extend(self.anycast.release().await);
