@@ -8,7 +8,7 @@ map_type! {
         /// `CLOCK_MONOTONIC`, nanoseconds: until then, packets of connections to the proxy that are not this
         /// node's go there. 0: there is no such node.
         pub until_ns: u64,
-        /// MAC address of the next hop to it.
+        /// MAC address of the next hop to it; zeros: it is this node.
         pub mac: [u8; 6],
         /// Zero.
         pub reserved: u16,

@@ -310,13 +310,13 @@ macro_rules! subprograms {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $hand_on(ctx: *mut xdp_md) -> u32 {
-            let (reason, action) = if elder::hand_on::<$family>(&packet(ctx)) {
-                (Reason::HandedOn, xdp_action::XDP_TX)
-            } else {
-                (Reason::Proxied, xdp_action::XDP_PASS)
-            };
+            let reason = elder::hand_on::<$family>(&packet(ctx));
             maps::count_reason(reason);
-            action
+            match reason {
+                Reason::HandedOn => xdp_action::XDP_TX,
+                Reason::NoLease => xdp_action::XDP_DROP,
+                _ => xdp_action::XDP_PASS,
+            }
         }
 
         /// SYNs for the node's own listeners.

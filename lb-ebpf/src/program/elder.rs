@@ -9,6 +9,7 @@ use aya_ebpf::{
     bindings::bpf_sock,
     helpers::{bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_check_syncookie},
 };
+use lb_common::reason::Reason;
 use lb_ebpf::{
     family::{Family, protocol},
     gate,
@@ -25,33 +26,45 @@ use super::{
 /// `TCP_LISTEN`: what is found where no connection is.
 const LISTEN: u32 = 10;
 
+/// No MAC address: this node is the one that answers on.
+const NOBODY: [u8; 6] = [0; 6];
+
 /// Whether there is one that still answers.
 #[inline(always)]
 pub(crate) fn answers() -> bool {
     maps::ELDER.get(0).is_some_and(|elder| elder.until_ns != 0 && clock::now_ns() < elder.until_ns)
 }
 
-/// Makes the packet go there, if it is of a connection that this node does not have; or else leaves it.
+/// Makes the packet go there, if it is of a connection that this node does not have, and says what it counts
+/// as.
 ///
 /// Only while this node has the address, and never back to where it came from: so two nodes that both have
-/// it send no packet in a circle.
+/// it send no packet in a circle. A node that does not have the address, and may be who answers on, says
+/// nothing of what it does not know: whoever has it knows, and the client sends it again.
 #[inline(always)]
-pub(crate) fn hand_on<F: Family>(packet: &Packet) -> bool
+pub(crate) fn hand_on<F: Family>(packet: &Packet) -> Reason
 where
     Maps: Flows<F>,
 {
-    let Some(elder) = maps::ELDER.get(0) else { return false };
+    let Some(elder) = maps::ELDER.get(0) else { return Reason::Proxied };
+    let Some(segment) = lb_ebpf::segment::<F, Maps>(packet, &Maps) else { return Reason::Proxied };
+    // A socket that has just come about takes the place of its request, and is not found for a moment.
+    if segment.protocol != protocol::TCP
+        || has_connection::<F>(packet, &segment)
+        || has_connection::<F>(packet, &segment)
+    {
+        return Reason::Proxied;
+    }
     if gate::destination(packet).is_none_or(maps::is_closed) {
-        return false;
+        return Reason::NoLease;
     }
-    let Some(segment) = lb_ebpf::segment::<F, Maps>(packet, &Maps) else { return false };
-    if segment.protocol != protocol::TCP || has_connection::<F>(packet, &segment) {
-        return false;
+    let Ok(ethernet) = packet.header::<EthernetHdr>(0) else { return Reason::Proxied };
+    if elder.mac == NOBODY {
+        return Reason::Proxied;
     }
-    let Ok(ethernet) = packet.header::<EthernetHdr>(0) else { return false };
-    let Some(macs) = Macs::load(ethernet.macs()).onward(elder.mac) else { return false };
+    let Some(macs) = Macs::load(ethernet.macs()).onward(elder.mac) else { return Reason::Proxied };
     macs.store(ethernet.macs_mut());
-    true
+    Reason::HandedOn
 }
 
 /// Whether a socket of this node has the connection, or is about to: by a SYN cookie, of which only the kernel

@@ -206,7 +206,10 @@ impl Task {
             self.elders.last = Some(last);
         }
         let Some(mut last) = self.elders.last.clone() else {
-            return self.write_elder(Elder::ZERO).await;
+            // This node answers on itself, and says nothing of what it does not know.
+            let until = self.elders.lingers_until().filter(|_| !holds).unwrap_or_default();
+            let elder = Elder { until_ns: until.as_nanos() as u64, ..Elder::ZERO };
+            return self.write_elder(elder).await;
         };
         let handed_on = if holds && self.elders.written.is_some_and(|it| it.until_ns != 0) {
             self.handed_on().await?
@@ -285,7 +288,7 @@ impl Task {
 
     /// The addresses have gone, and the daemon ends: what keeps them until the proxy has ended.
     pub(super) async fn leave(&mut self) -> Option<Holder> {
-        self.linger().await;
+        self.follow_elder().await;
         self.elders.holder.take()
     }
 }
