@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     process::Command,
     thread,
 };
@@ -10,8 +10,10 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lb_common::{
     elder::Elder,
+    lease::{Lease, LeaseKey},
+    names,
     reason::Reason,
-    service::{LISTENED, PROXIED},
+    service::{LISTENED, PROXIED, mapped},
 };
 use lb_ebpf::{
     fake::{
@@ -115,6 +117,26 @@ fn what_this_node_does_not_know_goes_to_who_had_the_address_before() -> Result<(
             let outcome = kernel.run(&back)?;
             ensure!(outcome.xdp == Xdp::Pass && outcome.frame == back, "{outcome:?}");
             ensure!(CLIENT_MAC != ELDER_MAC, "the frames before came from there");
+
+            // Without the lease this may be the node that answers on: it says nothing of what it does not know.
+            let address = match net.vip.ip() {
+                IpAddr::V4(address) => mapped(address.octets()),
+                IpAddr::V6(address) => address.octets(),
+            };
+            let over = Lease { until_ns: 1, told_ns: 0 };
+            kernel.insert(names::LEASES, [(LeaseKey { address }, over)])?;
+            for mac in [ELDER_MAC, [0; 6]] {
+                kernel.set_elder(Elder { until_ns: u64::MAX, mac, reserved: 0 })?;
+                ensure!(kernel.run(&strange(ACK))?.xdp == Xdp::Drop);
+                ensure!(kernel.run(&of_known)?.xdp == Xdp::Pass);
+            }
+            ensure!(counted(&kernel, Reason::NoLease)? == 2);
+            // With it, and nobody to hand to, it is as ever.
+            kernel.insert(
+                names::LEASES,
+                [(LeaseKey { address }, Lease { until_ns: u64::MAX, told_ns: 0 })],
+            )?;
+            ensure!(kernel.run(&strange(ACK))?.xdp == Xdp::Pass);
             Ok(())
         })?;
     }

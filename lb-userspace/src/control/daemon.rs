@@ -22,7 +22,7 @@ use tokio::{
 
 use super::{
     kernel::{Kernel, Shared},
-    task::{Handle, Setup, Task, anycast::INTERFACE as ANYCAST_INTERFACE},
+    task::{Handle, Setup, Task, anycast::INTERFACE as ANYCAST_INTERFACE, elder},
 };
 use crate::{
     admin, alert,
@@ -156,7 +156,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     // New connections do not come to it any more.
     proxy.stop().await;
     if let Some(kept) = lingering {
-        kept.release().await.context("take off addresses that have gone")?;
+        elder::give_up(kept).await?;
     }
     // After the end of the task, so that a follower of events sees it last.
     let message = "ballast ends; forwarding goes on as it is. `ballast detach` ends that too";

@@ -44,7 +44,7 @@ pub(super) mod anycast;
 mod appoint;
 mod attach;
 mod cookies;
-mod elder;
+pub(super) mod elder;
 mod faults;
 mod fitness;
 mod flood;

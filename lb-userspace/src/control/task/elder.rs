@@ -18,12 +18,16 @@ use super::{Task, anycast};
 use crate::{
     clock,
     events::{Kind, Note},
+    net::unsent::is_any_unsent,
     peer::Peer,
     vrrp::Holder,
 };
 
 /// A node that is heard, and whose MAC address is not found for so long, is not on this segment.
 const FIND: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether all is sent.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Both sides of it.
 #[derive(Debug, Default)]
@@ -157,7 +161,9 @@ impl Task {
         addresses.retain(|address| !self.elders.held.contains(address));
         // Some were on their way here when the others were handed over.
         self.proxy.hand_over(addresses);
-        let is_over = addresses.is_empty() || now >= *until || self.proxy.handed_over() == 0;
+        let is_over = addresses.is_empty()
+            || now >= *until
+            || (self.proxy.handed_over() == 0 && !is_any_unsent(addresses));
         if !is_over && before == addresses.len() && lost.is_empty() {
             return;
         }
@@ -291,6 +297,20 @@ impl Task {
         self.follow_elder().await;
         self.elders.holder.take()
     }
+}
+
+/// Longest wait for what the kernel still has to send of connections that have ended.
+const SENT_WITHIN: Duration = Duration::from_secs(30);
+
+/// Gives addresses up that were kept aside, once the kernel has sent all that the proxy's connections have
+/// left with it.
+pub(in crate::control) async fn give_up(kept: Holder) -> anyhow::Result<()> {
+    let addresses = kept.state().borrow().addresses.iter().map(|it| it.address).collect();
+    let end = clock::monotonic() + SENT_WITHIN;
+    while is_any_unsent(&addresses) && clock::monotonic() < end {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    kept.release().await.context("take off addresses that have gone")
 }
 
 #[cfg(test)]
