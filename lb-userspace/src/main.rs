@@ -1,9 +1,9 @@
 //! The `ballast` binary.
 
-/// The proxy asks for memory many times for each request, in sizes that come again: with glibc's
-/// allocator a request costs more CPU time (decision 23).
+mod allocator;
+
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 
 fn main() -> std::process::ExitCode {
     ballast::cli::main()

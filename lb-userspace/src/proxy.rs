@@ -67,6 +67,7 @@ mod store;
 mod stream;
 mod strict;
 pub mod tls;
+mod tried;
 mod tunnel;
 mod wire;
 mod worker;

@@ -5,14 +5,13 @@
 //! nor app server are a bottleneck in it. All take turns, so that whatever else the machine does falls
 //! on all of them alike.
 
-use std::fs;
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::Serialize;
 use xtask::{
     bench::Args,
-    build,
     lab::{Balancers, Lab, Options, test_name},
     shell,
 };
@@ -29,6 +28,7 @@ mod cpu;
 mod fronts;
 mod memory;
 mod report;
+mod train;
 mod websockets;
 
 /// Open connections of the clients.
@@ -130,10 +130,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Load { rounds: 7, seconds: 5, idle: 2000 }
     };
     take_descriptors()?;
-    if let Some(count) = args.l7.websockets {
-        return websockets::run(count, args.l7.minutes, args.check);
+    if let Some(ballast) = &args.l7.train {
+        return train::run(ballast);
     }
-    let report = measure(load)?;
+    let ballast = args.l7.binary()?;
+    if let Some(count) = args.l7.websockets {
+        return websockets::run(ballast, count, args.l7.minutes, args.check);
+    }
+    let report = measure(load, ballast)?;
     let json = || serde_json::to_string_pretty(&report).context("write JSON");
     match &args.json {
         Some(path) if path.as_os_str() == "-" => println!("{}", json()?),
@@ -159,18 +163,23 @@ fn take_descriptors() -> anyhow::Result<()> {
     setrlimit(Resource::RLIMIT_NOFILE, most, most).context("raise the limit of files")
 }
 
-fn measure(load: Load) -> anyhow::Result<Report> {
-    let ballast = build::optimized_ballast().context("build ballast")?;
+/// The proxy's CPU, and those of everybody else.
+fn shares() -> anyhow::Result<(Vec<usize>, Vec<usize>)> {
     let mut cpus = machine::cpus()?;
     let own = vec![cpus.pop().context("find a CPU")?];
     let others = if cpus.is_empty() { own.clone() } else { cpus };
+    Ok((own, others))
+}
+
+fn measure(load: Load, ballast: PathBuf) -> anyhow::Result<Report> {
+    let (own, others) = shares()?;
     let lab = machine::on_cpus(&others, || {
         Lab::up(Options {
             name: test_name("bench-l7"),
             balancers: Balancers::None,
             apps: 0,
             config: Some(fronts::ballast_config()),
-            ballast: Some(ballast.clone()),
+            ballast: Some(ballast),
             ..Options::default()
         })
         .context("bring up a lab")

@@ -7,6 +7,7 @@
 //! |---|---|---|---|
 //! | `strict` | slow, out of order | processes stopped and killed, power lost | never two serve |
 //! | `planned` | the same | the same, preemption, hand-over, changed priorities | two serve only while the one that must let go is stopped, and not longer than its lease |
+//! | `shared` | slow, out of order | all processes stopped at once, as where they share a machine | never two serve, and the addresses move nowhere |
 //! | `chaos` | loses, cut in one direction, delays of an interval | all of these | somebody serves soon; when it is over, exactly one serves and nothing moves any more |
 //!
 //! In all of them the time in which nobody serves, although a node could, is bounded.
@@ -35,6 +36,11 @@ fn planned() {
 }
 
 #[test]
+fn shared() {
+    seeds::run("shared", 2_000, |seed, trace| play(Kind::Shared, seed, trace, None));
+}
+
+#[test]
 fn chaos() {
     seeds::run("chaos", 3_000, |seed, trace| play(Kind::Chaos, seed, trace, None));
 }
@@ -45,6 +51,7 @@ fn what_is_broken_is_found() {
     for (kind, sabotage) in [
         (Kind::Strict, Sabotage::LongLease),
         (Kind::Strict, Sabotage::NoClaim),
+        (Kind::Shared, Sabotage::Waits),
         (Kind::Chaos, Sabotage::Deaf),
     ] {
         let breaks = |seed: &u64| play(kind, *seed, false, Some(sabotage)).is_err();
@@ -58,6 +65,7 @@ fn what_is_broken_is_found() {
 enum Kind {
     Strict,
     Planned,
+    Shared,
     Chaos,
 }
 
@@ -68,6 +76,8 @@ enum Sabotage {
     LongLease,
     /// The addresses are taken with the first advert.
     NoClaim,
+    /// An Active that was stopped listens as long as any Backup.
+    Waits,
     /// A Backup never hears that it may take over.
     Deaf,
 }
@@ -113,6 +123,13 @@ struct Router {
 impl Router {
     fn step(&mut self, event: Event, now: Duration, out: &mut Outbox<Wire>) {
         let Settings { address: source, interval, .. } = self.settings;
+        let event = match (self.sabotage, self.state, event) {
+            // Of this event it is not known that all adverts have been read.
+            (Some(Sabotage::Waits), State::Active(it), Event::Tick) if now > it.lease => {
+                Event::Changed
+            }
+            _ => event,
+        };
         let (state, actions) = machine::step(&self.settings, self.state, event, now);
         if self.trace && (state.name() != self.state.name() || !actions.is_empty()) {
             println!("{:>16} {source} {} {actions:?}", "", state.name());
@@ -221,6 +238,8 @@ struct Watch {
     /// From here on nothing goes wrong any more, and then nothing moves any more.
     calm: Duration,
     takes: Option<u32>,
+    /// Who alone may ever take the addresses.
+    holder: Option<usize>,
 }
 
 impl Watch {
@@ -238,7 +257,7 @@ impl Watch {
         let lasts = now.saturating_sub(since);
         let awake = serving.iter().all(|&at| nodes[at].awake_since.is_some_and(|it| it < since));
         let allowed = match self.kind {
-            Kind::Strict => None,
+            Kind::Strict | Kind::Shared => None,
             Kind::Planned if awake => None,
             // As long as adverts are lost, nobody can know of the other.
             Kind::Chaos if now < self.calm => return Ok(()),
@@ -297,6 +316,12 @@ impl Observer<Router> for Watch {
         if serving.is_empty() {
             self.outage(now, nodes)?;
         }
+        if let Some(holder) = self.holder
+            && let Some(other) =
+                (0..nodes.len()).find(|at| *at != holder && nodes[*at].machine.takes > 0)
+        {
+            return Err(format!("at {now:?} node {other} took the addresses of node {holder}"));
+        }
         // Long after the last fault.
         if now > self.calm + FIRST_LISTENS + self.interval * 12 {
             let takes = nodes.iter().map(|node| node.machine.takes).sum();
@@ -333,6 +358,7 @@ fn play(kind: Kind, seed: u64, trace: bool, sabotage: Option<Sabotage>) -> Resul
             interval,
             preempt,
             preempt_delay,
+            many: count > 2,
         },
         bases: bases.clone(),
         sabotage,
@@ -353,8 +379,22 @@ fn play(kind: Kind, seed: u64, trace: bool, sabotage: Option<Sabotage>) -> Resul
         drift: rng.i64(-200..=200),
     });
     let clocks = clocks.collect();
-    let starts = (0..count).map(|_| up_to(&mut rng, interval * 5)).collect();
-    let mut faults = faults(kind, &mut rng, &routers, calm);
+    let mut starts: Vec<_> = (0..count).map(|_| up_to(&mut rng, interval * 5)).collect();
+    let holder = (kind == Kind::Shared).then(|| rng.usize(..count));
+    let mut faults = match holder {
+        Some(holder) => {
+            // It is there long before the others.
+            starts.fill(FIRST_LISTENS + interval * 5);
+            starts[holder] = Duration::ZERO;
+            let begin = starts[0].max(starts[count - 1]) + FIRST_LISTENS + interval * 5;
+            stalls(&mut rng, &routers, begin, calm + begin)
+        }
+        None => faults(kind, &mut rng, &routers, calm),
+    };
+    let calm = match (holder, faults.last()) {
+        (Some(_), Some((last, _))) => *last + interval,
+        _ => calm,
+    };
     faults.push((calm, Fault::Loss(0)));
     faults.push((calm, Fault::Delay(fast)));
     let plan = Plan {
@@ -378,8 +418,38 @@ fn play(kind: Kind, seed: u64, trace: bool, sabotage: Option<Sabotage>) -> Resul
         overlap_since: None,
         calm,
         takes: None,
+        holder,
     };
     World::new(routers, &plan, rng, trace).run(&mut watch)
+}
+
+/// All nodes are stopped at once, again and again, and run again at about the same time.
+fn stalls(
+    rng: &mut Rng,
+    routers: &[Router],
+    begin: Duration,
+    end: Duration,
+) -> Vec<(Duration, Fault<Wish>)> {
+    let interval = routers[0].settings.interval;
+    let mut faults = Vec::new();
+    let mut from = begin;
+    while from < end {
+        from += between(rng, interval * 4, interval * 12);
+        // Not about as long as a Backup waits: it cannot see that it was stopped if it runs again just then.
+        let (least, most) = if rng.bool() {
+            (interval / 10, interval * 7 / 4)
+        } else {
+            (interval * 5, interval * 30)
+        };
+        let lasts = between(rng, least, most);
+        for node in 0..routers.len() {
+            faults.push((from, Fault::Pause(node, lasts + up_to(rng, interval / 4))));
+        }
+        from += lasts + interval;
+    }
+    let last = Fault::Delay(routers[0].settings.claim() * 2 / 5);
+    faults.push((from, last));
+    faults
 }
 
 /// What happens before `calm`; all of it is over by then.
@@ -402,7 +472,7 @@ fn faults(
         let (fault, over) = match (rng.u8(..10), kind) {
             (0..=2, _) => (Fault::Pause(node, lasts), None),
             (3..=4, _) => (Fault::Crash(node, lasts), None),
-            (5, _) | (_, Kind::Strict) => (Fault::PowerOff(node, lasts), None),
+            (5, _) | (_, Kind::Strict | Kind::Shared) => (Fault::PowerOff(node, lasts), None),
             (6, _) => {
                 let over = Wish::Priority(base);
                 (Fault::Wish(node, Wish::Priority(rng.u8(1..=base))), Some(over))

@@ -5,6 +5,7 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
+use anyhow::Context as _;
 use clap::Parser;
 
 use crate::{build, setup, shell};
@@ -67,6 +68,12 @@ pub struct L7 {
     /// what becomes of the daemon's memory
     #[arg(long, requires = "requests", value_name = "NUMBER")]
     pub websockets: Option<usize>,
+    /// With `--l7`: this binary of ballast, and not the one that `cargo xtask build --optimized` makes
+    #[arg(long, requires = "requests", value_name = "FILE")]
+    pub ballast: Option<PathBuf>,
+    /// Sends requests through this binary, which counts what it does, and measures nothing
+    #[arg(long, hide = true, requires = "requests", value_name = "FILE")]
+    pub train: Option<PathBuf>,
     /// For so many minutes, with `--websockets`
     #[arg(long, requires = "websockets", default_value_t = 10)]
     pub minutes: u32,
@@ -108,6 +115,11 @@ impl Args {
                 list.extend(["--websockets".into(), number.to_string().into()]);
                 list.extend(["--minutes".into(), self.l7.minutes.to_string().into()]);
             }
+            for (name, file) in [("--ballast", &self.l7.ballast), ("--train", &self.l7.train)] {
+                if let Some(file) = file {
+                    list.extend([name.into(), file.into()]);
+                }
+            }
         }
         if let Some(file) = &self.json {
             list.extend(["--json".into(), file.into()]);
@@ -116,6 +128,16 @@ impl Args {
             list.push("--check".into());
         }
         list
+    }
+}
+
+impl L7 {
+    /// The binary that is measured; built, unless it was given.
+    pub fn binary(&self) -> anyhow::Result<PathBuf> {
+        match &self.ballast {
+            Some(file) => file.canonicalize().with_context(|| format!("find {}", file.display())),
+            None => build::optimized_ballast().context("build ballast"),
+        }
     }
 }
 

@@ -12,6 +12,11 @@ use serde::Deserialize;
 
 use crate::shell;
 
+mod optimized;
+mod profile;
+
+pub use optimized::ballast as optimized_ballast;
+
 /// The workspace's folder.
 pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
@@ -59,12 +64,6 @@ pub fn ballast() -> Result<PathBuf> {
     once(&BUILT, "lb-userspace", "ballast")
 }
 
-/// The same, as it is to be installed: for measuring what it costs.
-pub fn optimized_ballast() -> Result<PathBuf> {
-    let words = ["build", "--profile", "dist", "--package", "lb-userspace", "--bin", "ballast"];
-    build(&words, "ballast")
-}
-
 /// This program: itself, or built where the caller is a test.
 pub fn xtask() -> Result<PathBuf> {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
@@ -87,6 +86,18 @@ pub fn for_vagrant(ballast: &Path) -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// Where cargo builds.
+fn target_folder() -> Result<PathBuf> {
+    #[derive(Deserialize)]
+    struct Metadata {
+        target_directory: PathBuf,
+    }
+    let words = ["metadata", "--no-deps", "--format-version", "1", "--offline"];
+    let text = shell::output(cargo().args(words))?;
+    let metadata: Metadata = serde_json::from_str(&text).context("read cargo's metadata")?;
+    Ok(metadata.target_directory)
+}
+
 fn once(built: &OnceLock<PathBuf>, package: &str, binary: &str) -> Result<PathBuf> {
     if let Some(path) = built.get() {
         return Ok(path.clone());
@@ -103,7 +114,15 @@ pub fn test_program(package: &str, test: &str) -> Result<PathBuf> {
 fn build(arguments: &[&str], binary: &str) -> Result<PathBuf> {
     let mut command = cargo();
     command.args(arguments);
+    build_by(command, &[], binary)
+}
+
+/// Builds by this command of cargo; the compiler gets these words for the program itself.
+fn build_by(mut command: Command, to_compiler: &[&str], binary: &str) -> Result<PathBuf> {
     command.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
+    if !to_compiler.is_empty() {
+        command.arg("--").args(to_compiler);
+    }
     let output =
         command.output().with_context(|| format!("start `{}`", shell::display(&command)))?;
     if !output.status.success() {

@@ -33,6 +33,14 @@ enum Command {
 
     /// Builds the `ballast` binary, with the XDP program inside
     Build {
+        /// As it is to be installed: link-time optimization, by a profile of requests through its proxy
+        ///
+        /// Builds it twice. The first one counts what it does while clients send it requests, in network
+        /// namespaces, which need root; by these counts the second one is compiled. The counts are
+        /// kept, and used again until the daemon's source or the compiler changes. What `rustup` lacks
+        /// for it (llvm-tools) is added. `cargo xtask bench --l7` measures this binary.
+        #[arg(long)]
+        optimized: bool,
         /// Also puts it, and this program, where the machines of `vagrant/` take them from
         #[arg(long)]
         vagrant: bool,
@@ -155,9 +163,9 @@ fn execute(command: Command) -> Result<ExitCode> {
     match command {
         Command::Setup { dry_run: true } => setup::dry_run()?,
         Command::Setup { dry_run: false } => setup::setup()?,
-        Command::Build { vagrant } => {
+        Command::Build { vagrant, optimized } => {
             setup::setup()?;
-            let ballast = build::ballast()?;
+            let ballast = if optimized { build::optimized_ballast()? } else { build::ballast()? };
             println!("{}", ballast.display());
             if vagrant {
                 println!("{}", build::for_vagrant(&ballast)?.display());

@@ -73,8 +73,15 @@ pub fn of_database(database: &Database, out: &mut Vec<Condition>) {
             } else {
                 ("database server", Warning)
             };
+            let cure = if server.answers { "switchover" } else { "promote --force" };
             let text = format!(
-                "{role} {it} ({address}) cannot write: {why}. It answers, so nobody is promoted in its place"
+                "{role} {it} ({address}) cannot write: {why}. It lives, so nobody is promoted in its place: make \
+                 room on its disk{}",
+                if primary == Some(it) {
+                    format!(", or `ballast pg {cure}`")
+                } else {
+                    String::new()
+                }
             );
             add("cannot_write", it, severity, SOON, text);
         }

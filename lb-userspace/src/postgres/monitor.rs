@@ -142,3 +142,6 @@ async fn ask_twice(
     let next = tokio::spawn(async move { link.connect().await });
     (work.await, Some((begun, next)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -108,6 +108,8 @@ pub enum FailureKind {
     Silent,
     /// It lives, but does not let us ask: wrong password, starting up, too many clients.
     Refuses,
+    /// It lives, but its disk takes nothing, and without that it lets nobody in.
+    Full,
     /// It answers, but cannot be used: too old, a privilege is missing.
     Unfit,
 }

@@ -40,9 +40,17 @@ pub fn sql(database: &Postgres) -> String {
              execute 'grant alter system on parameter primary_conninfo, primary_slot_name, \
                       synchronous_standby_names to {quoted}';\n    \
              execute 'grant pg_checkpoint to {quoted}';\n  \
+           end if;\n  \
+           -- To be let in where clients have taken all connections.\n  \
+           if current_setting('server_version_num')::int >= 160000 then\n    \
+             execute 'grant pg_use_reserved_connections to {quoted}';\n  \
            end if;\n\
          end $$;\n\
          grant execute on function pg_reload_conf() to {role};\n\
+         -- Standbys with a primary_slot_name: make their slots on every server beforehand, by\n\
+         --   select pg_create_physical_replication_slot('NAME', true);\n\
+         -- To make them itself, the role would need REPLICATION, by which all data can be read: a standby\n\
+         -- without a slot on its new primary is led there without one.\n\
          -- In pg_hba.conf of every server, for each balancer:\n\
          --   host {dbname} {} ADDRESS/32 scram-sha-256\n",
         database.name, database.user, database.user,

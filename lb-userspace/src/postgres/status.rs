@@ -195,7 +195,7 @@ pub struct Server {
     /// A primary: the synchronous standbys that its commits wait for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sync: Option<Sync>,
-    /// Why nothing can be written there, although it answers.
+    /// Why nothing can be written there, although it lives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cannot_write: Option<String>,
     /// What it is there for, for writes.

@@ -13,7 +13,7 @@ use hyper::{
     body::{Body, Bytes, Frame, SizeHint},
     header::{CONNECTION, CONTENT_TYPE, HeaderValue},
 };
-use tokio::time::{Sleep, timeout};
+use tokio::time::{Instant, Sleep, timeout};
 
 use super::{
     access::Entry,
@@ -71,7 +71,7 @@ pub(super) struct Lease {
 
 impl Lease {
     /// The answer has ended: the connection can serve again, once the request has too.
-    fn give_back(self, client: &Arc<Client>) {
+    fn give_back(self, client: &Arc<Client>, now: Instant) {
         let Self { mut link, active, keepalive, .. } = self;
         if link.shared().is_some() {
             // The pool has it all the time.
@@ -79,7 +79,7 @@ impl Lease {
         }
         let client = Arc::clone(client);
         if link.seems_ready() || link.is_ready() {
-            client.pool().give_back(active.backend(), link, keepalive, clock::timer());
+            client.pool().give_back(active.backend(), link, keepalive, now);
         } else if !link.has_ended() {
             tokio::spawn(async move {
                 if let Ok(true) = timeout(READY, link.ready()).await {
@@ -217,7 +217,7 @@ impl Body for Answer {
                 match &frame {
                     None => {
                         if let Some(lease) = relay.lease.take() {
-                            lease.give_back(&this.client);
+                            lease.give_back(&this.client, clock::timer());
                         }
                     }
                     Some(Err(_)) => {
@@ -261,18 +261,19 @@ impl Body for Answer {
 impl Drop for Answer {
     fn drop(&mut self) {
         let mut whole = true;
+        let now = clock::timer();
         if let Content::Backend(relay) = &mut self.content
             && relay.lease.is_some()
         {
             // hyper does not ask a body of known length for its end.
             whole = relay.is_end_stream();
             if whole && let Some(lease) = relay.lease.take() {
-                lease.give_back(&self.client);
+                lease.give_back(&self.client, now);
             }
         } else if let Content::Backend(relay) = &self.content {
             whole = !relay.broken;
         }
-        self.client.edge.rest(clock::timer());
+        self.client.edge.rest(now);
         if let Some(entry) = self.entry.take() {
             entry.end(self.status, self.bytes, whole);
         }

@@ -37,15 +37,16 @@ pub(super) struct Patience<'a> {
     pub(super) hasty: &'a (dyn Fn() -> bool + Sync),
 }
 
-/// Sends the request, and waits for the head of the final answer.
+/// Sends the request, and waits for the head of the final answer. `begun` is now, or nearly so: each
+/// look at the clock costs as much as a look-up in a table.
 pub(super) async fn attempt(
     link: &mut Link,
     backend: &Backend,
     head: &Head,
     body: &Kept,
+    begun: Instant,
     patience: Patience<'_>,
 ) -> Result<Response<Reply>, Failed> {
-    let begun = clock::timer();
     let mut asked = link.send(head, body.attempt());
     if let Some(deadline) = patience.deadline {
         link.look_again(deadline.min(begun + LOOK));

@@ -27,6 +27,7 @@ use super::{
     select::{self, Candidate},
     serve::{Client, Route},
     service::View,
+    tried::Tried,
     tunnel,
 };
 use crate::{clock, config};
@@ -83,7 +84,7 @@ async fn answer(client: &Arc<Client>, mut request: Request<Incoming>) -> Respons
         begun,
         deadline: (!timeout.is_zero()).then(|| begun + timeout),
         view,
-        tried: Vec::new(),
+        tried: Tried::default(),
         again: None,
         permit: None,
         entry,
@@ -173,25 +174,26 @@ struct Exchange<'a> {
     begun: Instant,
     deadline: Option<Instant>,
     /// The backends that it has been tried at, each once.
-    tried: Vec<Arc<Backend>>,
+    tried: Tried,
     /// The backend to which a new connection is made, because a kept one was closed.
     again: Option<Active>,
     permit: Option<Permit>,
     entry: Option<Box<Entry>>,
 }
 
-/// A connection and whose it is; whether it was a kept one.
+/// A connection and whose it is; whether it was a kept one; when it was found.
 struct Found {
     link: Link,
     active: Active,
     reused: bool,
+    at: Instant,
 }
 
 impl Exchange<'_> {
     /// Attempts, until there is an answer or nothing left to try.
     async fn run(&mut self) -> Outcome {
         loop {
-            let Found { mut link, active, reused } = match self.connection().await {
+            let Found { mut link, active, reused, at } = match self.connection().await {
                 Ok(found) => found,
                 Err(status) => return Outcome::GivenUp(status),
             };
@@ -212,7 +214,7 @@ impl Exchange<'_> {
             let before = if may_be_stale { Before::look(&mut link, resets) } else { None };
             let asked = self.view.proxy.least_time.then(clock::timer);
             let result =
-                attempt::attempt(&mut link, &backend, &self.head, &self.body, patience).await;
+                attempt::attempt(&mut link, &backend, &self.head, &self.body, at, patience).await;
             let (failure, sent) = match result {
                 Ok(mut answer) => {
                     if let Some(asked) = asked {
@@ -310,9 +312,17 @@ impl Exchange<'_> {
         let first = if let Some(again) = self.again.take() {
             again
         } else {
-            let active = self.pick_or_wait().await?;
+            // Nearly all requests come this far in one go.
+            let mut at = self.tried.is_empty().then_some(self.begun);
+            let active = if let Some(active) = self.pick() {
+                active
+            } else {
+                at = None;
+                self.wait_for_one().await?
+            };
             if let Some(link) = self.client.pool().take(active.backend()) {
-                return Ok(Found { link, active, reused: true });
+                let at = at.unwrap_or_else(clock::timer);
+                return Ok(Found { link, active, reused: true, at });
             }
             active
         };
@@ -331,7 +341,9 @@ impl Exchange<'_> {
             if std::mem::take(&mut more) {
                 match self.pick() {
                     Some(active) => match self.client.pool().take(active.backend()) {
-                        Some(link) => return Ok(Found { link, active, reused: true }),
+                        Some(link) => {
+                            return Ok(Found { link, active, reused: true, at: clock::timer() });
+                        }
                         None => racing.push(race(active, Arc::clone(&self.view), self.client)),
                     },
                     None if racing.is_empty() => return Err(last),
@@ -346,7 +358,9 @@ impl Exchange<'_> {
                 biased;
                 Some((active, result)) = racing.next() => {
                     let failure = match result {
-                        Ok(link) => return Ok(Found { link, active, reused: false }),
+                        Ok(link) => {
+                            return Ok(Found { link, active, reused: false, at: clock::timer() });
+                        }
                         Err(failure) => failure,
                     };
                     let backend = Arc::clone(active.backend());
@@ -382,13 +396,10 @@ impl Exchange<'_> {
         }
     }
 
-    /// The next backend, once one is there that may have another request.
-    async fn pick_or_wait(&mut self) -> Result<Active, StatusCode> {
-        if let Some(active) = self.pick() {
-            return Ok(active);
-        }
+    /// The next backend, once one is there that may have another request. There is none now.
+    async fn wait_for_one(&mut self) -> Result<Active, StatusCode> {
         let full = self.view.proxy.max_requests > 0
-            && (!self.candidates(true, 0).is_empty() || !self.candidates(false, 0).is_empty());
+            && [true, false].iter().any(|serving| self.candidates(*serving, 0).next().is_some());
         if !full {
             return Err(StatusCode::BAD_GATEWAY);
         }
@@ -411,16 +422,7 @@ impl Exchange<'_> {
         self.view = self.route.view();
         let most = self.view.proxy.max_requests;
         loop {
-            let serving = self.candidates(true, most);
-            let candidates =
-                if serving.is_empty() { self.candidates(false, most) } else { serving };
-            let turn = self.route.turn();
-            let place = if self.view.proxy.least_time {
-                select::soonest(&candidates, turn)?
-            } else {
-                let client = self.client.address.ip();
-                select::choose(self.view.balance, &candidates, turn, client)?
-            };
+            let place = self.place(true, most).or_else(|| self.place(false, most))?;
             let backend = Arc::clone(&self.view.seats[place].backend);
             // Another worker may have been faster; then it is no candidate any more.
             if let Some(active) = Active::new(Arc::clone(&backend), most) {
@@ -430,28 +432,40 @@ impl Exchange<'_> {
         }
     }
 
+    /// The place of the backend that is to have the request, if there is a candidate.
+    fn place(&self, serving: bool, most: u32) -> Option<usize> {
+        let mut candidates = self.candidates(serving, most);
+        let first = candidates.next()?;
+        let Some(second) = candidates.next() else { return Some(first.place) };
+        let candidates: Vec<_> = [first, second].into_iter().chain(candidates).collect();
+        let turn = self.route.turn();
+        if self.view.proxy.least_time {
+            return select::soonest(&candidates, turn);
+        }
+        select::choose(self.view.balance, &candidates, turn, self.client.address.ip())
+    }
+
     /// The backends that have not been tried and have fewer than `most` requests (0: any number): those
     /// that serve, or the spare ones.
-    fn candidates(&self, serving: bool, most: u32) -> Vec<Candidate> {
+    fn candidates(&self, serving: bool, most: u32) -> impl Iterator<Item = Candidate> {
         let now = self.view.proxy.least_time.then(clock::timer);
-        let has_room = |backend: &Backend| most == 0 || backend.active() < most;
+        let has_room = move |backend: &Backend| most == 0 || backend.active() < most;
         let seats = self.view.seats.iter().enumerate();
-        let left = seats.filter(|(_, seat)| {
+        let left = seats.filter(move |(_, seat)| {
             (if serving { seat.serving } else { seat.spare })
                 && !self.has_tried(&seat.backend)
                 && has_room(&seat.backend)
         });
-        left.map(|(place, seat)| Candidate {
+        left.map(move |(place, seat)| Candidate {
             place,
             weight: seat.weight,
             active: seat.backend.active(),
             micros: now.map_or(0, |now| seat.backend.micros(now)),
         })
-        .collect()
     }
 
     fn has_tried(&self, backend: &Arc<Backend>) -> bool {
-        self.tried.iter().any(|tried| Arc::ptr_eq(tried, backend))
+        self.tried.has(backend)
     }
 
     /// What is known if an attempt fails so, and what follows from it.
@@ -468,7 +482,7 @@ impl Exchange<'_> {
             repeatable: self.repeatable,
             kept: self.body.is_kept(),
             begun: false,
-            attempts: self.tried.len() as u32,
+            attempts: self.tried.count(),
             others,
             elapsed: clock::timer() - self.begun,
         };

@@ -103,6 +103,10 @@ fn is_kept(name: &HeaderName) -> bool {
 /// Whether the length of an answer is said in two ways: then it is none. One that is said twice alike
 /// is said once afterwards.
 pub(super) fn has_two_lengths(headers: &mut HeaderMap) -> bool {
+    // Most answers have few fields, and looking through them costs less than a look-up.
+    if headers.iter().filter(|(name, _)| **name == CONTENT_LENGTH).count() < 2 {
+        return false;
+    }
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
     let first = lengths.next().cloned();
     match (first, lengths.next()) {
@@ -124,8 +128,7 @@ pub(super) fn may_upgrade(protocol: &HeaderValue) -> bool {
 
 /// HTTP/2 may send cookies one by one; HTTP/1.1 has one field for all (RFC 9113, section 8.2.3).
 pub(super) fn join_cookies(headers: &mut HeaderMap) {
-    let mut cookies = headers.get_all(COOKIE).iter();
-    if cookies.next().is_none() || cookies.next().is_none() {
+    if headers.iter().filter(|(name, _)| **name == COOKIE).count() < 2 {
         return;
     }
     let all: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
@@ -143,10 +146,9 @@ pub(super) fn put_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
 /// What backends are told of a client, written once for a connection.
 #[derive(Debug)]
 pub(super) struct Named {
-    address: IpAddr,
     scheme: &'static str,
-    /// As it stands in `X-Forwarded-For`.
-    text: HeaderValue,
+    /// The address, as it stands in `X-Forwarded-For`.
+    text: String,
     /// For the first host that was asked for; most clients ask for no other.
     first: OnceLock<First>,
 }
@@ -164,15 +166,14 @@ impl Named {
         let address = address.to_canonical();
         let mut text = String::with_capacity(ADDRESS_BYTES);
         write_address(&mut text, address);
-        let text = value(text);
-        Self { address, scheme, text, first: OnceLock::new() }
+        Self { scheme, text, first: OnceLock::new() }
     }
 
     /// An element of `Forwarded` (RFC 7239).
-    fn forwarded(&self, host: &HeaderValue) -> HeaderValue {
-        let mut element = String::new();
-        write_forwarded(&mut element, self.address, host, self.scheme);
-        value(element)
+    fn forwarded(&self, host: &HeaderValue) -> String {
+        let mut element = String::with_capacity(host.len() + ADDRESS_BYTES + FORWARDED_BYTES);
+        write_forwarded(&mut element, &self.text, host, self.scheme);
+        element
     }
 
     /// What is the same in all requests for the first host.
@@ -232,10 +233,10 @@ pub(super) fn put_forwarded(
     host: &HeaderValue,
 ) -> HeaderValue {
     headers.remove(EXPECT);
-    append(headers, X_FORWARDED_FOR, client.text.clone());
+    append(headers, X_FORWARDED_FOR, value(client.text.clone()));
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(client.scheme));
     headers.insert(X_FORWARDED_HOST, host.clone());
-    append(headers, FORWARDED, client.forwarded(host));
+    append(headers, FORWARDED, value(client.forwarded(host)));
     let given = headers.get(X_REQUEST_ID).filter(|id| is_fit_id(id.as_bytes()));
     if let Some(given) = given {
         return given.clone();
@@ -247,11 +248,13 @@ pub(super) fn put_forwarded(
 
 /// 128 random bits, in hexadecimal digits.
 pub(super) fn new_id() -> [u8; 32] {
+    // Computed, not looked up: so the compiler can do many at once.
+    let digit = |half: u8| half + if half < 10 { b'0' } else { b'a' - 10 };
     let mut digits = [0; 32];
-    let mut bits = fastrand::u128(..);
-    for digit in &mut digits {
-        *digit = b"0123456789abcdef"[(bits & 15) as usize];
-        bits >>= 4;
+    for (pair, byte) in
+        digits.as_chunks_mut::<2>().0.iter_mut().zip(fastrand::u128(..).to_le_bytes())
+    {
+        *pair = [digit(byte >> 4), digit(byte & 15)];
     }
     digits
 }
@@ -261,11 +264,15 @@ pub(super) fn id_value(id: &[u8; 32]) -> HeaderValue {
     HeaderValue::from_bytes(id).unwrap_or(HeaderValue::from_static("-"))
 }
 
+/// Bytes of an element of `Forwarded` beside address and host, at most.
+const FORWARDED_BYTES: usize = 40;
+
 /// Writes an element of `Forwarded`. IPv6 addresses stand in brackets and quotation marks.
-fn write_forwarded(out: &mut String, address: IpAddr, host: &HeaderValue, scheme: &str) {
-    out.push_str(if address.is_ipv6() { "for=\"[" } else { "for=" });
-    write_address(out, address);
-    if address.is_ipv6() {
+fn write_forwarded(out: &mut String, address: &str, host: &HeaderValue, scheme: &str) {
+    let is_ipv6 = address.contains(':');
+    out.push_str(if is_ipv6 { "for=\"[" } else { "for=" });
+    out.push_str(address);
+    if is_ipv6 {
         out.push_str("]\"");
     }
     if let Ok(host) = host.to_str()
@@ -444,6 +451,18 @@ mod tests {
         put_forwarded(&mut given, &client, &host);
         let forwarded = "for=\"[2001:db8::9]\";host=\"example.org:80\";proto=https";
         assert_eq!(given["forwarded"], forwarded);
+    }
+
+    #[test]
+    fn names_are_of_digits_and_differ() {
+        let mut seen = std::collections::HashSet::new();
+        let mut used = std::collections::BTreeSet::new();
+        for _ in 0..100 {
+            let id = new_id();
+            used.extend(id);
+            assert!(seen.insert(id));
+        }
+        assert_eq!(used.into_iter().collect::<Vec<_>>(), b"0123456789abcdef");
     }
 
     #[test]

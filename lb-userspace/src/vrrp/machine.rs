@@ -12,7 +12,8 @@
 //! RFC 9568 §6.4 (version 3) and RFC 3768 §6.4 (version 2), with what they leave open:
 //!
 //! - **Claiming.** A new Active sends its advert, as they ask, and takes the addresses a moment later: as
-//!   soon as the one that had them says that it has let go, or after [`Settings::claim`]. Of two that
+//!   soon as the one that had them says that it has let go, if there are two nodes, or after
+//!   [`Settings::claim`]. Of two that
 //!   begin at the same time one yields before it has taken anything. Who hears an Active of a lower priority
 //!   meanwhile tells it once more, and waits once more.
 //! - **Letting go.** Who yields says so, by an advert of priority 0.
@@ -20,9 +21,11 @@
 //!   answer, and then it has not left.
 //! - **The lease.** With every advert the machine says until when this node may answer for the
 //!   addresses: a little less than the time after which a Backup takes them. Whoever is later than
-//!   that (a process that was stopped) behaves as Backup first.
+//!   that (a process that was stopped) lets go. If no advert has come meanwhile, nobody has taken over:
+//!   then it claims them at once. Else it is Backup.
 //! - **A late Backup.** Adverts carry the time at which the kernel received them, so that a process that
-//!   was stopped misses none. A Backup that is later than an interval listens once more all the same.
+//!   was stopped misses none. But what stopped it may have stopped the Active too, as where both run on one
+//!   machine: a Backup that is late listens once more, for an interval, in which that one would be heard.
 //!
 //! Pure: a state, an event and `now` in, a state and actions out. The same code runs in the daemon and
 //! in the simulator.
@@ -42,6 +45,11 @@ pub use state::{
 /// times in an interval: a flood must not become another one.
 const ANSWERS: u32 = 4;
 
+/// A Backup whose Active falls silent is late if its timer fires by more than this part of an interval after its time, but never if by less
+/// than [`LEAST_LATE`], which an ordinary machine may need.
+const LATE: u32 = 8;
+const LEAST_LATE: Duration = Duration::from_millis(5);
+
 /// How long a node listens at least, when it starts or its interface is back: there its own checks and queues
 /// have yet to settle, and the Active is in no hurry. More than `Active_Down_Interval` only with fast adverts.
 pub const FIRST_LISTENS: Duration = Duration::from_millis(300);
@@ -58,7 +66,7 @@ pub fn step(
     now: Duration,
 ) -> (State, Vec<Action>) {
     let mut step = Step { settings, now, actions: Vec::new() };
-    let state = step.wake(state);
+    let state = step.wake(state, event);
     let state = match (state, event) {
         (_, Event::Fault) => step.fault(state),
         (State::Initialize, Event::Start { lease }) => step.start(lease),
@@ -99,7 +107,7 @@ impl Step<'_> {
     }
 
     /// An Active that has slept longer than its lease is none any more, whatever wakes it.
-    fn wake(&mut self, state: State) -> State {
+    fn wake(&mut self, state: State, event: Event) -> State {
         let (sent_at, lease) = match state {
             State::Active(active) => (active.sent_at, active.lease),
             State::Claiming(claim) => (claim.sent_at, claim.sent_at + self.settings.lease()),
@@ -116,6 +124,11 @@ impl Step<'_> {
         }
         let by = self.now.saturating_sub(sent_at);
         self.act(&[Action::Tell(Cause::Stalled { by })]);
+        if matches!((state, event), (State::Active(_), Event::Tick)) {
+            // All that has arrived was told, and no advert was there: if another claims them at this moment too, one
+            // of the two yields.
+            return self.claim(None, Cause::NobodyTook);
+        }
         State::Backup(self.listen(self.settings.interval, self.now))
     }
 
@@ -225,7 +238,12 @@ impl Step<'_> {
         let Some(late) = self.now.checked_sub(backup.down_at) else {
             return State::Backup(backup);
         };
-        if late > backup.interval && !backup.listened {
+        // An Active that it will take over from lives, and was not stopped with it.
+        let stopped = match backup.heard {
+            Heard::Active => (backup.interval / LATE).max(LEAST_LATE).min(backup.interval),
+            Heard::Nothing | Heard::Lower | Heard::Leaves => backup.interval,
+        };
+        if late > stopped && !backup.listened {
             let down_at = self.now + backup.interval + self.settings.skew(backup.interval);
             return State::Backup(Backup { down_at, listened: true, ..backup });
         }
@@ -252,7 +270,7 @@ impl Step<'_> {
 
     fn claiming_heard(&mut self, claim: Claiming, advert: &Advert) -> State {
         if advert.priority == LEAVES {
-            if claim.active != Some(advert.source) {
+            if claim.active != Some(advert.source) || self.settings.many {
                 return State::Claiming(claim);
             }
             // Who had the addresses has let go.

@@ -27,14 +27,14 @@ use crate::machine;
 const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// The floating address.
-const FLOATING: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 100);
+pub(super) const FLOATING: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 100);
 /// The hosts, as the lab has them.
-const BALLAST: &str = "lb-01";
+pub(super) const BALLAST: &str = "lb-01";
 const RIVALS: &str = "lb-02";
-const APP: &str = "app-01";
+pub(super) const APP: &str = "app-01";
 const RIVALS_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 12);
 /// Where the app server listens.
-const APP_ADDRESS: &str = "192.0.2.21:8090";
+pub(super) const APP_ADDRESS: &str = "192.0.2.21:8090";
 
 /// A proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -77,7 +77,7 @@ pub(super) struct Fronts {
 }
 
 /// A program of ours; it ends with this.
-struct Server(Child);
+pub(super) struct Server(Child);
 
 impl Server {
     fn start(mut command: Command, log: &Path) -> anyhow::Result<Self> {
@@ -104,29 +104,13 @@ impl Fronts {
     /// Starts the proxies on some CPUs and the app server on others, and waits until all answer.
     pub(super) fn start(lab: &Lab, own: &[usize], others: &[usize]) -> anyhow::Result<Self> {
         let folder = lab.state_dir();
-        let large = folder.join("large");
-        fs::write(&large, vec![b'x'; 1 << 20]).context("write a large file")?;
         let (chain, key) = certify(&folder)?;
-        let write = |name: &str, text: String| -> anyhow::Result<PathBuf> {
-            let path = folder.join(name);
-            fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
-            Ok(path)
+        let app = machine::on_cpus(others, || start_app(lab, ""))?;
+        let start = |name: &str, config: String| {
+            machine::on_cpus(own, || start(lab, RIVALS, name, config.clone()))
         };
-        let start = |host: &str, name: &str, config: PathBuf| {
-            let mut command = lab.host(host).command(name);
-            if name == "nginx" {
-                command.arg("-p").arg(&folder).arg("-c").arg(config);
-            } else {
-                command.arg("-db").arg("-f").arg(config);
-            }
-            Server::start(command, &folder.join(format!("{host}.{name}.log")))
-        };
-        let config = write("app.conf", app(&folder, &large))?;
-        let app = machine::on_cpus(others, || start(APP, "nginx", config))?;
-        let config = write("nginx.conf", nginx(&folder, &chain, &key))?;
-        let nginx = machine::on_cpus(own, || start(RIVALS, "nginx", config))?;
-        let config = write("haproxy.cfg", haproxy(&folder))?;
-        let haproxy = machine::on_cpus(own, || start(RIVALS, "haproxy", config))?;
+        let nginx = start("nginx", nginx(&folder, &chain, &key))?;
+        let haproxy = start("haproxy", haproxy(&folder))?;
         let ballast = machine::on_cpus(own, || {
             let mut daemon = lab.daemon(BALLAST);
             daemon.start()?;
@@ -151,8 +135,30 @@ impl Fronts {
     }
 }
 
+/// Starts the app server, with `more` in its configuration.
+pub(super) fn start_app(lab: &Lab, more: &str) -> anyhow::Result<Server> {
+    let folder = lab.state_dir();
+    let large = folder.join("large");
+    fs::write(&large, vec![b'x'; 1 << 20]).context("write a large file")?;
+    start(lab, APP, "nginx", app(&folder, &large, more))
+}
+
+/// Starts nginx or `HAProxy` on a host.
+fn start(lab: &Lab, host: &str, name: &str, config: String) -> anyhow::Result<Server> {
+    let folder = lab.state_dir();
+    let path = folder.join(format!("{host}.{name}.conf"));
+    fs::write(&path, config).with_context(|| format!("write {}", path.display()))?;
+    let mut command = lab.host(host).command(name);
+    if name == "nginx" {
+        command.arg("-p").arg(&folder).arg("-c").arg(path);
+    } else {
+        command.arg("-db").arg("-f").arg(path);
+    }
+    Server::start(command, &folder.join(format!("{host}.{name}.log")))
+}
+
 /// Waits until a proxy answers.
-fn answers(lab: &Lab, front: Front, tls: bool) -> anyhow::Result<()> {
+pub(super) fn answers(lab: &Lab, front: Front, tls: bool) -> anyhow::Result<()> {
     let scheme = if tls { "https" } else { "http" };
     let url = format!("{scheme}://{}/", front.address(tls));
     wait::until(START_LIMIT, &format!("{} to answer at {url}", front.name()), || {
@@ -164,7 +170,7 @@ fn answers(lab: &Lab, front: Front, tls: bool) -> anyhow::Result<()> {
 }
 
 /// A certificate and its key; and both in one file, as `HAProxy` wants them.
-fn certify(folder: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
+pub(super) fn certify(folder: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
     let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["bench".to_owned()])?;
     let (chain, key) = (cert.pem(), signing_key.serialize_pem());
     let write = |name: &str, text: &str| -> anyhow::Result<PathBuf> {
@@ -211,11 +217,11 @@ fn nginx_with(folder: &Path, name: &str, http: &str) -> String {
     )
 }
 
-fn app(folder: &Path, large: &Path) -> String {
+fn app(folder: &Path, large: &Path, more: &str) -> String {
     let large = large.display();
     let http = format!(
         "sendfile on;\nserver {{\nlisten {APP_ADDRESS} backlog=4096;\ndefault_type text/plain;\n\
-         location / {{ return 200 \"app-01\\n\"; }}\nlocation = /large {{ alias {large}; }}\n}}\n"
+         location / {{ return 200 \"app-01\\n\"; }}\nlocation = /large {{ alias {large}; }}\n}}\n{more}"
     );
     nginx_with(folder, "app", &http)
 }

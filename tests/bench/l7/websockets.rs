@@ -3,6 +3,7 @@
 use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,7 +16,7 @@ use anyhow::{Context as _, bail, ensure};
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use xtask::{
-    build, interrupt,
+    interrupt,
     lab::{Balancers, Host, Lab, Options, test_name},
     wait,
 };
@@ -52,7 +53,7 @@ struct Requests {
 }
 
 /// Opens them, waits, asks each whether it is still there, and prints what came of it.
-pub(super) fn run(count: usize, minutes: u32, check: bool) -> anyhow::Result<()> {
+pub(super) fn run(ballast: PathBuf, count: usize, minutes: u32, check: bool) -> anyhow::Result<()> {
     // The daemon has two for each, and so has this process.
     let (files, _) = getrlimit(Resource::RLIMIT_NOFILE).context("ask for the limit of files")?;
     let most = (files.saturating_sub(OTHER_FILES) / 2) as usize;
@@ -62,7 +63,6 @@ pub(super) fn run(count: usize, minutes: u32, check: bool) -> anyhow::Result<()>
         );
     }
     let count = count.min(most);
-    let ballast = build::optimized_ballast().context("build ballast")?;
     let lab = Lab::up(Options {
         name: test_name("bench-ws"),
         balancers: Balancers::None,

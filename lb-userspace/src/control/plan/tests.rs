@@ -14,6 +14,19 @@ use crate::{
 
 mod steer;
 
+/// Places in a filter, and the bits that stand there.
+type Places = Vec<(usize, u8)>;
+
+/// What one service needs in `VIPS` and in `PORTS`.
+fn places(key: ServiceKey, steered: bool) -> [Places; 2] {
+    let steered = BTreeSet::from_iter(steered.then_some(key));
+    let filters = [
+        encode::vip_filter(std::iter::empty(), std::iter::once(key), &steered),
+        encode::ports_filter(std::iter::once(key), &steered),
+    ];
+    filters.map(|filter| filter.into_iter().enumerate().filter(|(_, bits)| *bits != 0).collect())
+}
+
 /// The maps, and what must always hold of them.
 #[derive(Default)]
 struct Model {
@@ -25,6 +38,9 @@ struct Model {
     vips: Vec<u8>,
     sources: BTreeMap<(Source, u32), u32>,
     filter: Vec<u8>,
+    /// The bytes of both filters that a service needs, steered or not. The encoder is asked once for each: the
+    /// filters are long, and looked at after every write.
+    places: BTreeMap<(ServiceKey, bool), [Places; 2]>,
     /// Slots that a service pointed to, and until when.
     left: Vec<(u32, u32, Duration)>,
 }
@@ -77,8 +93,7 @@ impl Model {
         self.check();
     }
 
-    fn check(&self) {
-        let mut steered_keys = BTreeSet::new();
+    fn check(&mut self) {
         for (key, service) in &self.services {
             let steered = service.flags & STEERED != 0;
             let run = (service.table_start, service.table_len + service.members_len);
@@ -103,14 +118,14 @@ impl Model {
                     assert!(flags & backend::FORWARD != 0, "a table names a backend cut off");
                 }
             }
-            steered_keys.extend(steered.then_some(*key));
+            let [vips, ports] =
+                self.places.entry((*key, steered)).or_insert_with(|| places(*key, steered));
+            let holds = |filter: &[u8], places: &Places| {
+                places.iter().all(|&(at, bits)| filter.get(at).is_some_and(|it| it & bits == bits))
+            };
+            assert!(holds(&self.vips, vips), "a service's address is not in the filter");
+            assert!(holds(&self.filter, ports), "a service is not in the filter");
         }
-        let keys = || self.services.keys().copied();
-        let bits = encode::vip_filter(std::iter::empty(), keys(), &steered_keys);
-        let holds = |filter: &[u8], bits: &[u8]| encode::union(Some(filter), bits) == filter;
-        assert!(holds(&self.vips, &bits), "a service's address is not in the filter");
-        let bits = encode::ports_filter(keys(), &steered_keys);
-        assert!(holds(&self.filter, &bits), "a service is not in the filter");
     }
 
     fn table(&self, service: &Service) -> Vec<Slot> {

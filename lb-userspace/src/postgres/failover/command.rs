@@ -8,7 +8,7 @@ use crate::{
     postgres::{
         lsn::Lsn,
         record::{Branch, Cause, Phase, Record, Run},
-        sample::Role,
+        sample::{FailureKind, Role},
     },
 };
 
@@ -116,10 +116,14 @@ impl Machine {
         }
         let plan = self.plan(server.as_deref(), now);
         if plan.alive && !force && record.phase == Phase::Serving {
-            return Err(format!(
-                "the primary lives ({}): `ballast pg switchover` loses nothing",
-                plan.evidence.join("; ")
-            ));
+            let full = self.servers.get(&record.primary).and_then(Known::failing);
+            let cure = match full {
+                Some((_, failure)) if failure.kind == FailureKind::Full => {
+                    "make room on its disk, or force this"
+                }
+                _ => "`ballast pg switchover` loses nothing",
+            };
+            return Err(format!("the primary lives ({}): {cure}", plan.evidence.join("; ")));
         }
         if let Some(why) = plan.refused {
             return Err(why);

@@ -259,6 +259,11 @@ fn cannot_write(code: &SqlState) -> bool {
     [SqlState::DISK_FULL, SqlState::IO_ERROR, SqlState::INSUFFICIENT_PRIVILEGE].contains(code)
 }
 
+/// What a server does with the first connection to a database since it was started, or since one of its catalogs has
+/// changed: it keeps what it found in a file, and gives the connection up if that cannot be written. Before version
+/// 16 the error has no code that says so; this name is in no language.
+const CACHES: &str = "write_relcache_init_file";
+
 fn silent(reason: String) -> Failure {
     Failure { kind: FailureKind::Silent, reason }
 }
@@ -282,6 +287,9 @@ fn understand(error: &tokio_postgres::Error) -> Failure {
             refuses(format!("it does not let us in; see its pg_hba.conf ({said})"))
         } else if *code == SqlState::INSUFFICIENT_PRIVILEGE {
             unfit(format!("a privilege is missing ({said}); `ballast pg setup` prints the SQL"))
+        } else if *code == SqlState::DISK_FULL || db.routine() == Some(CACHES) {
+            let reason = format!("its disk takes nothing, so it lets nobody in ({said})");
+            Failure { kind: FailureKind::Full, reason }
         } else if *code == SqlState::ADMIN_SHUTDOWN || *code == SqlState::CRASH_SHUTDOWN {
             Failure { kind: FailureKind::Dead, reason: format!("it ends ({said})") }
         } else {

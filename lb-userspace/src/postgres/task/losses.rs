@@ -38,8 +38,9 @@ pub(super) struct Gathered {
     /// When the next of these is due, and the one that is being taken.
     next: Duration,
     looking: Option<JoinHandle<()>>,
-    /// Looks when it failed, and when it was replaced.
+    /// Looks when it failed, and when it was replaced, and when the first of them began.
     looks: Vec<JoinHandle<Connections>>,
+    looked: Duration,
     draft: Option<Draft>,
     /// The last report.
     pub(super) report: Arc<Mutex<Option<Report>>>,
@@ -126,8 +127,12 @@ impl Task {
         self.gather_of(server);
         let service = self.config.service(Access::ReadWrite);
         let (control, name) = (self.setup.control.clone(), server.to_owned());
+        let now = clock::monotonic();
+        if self.gathered.looks.is_empty() {
+            self.gathered.looked = now;
+        }
         self.gathered.looks.push(tokio::spawn(async move {
-            Connections::look(&control, &service, &name, clock::monotonic()).await
+            Connections::look(&control, &service, &name, now).await
         }));
     }
 
@@ -157,6 +162,7 @@ impl Task {
     /// Makes the report, if there is one to be made. What ends the connections waits for it.
     pub(super) fn report_losses(&mut self) -> impl Future<Output = ()> + Send + 'static {
         let looks = std::mem::take(&mut self.gathered.looks);
+        let looked = self.gathered.looked;
         let draft = self.gathered.draft.take();
         let history = Arc::clone(&self.gathered.history);
         let (timeline, report) = (self.setup.timeline.clone(), self.gathered.report.clone());
@@ -171,7 +177,7 @@ impl Task {
             };
             let whole = timeout(LIMIT, gather).await.is_ok();
             let history = history.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let made = draft.report(&history, &seen, clock::monotonic(), clock::wall());
+            let made = draft.report(&history, (looked, &seen), clock::monotonic(), clock::wall());
             let database = name.clone();
             let copy = made.clone();
             let kept =

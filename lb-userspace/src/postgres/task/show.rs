@@ -10,7 +10,7 @@ use crate::{
     postgres::{
         failover::Known,
         record::{Phase, Record, Run},
-        sample::{Receiver, Role, Sample},
+        sample::{FailureKind, Receiver, Role, Sample},
         status::{self, Asks, Change, Database, Degradation, Route, Sync},
         sync::SyncRule,
     },
@@ -127,10 +127,13 @@ impl Task {
         }
     }
 
-    /// Why nothing can be written on a server that answers.
+    /// Why nothing can be written on a server that lives.
     fn cannot_write(&self, server: &str) -> Option<String> {
-        let answers = self.machine.servers().get(server).is_some_and(Known::answers);
-        self.details.get(server).filter(|_| answers)?.cannot_write.clone()
+        let known = self.machine.servers().get(server)?;
+        if let Some((_, failure)) = known.failing() {
+            return (failure.kind == FailureKind::Full).then(|| failure.reason.clone());
+        }
+        self.details.get(server).filter(|_| known.answers())?.cannot_write.clone()
     }
 
     /// What a server is, before its name.

@@ -118,18 +118,20 @@ fn one(input: &mut BytesMut) -> Result<Option<(Response<()>, Said)>, Malformed> 
         response.extensions_mut().insert(reason);
     }
     let start = input.as_ptr().addr();
-    let place = |bytes: &[u8]| {
-        let from = bytes.as_ptr().addr() - start;
-        from..from + bytes.len()
-    };
+    // A head is far shorter than 4 GiB.
+    let place = |bytes: &[u8]| [bytes.as_ptr().addr() - start, bytes.len()].map(|it| it as u32);
     let fields = parsed.headers.iter();
-    let places: Vec<_> =
-        fields.map(|field| (place(field.name.as_bytes()), place(field.value))).collect();
+    let mut places = [[[0_u32; 2]; 2]; HEADERS];
+    let count = fields.len();
+    for (place_of, field) in places.iter_mut().zip(fields) {
+        *place_of = [place(field.name.as_bytes()), place(field.value)];
+    }
     let head = input.split_to(length).freeze();
     let headers = response.headers_mut();
-    headers.reserve(places.len());
+    headers.reserve(count);
     let mut said = Said::default();
-    for (name, value) in places {
+    for places in &places[..count] {
+        let [name, value] = places.map(|[from, length]| from as usize..(from + length) as usize);
         let name = HeaderName::from_bytes(&head[name]).map_err(|_| Malformed)?;
         let value = HeaderValue::from_maybe_shared(head.slice(value)).map_err(|_| Malformed)?;
         if name == CONNECTION {

@@ -32,6 +32,9 @@ pub struct Settings {
     pub preempt: bool,
     /// So long after the first advert of a lower priority.
     pub preempt_delay: Duration,
+    /// There are more nodes than this and another one. Then two may claim the addresses when their Active lets
+    /// go, so that this is no sign for either of them to take them before its time.
+    pub many: bool,
 }
 
 /// Where an instance is.
@@ -203,6 +206,8 @@ pub enum Cause {
     NobodyHeard,
     /// The Active is silent.
     ActiveSilent,
+    /// It had them, was stopped, and nobody has taken them meanwhile.
+    NobodyTook,
     /// The Active has left.
     ActiveLeft,
     /// The Active has a lower priority.

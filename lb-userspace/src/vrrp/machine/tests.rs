@@ -25,6 +25,7 @@ fn settings() -> Settings {
         interval: ms(100),
         preempt: true,
         preempt_delay: Duration::ZERO,
+        many: false,
     }
 }
 
@@ -167,6 +168,7 @@ fn row(state: &str, event: &str) -> (&'static str, Vec<Action>) {
         ("claiming asleep", _) => ("backup", vec![stalled]),
         ("active asleep" | "leaving asleep", "stop") => ("initialize", asleep(vec![])),
         ("active asleep" | "leaving asleep", "fault") => ("initialize", asleep(fault())),
+        ("active asleep", "tick" | "tick when due") => ("claiming", asleep(vec![Send(100)])),
         ("active asleep" | "leaving asleep", _) => ("backup", asleep(vec![])),
         (_, "start" | "resume" | "stale lease") => ("=", vec![]),
 
@@ -375,9 +377,9 @@ fn a_late_backup_listens_once_more() {
     let State::Backup(backup) = state("backup") else { panic!() };
     let due = backup.down_at;
     assert_eq!(
-        claims(State::Backup(backup), due + ms(100)),
+        claims(State::Backup(backup), due + ms(12)),
         ActiveSilent,
-        "an interval is not late"
+        "an eighth of an interval is not late"
     );
     let woken = due + ms(1000);
     let (late, actions) = step(&settings(), State::Backup(backup), Event::Tick, woken);
@@ -390,6 +392,34 @@ fn a_late_backup_listens_once_more() {
     let advert = Event::Heard(Advert { at: woken, ..advert(101, 12) });
     let (after, _) = step(&settings(), late, advert, woken);
     assert_eq!(after.deadline(), Some(woken + settings().down(ms(100))));
+}
+
+#[test]
+fn who_was_stopped_with_all_others_goes_on() {
+    let woken = NOW + ms(1000);
+    let (state, actions) = step(&settings(), state("active"), Event::Tick, woken);
+    assert_eq!(state.name(), "claiming");
+    assert!(actions.contains(&Action::Lease(None)) && actions.contains(&Action::Drop));
+    assert!(actions.contains(&Action::Send(100)), "a Backup that wakes now hears it");
+    let (after, actions) = step(&settings(), state, Event::Tick, woken + settings().claim());
+    assert_eq!(after.name(), "active");
+    assert!(actions.contains(&Action::Take));
+    assert_eq!(actions.last(), Some(&Action::Tell(Cause::NobodyTook)));
+    // Somebody has taken over, and is preferred.
+    let heard = Event::Heard(Advert { at: woken, ..advert(101, 12) });
+    assert_eq!(step(&settings(), state, heard, woken).0.name(), "backup");
+}
+
+#[test]
+fn of_two_that_claim_when_the_active_lets_go_neither_takes_before_its_time() {
+    for (many, name) in [(false, "active"), (true, "claiming")] {
+        let settings = Settings { many, ..settings() };
+        let claim = state("claiming");
+        let State::Claiming(Claiming { active: Some(active), .. }) = claim else { panic!() };
+        let lets_go = Advert { source: active, ..advert(0, 12) };
+        let (after, _) = step(&settings, claim, Event::Heard(lets_go), NOW);
+        assert_eq!(after.name(), name);
+    }
 }
 
 #[test]

@@ -70,6 +70,7 @@ impl Instance {
                 interval: floating.interval,
                 preempt: floating.preempt,
                 preempt_delay: floating.preempt_delay,
+                many: setup.peers.len() > 1,
             },
             expected: Expected {
                 version: floating.version,
@@ -111,6 +112,7 @@ impl Instance {
             interval: floating.interval,
             preempt: floating.preempt,
             preempt_delay: floating.preempt_delay,
+            many: setup.peers.len() > 1,
         };
         self.expected = Expected {
             version: floating.version,

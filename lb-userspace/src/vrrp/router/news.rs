@@ -34,6 +34,7 @@ pub(super) fn of(cause: Cause, vrid: u8, addresses: &[IpAddr], setup: &Setup) ->
         Cause::Owns => taken("its priority is that of the owner".into()),
         Cause::NobodyHeard => taken("no Active was heard since the start".into()),
         Cause::ActiveSilent => taken("no advert of the Active came in time".into()),
+        Cause::NobodyTook => taken("nobody has taken over while it did not run".into()),
         Cause::ActiveLeft => taken("the Active has handed over".into()),
         Cause::Preempts => taken("the Active has a lower priority".into()),
         Cause::Yields { to, priority } => lost(
@@ -46,7 +47,7 @@ pub(super) fn of(cause: Cause, vrid: u8, addresses: &[IpAddr], setup: &Setup) ->
         ),
         Cause::Stalled { by } => {
             let by = Duration::from_millis(by.as_millis() as u64);
-            let message = format!("this node gives {all} up (vrid {vrid}) and listens first");
+            let message = format!("this node lets {all} go (vrid {vrid}) until it has listened");
             let why =
                 format!("it did not run for {}; another node may have taken over", units::show(by));
             Some(Note::new(Kind::Fault, message).because(why))
