@@ -12,6 +12,7 @@ mod map_type;
 pub mod backend;
 pub mod clock;
 pub mod decap;
+pub mod elder;
 pub mod event;
 pub mod flow;
 pub mod hash;

@@ -68,13 +68,15 @@ pub const TRACE_FILTERS: &str = "TRACE_FILTERS";
 pub const TRACE_COUNTS: &str = "TRACE_COUNTS";
 /// What the program has to know of this node: one `Node`.
 pub const NODE: &str = "NODE";
+/// The node that had the addresses before: one `Elder`.
+pub const ELDER: &str = "ELDER";
 /// Ring buffer of connections that have begun and ended, see `news`.
 pub const NEWS: &str = "NEWS";
 /// `Meta` of the pinned maps.
 pub const META: &str = "META";
 
 /// Every map that is pinned, in no particular order.
-pub const PINNED: [&str; 24] = [
+pub const PINNED: [&str; 25] = [
     VIPS,
     PORTS,
     MACS,
@@ -97,6 +99,7 @@ pub const PINNED: [&str; 24] = [
     EVENTS,
     SAMPLES,
     NODE,
+    ELDER,
     NEWS,
     META,
 ];

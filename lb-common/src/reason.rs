@@ -49,6 +49,8 @@ pub enum Disposition {
     /// A SYN; it is answered in the name of the node's listener, whose the connection is once the client goes on
     /// with it.
     Cookie,
+    /// It goes to another node, in the frame that it came in.
+    HandOn,
 }
 
 reasons! {
@@ -73,6 +75,9 @@ reasons! {
     Proxied, "proxied", Pass;
     /// A SYN for the proxy, whose listener has no room to remember it: answered with a SYN cookie (RFC 4987).
     SynCookie, "syn_cookie", Cookie;
+    /// It is of a connection that the proxy of another node has, which had the address before and still answers:
+    /// that node gets it.
+    HandedOn, "handed_on", HandOn;
     /// In a frame for another host: a switch floods, or the interface is a port of a bridge. Of packets that the
     /// hot path knows, those that it would send to a client are not asked.
     OtherHost, "other_host", Pass;

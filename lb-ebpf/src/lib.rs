@@ -164,6 +164,15 @@ pub fn begin<F: Family, T: Tables + Flows<F>>(
     }
 }
 
+/// The TCP or UDP header of a packet to a floating address; `None`: it is none.
+#[inline(always)]
+pub fn segment<F: Family, T: Tables>(packet: &Packet, tables: &T) -> Option<Segment<F::Address>> {
+    match ours::<F, T>(packet, tables) {
+        Ok(Ours::Segment(segment)) => Some(segment),
+        _ => None,
+    }
+}
+
 /// A packet to a floating address.
 enum Ours<A> {
     Segment(Segment<A>),

@@ -32,7 +32,7 @@ use lb_ebpf::{
     tables::{Flows, Tables as _},
     tunnel::{Tunnel, is_v4, plain_overhead},
 };
-use program::{maps, tables::Maps, trace};
+use program::{elder, maps, tables::Maps, trace};
 
 /// Entry point: the hot path, and a call for everything else.
 #[xdp]
@@ -159,6 +159,8 @@ const INCONSISTENT: u32 = 19;
 const REPLAY: u32 = 20;
 /// The packet is the SYN of a connection to a listener of the node.
 const LISTENER: u32 = 21;
+/// The packet may be of a connection that the proxy of another node has.
+const STRANGE: u32 = 22;
 /// The packet is to become the SYN to another backend, of as many bytes as are added to this number.
 const COMPOSE: u32 = 1 << 16;
 
@@ -178,6 +180,7 @@ macro_rules! subprograms {
         $compose:ident,
         $begin:ident,
         $cookie:ident,
+        $hand_on:ident,
         $note:ident,
         $reset:ident,
         $too_big:ident
@@ -211,6 +214,7 @@ macro_rules! subprograms {
             }
             match code {
                 LISTENER => $cookie(ctx),
+                STRANGE => $hand_on(ctx),
                 RESET => $reset(ctx),
                 TOO_BIG => $too_big(ctx),
                 INCONSISTENT => complain(ctx),
@@ -296,7 +300,23 @@ macro_rules! subprograms {
             if matches!(outcome, Err(Reason::NoFlow | Reason::NoService)) && be_silent(ctx) != 0 {
                 return xdp_action::XDP_DROP;
             }
+            if matches!(outcome, Err(Reason::Proxied)) && elder::answers() {
+                return STRANGE;
+            }
             finish(outcome)
+        }
+
+        /// Packets of the proxy's connections, while another node still has some.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $hand_on(ctx: *mut xdp_md) -> u32 {
+            let reason = elder::hand_on::<$family>(&packet(ctx));
+            maps::count_reason(reason);
+            match reason {
+                Reason::HandedOn => xdp_action::XDP_TX,
+                Reason::NoLease => xdp_action::XDP_DROP,
+                _ => xdp_action::XDP_PASS,
+            }
         }
 
         /// SYNs for the node's own listeners.
@@ -332,11 +352,11 @@ macro_rules! subprograms {
 
 subprograms!(
     V4, decide4, steer4, follow4, half_open4, error4, choose4, replay4, compose4, begin4, cookie4,
-    note4, reset4, too_big4
+    hand_on4, note4, reset4, too_big4
 );
 subprograms!(
     V6, decide6, steer6, follow6, half_open6, error6, choose6, replay6, compose6, begin6, cookie6,
-    note6, reset6, too_big6
+    hand_on6, note6, reset6, too_big6
 );
 
 /// Whether it is not for this node, or too early, to say that a packet's connection is unknown: then it is
@@ -395,8 +415,10 @@ fn finish(outcome: Result<Action, Reason>) -> u32 {
                 Disposition::Reset => RESET,
                 Disposition::TooBig => TOO_BIG,
                 Disposition::Drop if matches!(reason, Reason::Inconsistent) => INCONSISTENT,
-                // `cookie` alone gives this reason.
-                Disposition::Drop | Disposition::Cookie => xdp_action::XDP_DROP,
+                // `cookie` and `hand_on` alone give these reasons.
+                Disposition::Drop | Disposition::Cookie | Disposition::HandOn => {
+                    xdp_action::XDP_DROP
+                }
             }
         }
     }

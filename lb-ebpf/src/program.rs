@@ -3,6 +3,7 @@
 pub(crate) mod atomic;
 pub(crate) mod clock;
 mod cookie;
+pub(crate) mod elder;
 pub(crate) mod maps;
 pub(crate) mod tables;
 pub(crate) mod trace;

@@ -18,6 +18,7 @@ use aya::{
 use aya_log::EbpfLogger;
 use lb_common::{
     backend::{self, Backend},
+    elder::Elder,
     event::Event,
     limits, names,
     news::Node,
@@ -354,6 +355,14 @@ impl Dataplane {
         let map = Map::Array(pinned(&self.options.pins, names::NODE)?);
         let mut nodes: Array<_, Node> = map.try_into().context("open NODE")?;
         nodes.set(0, node, 0).context("write NODE")
+    }
+
+    /// Tells the kernel program of the node that had the addresses before, as long as that one answers on its
+    /// proxy's connections.
+    pub fn set_elder(&mut self, elder: Elder) -> anyhow::Result<()> {
+        let map = Map::Array(pinned(&self.options.pins, names::ELDER)?);
+        let mut elders: Array<_, Elder> = map.try_into().context("open ELDER")?;
+        elders.set(0, elder, 0).context("write ELDER")
     }
 
     /// Takes the records that the kernel program left in `EVENTS` since the last call.

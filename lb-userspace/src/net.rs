@@ -26,6 +26,7 @@ mod macs;
 pub(crate) mod netlink;
 pub mod rst;
 mod table;
+pub(crate) mod unsent;
 
 pub use netlink::Error;
 use netlink::Netlink;

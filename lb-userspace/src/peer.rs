@@ -63,6 +63,12 @@ pub struct Peer {
     /// It holds floating addresses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holds: Option<bool>,
+    /// For how long it answers on connections of its proxy once another node has the addresses, milliseconds.
+    #[serde(default)]
+    pub lingers_ms: u32,
+    /// It is about to end.
+    #[serde(default)]
+    pub leaves: bool,
     /// Services, and how many of them have a backend to serve.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub services: Option<Fit>,

@@ -19,9 +19,9 @@
 //! to the one verdict through the same counters as what the kernel sees ([`Backend::signals`]).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -35,11 +35,14 @@ mod answer;
 mod attempt;
 mod backend;
 mod budget;
+mod calm;
 mod connect;
 pub mod decide;
 mod early;
 mod edge;
+mod era;
 mod exchange;
+mod frames;
 mod gate;
 mod head;
 mod headers;
@@ -58,6 +61,7 @@ mod select;
 mod serve;
 mod service;
 mod speed;
+mod stall;
 mod stats;
 mod store;
 mod stream;
@@ -191,6 +195,31 @@ impl Proxy {
             // It fails only if it panicked; then nothing is left to wait for.
             let _ = end.await;
         }
+    }
+
+    /// The addresses go to another node: the connections to them that there are end in order, within
+    /// `drain_timeout` of their service or [`DRAIN`]. Gives the longest of these times, if there are any.
+    pub fn hand_over(&self, addresses: &BTreeSet<IpAddr>) -> Option<Duration> {
+        let inner = self.lock();
+        let services = inner.services.values();
+        let within =
+            services.filter(|service| addresses.contains(&service.listen.ip())).map(|it| {
+                let within = it.drain_timeout().min(DRAIN);
+                it.hand_over(within);
+                within
+            });
+        within.max()
+    }
+
+    /// Connections that were handed over and are still open.
+    pub fn handed_over(&self) -> u64 {
+        self.lock().services.values().map(|service| service.handed_over()).sum()
+    }
+
+    /// For how long connections would go on that are handed over now; nothing if no service has a proxy.
+    pub fn lingers(&self) -> Option<Duration> {
+        let inner = self.lock();
+        inner.services.values().map(|service| service.drain_timeout().min(DRAIN)).max()
     }
 
     fn service(&self, name: &str) -> Option<Arc<Service>> {

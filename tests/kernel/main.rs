@@ -9,6 +9,7 @@ mod cookies;
 mod cut;
 mod decap;
 mod differential;
+mod elder;
 mod filters;
 mod layout;
 mod lease;

@@ -30,6 +30,7 @@ mod gap;
 mod hostile;
 mod keepalived;
 mod pair;
+mod proxied;
 mod restart;
 
 /// No service of ours should be silent for so long, however loaded the machine is that runs the tests.

@@ -4,14 +4,18 @@
 //! Where it is not, that is on purpose: `differences` lists the cases and says why. All of it happens on
 //! loopback and needs no privilege, only nginx.
 
+mod attacks;
 mod backends;
 mod client;
 mod differences;
+mod frames;
 mod fronts;
 mod grpc;
 mod hostile;
+mod http2;
 mod identity;
 mod limits;
+mod log;
 mod peers;
 mod prior;
 mod retries;

@@ -174,7 +174,7 @@ pub fn run(
             match reason.disposition() {
                 Disposition::Pass => Xdp::Pass,
                 Disposition::Drop => Xdp::Drop,
-                Disposition::Cookie => Xdp::Transmit,
+                Disposition::Cookie | Disposition::HandOn => Xdp::Transmit,
                 Disposition::TooBig => {
                     let link = Link::parse(&packet(start, end)).ok();
                     let answered = match link.map(|link| link.ether_type) {

@@ -73,7 +73,7 @@ impl Host {
         match reason.disposition() {
             Disposition::Pass => assert_eq!(outcome.xdp, Xdp::Pass),
             Disposition::Drop | Disposition::TooBig => assert_eq!(outcome.xdp, Xdp::Drop),
-            Disposition::Cookie => assert_eq!(outcome.xdp, Xdp::Transmit),
+            Disposition::Cookie | Disposition::HandOn => assert_eq!(outcome.xdp, Xdp::Transmit),
             Disposition::Reset => assert!(matches!(outcome.xdp, Xdp::Transmit | Xdp::Drop)),
         }
         outcome

@@ -245,6 +245,8 @@ fn requests(proxy: &proxy::Status) -> String {
         (proxy.handshakes, "without a TLS handshake"),
         (proxy.proxy_headers, "without a good PROXY header"),
         (proxy.denied, "of clients that may not connect"),
+        (proxy.cancelled, "taken back by the client"),
+        (proxy.stalled, "not taken by the client"),
     ];
     for (count, what) in counts.iter().filter(|(count, _)| *count > 0) {
         // Writing to a `String` cannot fail.
@@ -252,6 +254,12 @@ fn requests(proxy: &proxy::Status) -> String {
     }
     for (reason, count) in &proxy.refused {
         let _ = write!(out, ", {count} refused ({reason})");
+    }
+    for (error, count) in &proxy.resets {
+        let _ = write!(out, ", {count} streams reset ({error})");
+    }
+    for (error, count) in &proxy.sent_away {
+        let _ = write!(out, ", {count} clients sent away ({error})");
     }
     out.push('\n');
     out

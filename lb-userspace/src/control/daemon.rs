@@ -22,7 +22,7 @@ use tokio::{
 
 use super::{
     kernel::{Kernel, Shared},
-    task::{Handle, Setup, Task, anycast::INTERFACE as ANYCAST_INTERFACE},
+    task::{Handle, Setup, Task, anycast::INTERFACE as ANYCAST_INTERFACE, elder},
 };
 use crate::{
     admin, alert,
@@ -151,10 +151,13 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     });
     let signal = signals.serve(&mut handle).await;
     notify(&[NotifyState::Stopping]);
-    handle.stop().await;
+    let lingering = handle.stop().await;
     server.abort();
     // New connections do not come to it any more.
     proxy.stop().await;
+    if let Some(kept) = lingering {
+        elder::give_up(kept).await?;
+    }
     // After the end of the task, so that a follower of events sees it last.
     let message = "ballast ends; forwarding goes on as it is. `ballast detach` ends that too";
     timeline.add(Note::new(Kind::Stopped, message).because(signal));

@@ -10,6 +10,7 @@ use std::{
 };
 
 use lb_common::{
+    elder::Elder,
     event::Event,
     news::Node,
     stats::BackendSignals,
@@ -64,6 +65,8 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn take_traces(&self) -> anyhow::Result<Traced>;
     /// See [`Dataplane::set_node`].
     fn set_node(&self, node: Node) -> anyhow::Result<()>;
+    /// See [`Dataplane::set_elder`].
+    fn set_elder(&self, elder: Elder) -> anyhow::Result<()>;
     /// See [`Dataplane::set_macs`].
     fn set_macs(&self, macs: &BTreeSet<[u8; 6]>) -> anyhow::Result<()>;
     /// See [`Dataplane::flow_sync`]. `None`: there are no flow tables to keep alike.
@@ -188,6 +191,10 @@ impl Kernel for Shared {
 
     fn set_node(&self, node: Node) -> anyhow::Result<()> {
         self.lock().set_node(node)
+    }
+
+    fn set_elder(&self, elder: Elder) -> anyhow::Result<()> {
+        self.lock().set_elder(elder)
     }
 
     fn set_macs(&self, macs: &BTreeSet<[u8; 6]>) -> anyhow::Result<()> {

@@ -33,7 +33,10 @@ use crate::{
     net::NextHops,
     proxy::Proxy,
     trace::show::Names,
-    vrrp::router::{Released, Router},
+    vrrp::{
+        Holder,
+        router::{Released, Router},
+    },
 };
 
 mod addresses;
@@ -41,6 +44,7 @@ pub(super) mod anycast;
 mod appoint;
 mod attach;
 mod cookies;
+pub(super) mod elder;
 mod faults;
 mod fitness;
 mod flood;
@@ -63,6 +67,7 @@ use anycast::Anycast;
 pub use appoint::Appointment;
 use attach::Attachments;
 use cookies::Cookies;
+use elder::Elders;
 use faults::{Faults, KernelNews};
 use fitness::Weight;
 use flood::Flood;
@@ -129,7 +134,7 @@ enum Command {
     Appoint(Vec<Appointment>, oneshot::Sender<Result<(), String>>),
     Park(String, Option<Duration>, oneshot::Sender<Result<(), String>>),
     Release(oneshot::Sender<Option<anyhow::Result<Vec<Released>>>>),
-    Stop(oneshot::Sender<()>),
+    Stop(oneshot::Sender<Option<Holder>>),
 }
 
 /// The task's own state.
@@ -161,6 +166,7 @@ pub struct Task {
     anycast: Anycast,
     attachments: Attachments,
     peers: Peers,
+    elders: Elders,
     weight: Weight,
     faults: Faults,
     kernel_news: KernelNews,
@@ -235,6 +241,7 @@ impl Task {
             anycast: Anycast::default(),
             attachments: Attachments::default(),
             peers: Peers::default(),
+            elders: Elders::default(),
             weight: Weight::default(),
             faults: Faults::default(),
             kernel_news: KernelNews::default(),
@@ -286,6 +293,7 @@ impl Task {
         let mut followed = true;
         let mut deadline = self.reconcile().await;
         let mut changed = false;
+        let mut board = self.peers.others().board();
         loop {
             if std::mem::replace(&mut changed, true) {
                 deadline = self.reconcile().await;
@@ -293,14 +301,17 @@ impl Task {
             tokio::select! {
                 Some(command) = inputs.commands.recv() => {
                     if let Command::Stop(done) = command {
-                        self.hand_to_kernel().await;
+                        self.take_leave();
                         self.addresses.stop().await;
+                        // Not before: of connections that the kernel begins in the last moment, the
+                        // other nodes might not be told any more. Those of the proxy go on here.
+                        self.hand_to_kernel().await;
                         let mut notes = self.addresses.news();
                         if self.config.nodes.len() > 1 {
                             notes.extend(self.anycast.release().await);
                         }
                         self.tell(notes);
-                        let _ = done.send(());
+                        let _ = done.send(self.leave().await);
                         return;
                     }
                     self.obey(command, &mut inputs.reports).await;
@@ -321,6 +332,12 @@ impl Task {
                 Some(swept) = inputs.swept.recv() => self.take_sweep(swept),
                 _ = watch.tick() => changed = self.watch().await,
                 () = self.addresses.changed() => {}
+                // It ends with this task at the earliest.
+                Ok(()) = board.changed() => {
+                    board.mark_unchanged();
+                    self.follow_elder().await;
+                    changed = false;
+                }
                 _ = tick.tick() => {
                     self.start_sweep();
                     self.tell_peers();
@@ -377,7 +394,7 @@ impl Task {
                 }
             },
             Command::Stop(answer) => {
-                let _ = answer.send(());
+                let _ = answer.send(None);
             }
         }
     }

@@ -407,6 +407,8 @@ impl Neighbour {
             same_config: summary.about.map(|other| other.generation == own.generation),
             in_sync: summary.in_sync,
             holds: summary.about.map(|other| other.holds),
+            lingers_ms: summary.about.map_or(0, |other| other.lingers_ms),
+            leaves: summary.about.is_some_and(|other| other.leaves),
             services: summary.about.map(|other| other.services.into()),
             backends: summary.about.map(|other| other.backends.into()),
             sent: summary.sent,

@@ -21,6 +21,7 @@ use super::{
     budget::{Permit, Under},
     connect::{Link, Reply},
     serve::Client,
+    stall::Stall,
 };
 use crate::clock;
 
@@ -36,6 +37,8 @@ pub(super) struct Answer {
     status: StatusCode,
     bytes: u64,
     entry: Option<Box<Entry>>,
+    /// Who looks whether the client takes it, with HTTP/2.
+    stall: Option<Arc<Stall>>,
     _under: Under,
 }
 
@@ -136,7 +139,8 @@ impl Answer {
         entry: Option<Box<Entry>>,
     ) -> Self {
         client.route.service.stats.answered(status);
-        Self { content, client: Arc::clone(client), status, bytes: 0, entry, _under: under }
+        let (client, stall) = (Arc::clone(client), Stall::current());
+        Self { content, client, status, bytes: 0, entry, stall, _under: under }
     }
 }
 
@@ -203,6 +207,9 @@ impl Body for Answer {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         let this = &mut *self;
+        if let Some(stall) = &this.stall {
+            stall.asked();
+        }
         let frame = match &mut this.content {
             Content::Own(text) => text.take().map(|text| Ok(Frame::data(text))),
             Content::Backend(relay) => {
@@ -227,6 +234,9 @@ impl Body for Answer {
             && let Some(data) = frame.data_ref()
         {
             this.bytes += data.len() as u64;
+        }
+        if let Some(stall) = &this.stall {
+            stall.handed();
         }
         Poll::Ready(frame)
     }

@@ -54,6 +54,8 @@ pub(super) struct Edge {
     unflushed: AtomicBool,
     /// The client speaks HTTP/2.
     http2: AtomicBool,
+    /// The client was told, in HTTP/2, that the connection ends for what it has done.
+    sent_away: AtomicBool,
 }
 
 impl Edge {
@@ -69,6 +71,7 @@ impl Edge {
             between: AtomicBool::new(true),
             unflushed: AtomicBool::new(false),
             http2: AtomicBool::new(false),
+            sent_away: AtomicBool::new(false),
         }
     }
 
@@ -111,6 +114,16 @@ impl Edge {
     /// Whether anything was refused.
     pub(super) fn has_refused(&self) -> bool {
         self.refusal.get().is_some()
+    }
+
+    /// The client of HTTP/2 is told that the connection ends for what it has done.
+    pub(super) fn send_away(&self) {
+        self.sent_away.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was.
+    pub(super) fn is_sent_away(&self) -> bool {
+        self.sent_away.load(Ordering::Relaxed)
     }
 
     /// Whether all has come of the last request, nothing of the next one, and all has left that was

@@ -38,7 +38,7 @@ pub(super) async fn exchange(client: &Arc<Client>, request: Request<Incoming>) -
     let can_close = request.version() < Version::HTTP_2;
     let mut response = answer(client, request).await;
     let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    if client.route.service.ends() && can_close && !switches {
+    if client.open.ends() && can_close && !switches {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -148,7 +148,7 @@ fn hand_back(
     let status = answer.status();
     if status == StatusCode::SWITCHING_PROTOCOLS {
         client.edge.switch();
-        tunnel::spawn(Arc::clone(&client.route), upgrades, lease, Arc::clone(&client.open));
+        tunnel::spawn(&client.route, upgrades, lease, Arc::clone(&client.open));
         let (mut parts, _) = answer.into_parts();
         let protocol = headers::strip_hop_by_hop(&mut parts.headers);
         if let Some(protocol) = protocol {

@@ -34,7 +34,7 @@ use super::{
     exchange,
     gate::gated,
     serve::{Client, Route, next, until_told},
-    service::{LEAVE, Phase},
+    service::{LEAVE, Open, Phase},
     stream::Stream,
     strict::HEAD_BYTES,
 };
@@ -78,6 +78,7 @@ pub(super) async fn http1<S: Socket>(
     timeout: Duration,
 ) -> Option<Early<S>> {
     let (route, edge) = (Arc::clone(&client.route), Arc::clone(&client.edge));
+    let open = Arc::clone(&client.open);
     let tcp = Arc::clone(io.tcp());
     let mut service = service_fn(move |request| {
         let client = Arc::clone(&client);
@@ -91,7 +92,7 @@ pub(super) async fn http1<S: Socket>(
     // handshake.
     let mut asked = S::HOLDS_BYTES;
     loop {
-        if !asked && !has_bytes(&tcp, &route, &edge, timeout).await {
+        if !asked && !has_bytes(&tcp, &route, &open, &edge, timeout).await {
             return None;
         }
         let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
@@ -105,7 +106,7 @@ pub(super) async fn http1<S: Socket>(
             tokio::select! {
                 biased;
                 // How it ended is the client's matter.
-                _ = until_told(&route, driven, tell) => return None,
+                _ = until_told(&open, driven, tell) => return None,
                 () = other => Pause::Http2,
                 pause = gated(|| edge.rests_since().is_some(), pause) => pause,
             }
@@ -166,10 +167,16 @@ async fn pause(edge: &Edge, timeout: Duration) -> Pause {
 }
 
 /// Waits for the next bytes of a client; for as long as it may take, and the service goes on.
-async fn has_bytes(tcp: &TcpStream, route: &Route, edge: &Edge, timeout: Duration) -> bool {
+async fn has_bytes(
+    tcp: &TcpStream,
+    route: &Route,
+    open: &Open,
+    edge: &Edge,
+    timeout: Duration,
+) -> bool {
     let end = edge.rests_since().unwrap_or_else(clock::timer) + timeout;
     let _still = route.service.stats.still();
-    let mut phase = route.phase();
+    let mut phase = open.phase();
     let mut seen = Phase::Serving;
     loop {
         tokio::select! {

@@ -4,9 +4,11 @@ use std::fmt;
 
 use hyper::{
     Method, Request, StatusCode, Version,
-    header::{HOST, HeaderValue},
+    header::{COOKIE, HOST, HeaderValue},
     http::uri::Authority,
 };
+
+use super::strict::{HEADERS, LINE_BYTES};
 
 macro_rules! refusals {
     ($( $(#[$doc:meta])* $name:ident, $label:literal, $status:ident; )*) => {
@@ -84,6 +86,9 @@ pub(super) fn host<B>(
     if *request.method() == Method::CONNECT || *request.method() == Method::TRACE {
         return Err(Refusal::Method);
     }
+    if request.version() == Version::HTTP_2 {
+        fits(request)?;
+    }
     // Most requests have few fields, and looking through them costs less than a look-up.
     let mut hosts = request.headers().iter().filter(|(name, _)| **name == HOST);
     let host = hosts.next().map(|(_, host)| host);
@@ -113,6 +118,19 @@ pub(super) fn host<B>(
     } else {
         Err(Refusal::Target)
     }
+}
+
+/// Looks whether a head of HTTP/2 keeps to the limits that `strict` has for those of HTTP/1. Its size as a
+/// whole h2 looks at.
+fn fits<B>(request: &Request<B>) -> Result<(), Refusal> {
+    let uri = request.uri();
+    let target = uri.path_and_query().map_or(0, |target| target.as_str().len());
+    if target + uri.authority().map_or(0, |authority| authority.as_str().len()) > LINE_BYTES {
+        return Err(Refusal::TargetTooLong);
+    }
+    // Cookies may come one by one, and go on as one.
+    let fields = request.headers().iter().filter(|(name, _)| *name != COOKIE).count();
+    if fields > HEADERS { Err(Refusal::TooLarge) } else { Ok(()) }
 }
 
 /// A host with or without a port, and nobody's name before it.

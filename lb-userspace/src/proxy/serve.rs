@@ -13,7 +13,7 @@ use std::{
 };
 
 use hyper::{server::conn::http2, service::service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -23,6 +23,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{
+    calm::Calm,
     edge::Edge,
     exchange,
     gate::gated,
@@ -31,6 +32,7 @@ use super::{
     inbound::{self, Ends},
     pool::Pool,
     service::{LEAVE, Open, Phase, Service, View},
+    stall::Answers,
     stream::Stream,
     strict::HEAD_BYTES,
     tls,
@@ -40,6 +42,15 @@ use crate::clock;
 /// Most requests of a connection that are under way at once, with HTTP/2 (nginx:
 /// `http2_max_concurrent_streams`).
 const STREAMS: u32 = 128;
+
+/// Most streams of a connection, in its whole life, that are reset for what is wrong with them.
+const WRONG_STREAMS: usize = 1024;
+
+/// Most streams that a client has taken back before they were looked at, at once.
+const PENDING_RESETS: usize = 20;
+
+/// Most bytes of one answer, in HTTP/2, that wait for their client beside those in the socket.
+const SEND_BYTES: usize = 128 << 10;
 
 /// How long, and how much, is still read of a client that was refused.
 const LINGER: Duration = Duration::from_secs(5);
@@ -162,7 +173,7 @@ pub(super) async fn connection(route: Arc<Route>, tcp: TcpStream, address: Socke
             Box::pin(http2(client, stream, timeout)).await;
         }
     }
-    if edge.has_refused() {
+    if edge.has_refused() || edge.is_sent_away() {
         // It ends only with the last copy of the descriptor.
         let _ = tokio::time::timeout(LINGER, Box::pin(linger(&tcp))).await;
     }
@@ -186,36 +197,41 @@ async fn http2<S>(client: Arc<Client>, stream: S, timeout: Duration)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let route = Arc::clone(&client.route);
+    let (service_of, edge) = (Arc::clone(&client.route.service), Arc::clone(&client.edge));
+    let open = Arc::clone(&client.open);
     let service = service_fn(move |request| {
         let client = Arc::clone(&client);
         async move { Ok::<_, Infallible>(exchange::exchange(&client, request).await) }
     });
-    // Streams that are reset as fast as they are opened are bounded by hyper and h2 themselves.
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+    let answers = Answers { service: Arc::clone(&service_of), timeout };
+    let mut builder = http2::Builder::new(answers);
     builder
         .timer(TokioTimer::new())
         .keep_alive_interval(timeout)
         .keep_alive_timeout(timeout)
         .max_concurrent_streams(STREAMS)
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .max_local_error_reset_streams(WRONG_STREAMS)
+        .max_send_buf_size(SEND_BYTES)
         .max_header_list_size(HEAD_BYTES as u32);
+    let stream = Calm::new(stream, service_of, edge);
     let connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     // How it ended is the client's matter.
-    let _ = until_told(&route, connection, http2::Connection::graceful_shutdown).await;
+    let _ = until_told(&open, connection, http2::Connection::graceful_shutdown).await;
 }
 
-/// Runs a connection to its end, which is told it when the service ends.
+/// Runs a connection to its end, which is told it when its time ends.
 pub(super) async fn until_told<C: Future<Output = hyper::Result<()>>>(
-    route: &Route,
+    open: &Open,
     mut connection: Pin<&mut C>,
     tell: impl Fn(Pin<&mut C>),
 ) -> hyper::Result<()> {
-    let mut phase = route.phase();
+    let mut phase = open.phase();
     let (mut seen, mut told) = (Phase::Serving, false);
     loop {
         // Before it ends, there is nothing to be told.
         let next = pin!(next(&mut phase, seen));
-        let next = gated(|| route.service.ends(), next);
+        let next = gated(|| open.ends(), next);
         tokio::select! {
             biased;
             result = &mut connection => return result,

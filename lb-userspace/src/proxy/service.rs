@@ -4,25 +4,21 @@ use std::{
     collections::HashMap,
     io,
     net::SocketAddr,
-    pin::pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use lb_common::service::Balance;
-use tokio::{
-    sync::{Notify, watch},
-    task::JoinHandle,
-    time::timeout_at,
-};
+use tokio::{sync::watch, task::JoinHandle, time::timeout_at};
 
 use super::{
     access::Log,
     backend::Backend,
     budget::Budget,
+    era::Era,
     inbound::admit::Admission,
     proof::Resets,
     queue::Queue,
@@ -71,9 +67,10 @@ pub(super) struct Service {
     phase: watch::Sender<Phase>,
     /// What the seats were made of.
     judged: Mutex<Arc<DesiredService>>,
-    open: Count,
+    /// The connections that it has now, and those of before that still end.
+    eras: Mutex<Eras>,
     /// Those that came when it had begun to end.
-    late: Count,
+    late: Arc<Era>,
     /// The phase is not the first.
     ends: AtomicBool,
     pub(super) stats: Stats,
@@ -83,6 +80,14 @@ pub(super) struct Service {
     pub(super) admission: Admission,
     /// What notes the resets of connections to backends.
     pub(super) resets: Option<Arc<dyn Resets>>,
+}
+
+/// The connections of a service, by the time at which they came.
+#[derive(Debug)]
+struct Eras {
+    now: Arc<Era>,
+    /// Those that were handed over and still end.
+    before: Vec<Arc<Era>>,
 }
 
 /// What holds for a service now.
@@ -115,42 +120,6 @@ pub(super) struct Seat {
 impl PartialEq for Backend {
     fn eq(&self, other: &Self) -> bool {
         std::ptr::eq(self, other)
-    }
-}
-
-/// A count that can be waited for to become none.
-#[derive(Debug, Default)]
-struct Count {
-    count: AtomicU64,
-    none: Notify,
-}
-
-impl Count {
-    fn add(&self) {
-        self.count.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn remove(&self) {
-        if self.count.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.none.notify_waiters();
-        }
-    }
-
-    fn get(&self) -> u64 {
-        self.count.load(Ordering::Acquire)
-    }
-
-    /// Waits until it is none.
-    async fn none(&self) {
-        loop {
-            let mut none = pin!(self.none.notified());
-            // From here on, none is missed.
-            none.as_mut().enable();
-            if self.get() == 0 {
-                return;
-            }
-            none.await;
-        }
     }
 }
 
@@ -199,8 +168,8 @@ impl Service {
             view: watch::Sender::new(Arc::new(view)),
             phase: watch::Sender::new(Phase::Serving),
             judged: Mutex::new(Arc::clone(state.desired())),
-            open: Count::default(),
-            late: Count::default(),
+            eras: Mutex::new(Eras { now: Era::new(), before: Vec::new() }),
+            late: Era::new(),
             ends: AtomicBool::new(false),
             stats: Stats::default(),
             budget: Arc::default(),
@@ -282,7 +251,7 @@ impl Service {
         self.phase.subscribe()
     }
 
-    /// Whether each answer should be a connection's last.
+    /// Whether it has begun to end.
     pub(super) fn ends(&self) -> bool {
         self.ends.load(Ordering::Relaxed)
     }
@@ -299,14 +268,32 @@ impl Service {
     }
 
     /// A connection of a client, or what became of one; open as long as this lives.
-    pub(super) fn open(self: &Arc<Self>) -> Open {
-        let is_late = self.ends();
-        self.opened(is_late).add();
-        Open { service: Arc::clone(self), is_late }
+    pub(super) fn open(&self) -> Open {
+        let era = if self.ends() { Arc::clone(&self.late) } else { Arc::clone(&self.eras().now) };
+        era.open.add();
+        Open(era)
     }
 
-    fn opened(&self, is_late: bool) -> &Count {
-        if is_late { &self.late } else { &self.open }
+    fn eras(&self) -> MutexGuard<'_, Eras> {
+        // Each step leaves it whole.
+        self.eras.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The address goes to another node: ends the connections that there are, in order, or after this time at
+    /// once. It takes new ones as ever.
+    pub(super) fn hand_over(&self, within: Duration) {
+        let mut eras = self.eras();
+        eras.before.retain(|era| era.open.get() > 0);
+        if eras.now.open.get() > 0 {
+            let old = std::mem::replace(&mut eras.now, Era::new());
+            drop(old.end(within));
+            eras.before.push(old);
+        }
+    }
+
+    /// Connections that were handed over and are still open.
+    pub(super) fn handed_over(&self) -> u64 {
+        self.eras().before.iter().map(|era| era.open.get()).sum()
     }
 
     /// Whether nobody else can take its connections.
@@ -319,27 +306,38 @@ impl Service {
     /// One that `lingers` takes more until those that there are have ended: nobody else can.
     pub(super) fn end(self: &Arc<Self>, within: Duration, lingers: bool) -> JoinHandle<()> {
         self.ends.store(true, Ordering::Relaxed);
+        let (now, before) = {
+            let eras = self.eras();
+            (Arc::clone(&eras.now), eras.before.clone())
+        };
         self.phase.send_replace(Phase::Draining);
+        now.enter(Phase::Draining);
+        self.late.enter(Phase::Draining);
         let service = Arc::clone(self);
         tokio::spawn(async move {
             let cut = clock::timer() + within;
             tokio::time::sleep(LEAVE.min(within)).await;
             if lingers {
-                let _ = timeout_at(cut, service.open.none()).await;
+                let _ = timeout_at(cut, now.open.none()).await;
             }
             service.phase.send_replace(Phase::Closing);
             let cut = if lingers { cut.max(clock::timer() + LATE) } else { cut };
             let all = async {
-                service.open.none().await;
-                service.late.none().await;
+                for era in [&now, &service.late].into_iter().chain(&before) {
+                    era.open.none().await;
+                }
             };
             let _ = timeout_at(cut, all).await;
             service.phase.send_replace(Phase::Cut);
+            for era in [&now, &service.late].into_iter().chain(&before) {
+                era.enter(Phase::Cut);
+            }
         })
     }
 
     pub(super) fn status(&self) -> Status {
-        let open = self.open.get() + self.late.get();
+        let now = self.eras().now.open.get();
+        let open = now + self.late.open.get() + self.handed_over();
         self.stats.status(self.budget.requests(), open)
     }
 }
@@ -354,14 +352,23 @@ fn server(proxy: &config::Proxy) -> Result<Option<Arc<rustls::ServerConfig>>, tl
 
 /// See [`Service::open`].
 #[derive(Debug)]
-pub(super) struct Open {
-    service: Arc<Service>,
-    is_late: bool,
+pub(super) struct Open(Arc<Era>);
+
+impl Open {
+    /// Whether it goes on.
+    pub(super) fn phase(&self) -> watch::Receiver<Phase> {
+        self.0.phase()
+    }
+
+    /// Whether its next answer should be its last.
+    pub(super) fn ends(&self) -> bool {
+        self.0.ends()
+    }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.service.opened(self.is_late).remove();
+        self.0.open.remove();
     }
 }
 

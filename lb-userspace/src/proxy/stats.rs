@@ -48,6 +48,35 @@ pub(super) struct Stats {
     bad_gateway: Counter,
     gateway_timeout: Counter,
     refused: [Counter; Refusal::ALL.len()],
+    /// By the number of the error.
+    resets: [Counter; CODES.len()],
+    sent_away: [Counter; CODES.len()],
+    pub(super) cancelled: Counter,
+    pub(super) stalled: Counter,
+}
+
+/// Names of HTTP/2's errors, by their number (RFC 9113, section 7); the last one is for others.
+const CODES: [&str; 15] = [
+    "no_error",
+    "protocol_error",
+    "internal_error",
+    "flow_control_error",
+    "settings_timeout",
+    "stream_closed",
+    "frame_size_error",
+    "refused_stream",
+    "cancel",
+    "compression_error",
+    "connect_error",
+    "enhance_your_calm",
+    "inadequate_security",
+    "http_1_1_required",
+    "other",
+];
+
+/// The count of an error.
+fn of_code(counters: &[Counter; CODES.len()], code: u32) -> &Counter {
+    &counters[(code as usize).min(CODES.len() - 1)]
 }
 
 /// A connection that is still, for as long as this lives.
@@ -90,6 +119,16 @@ impl Stats {
         self.refused[refusal as usize].add();
     }
 
+    /// A stream of HTTP/2 was reset for this error.
+    pub(super) fn reset(&self, code: u32) {
+        of_code(&self.resets, code).add();
+    }
+
+    /// A connection of HTTP/2 is ended for this error.
+    pub(super) fn sent_away(&self, code: u32) {
+        of_code(&self.sent_away, code).add();
+    }
+
     /// All of it.
     pub(super) fn status(&self, active: u32, open: u64) -> Status {
         let nonzero = |(name, count): (String, u64)| (count > 0).then_some((name, count));
@@ -97,6 +136,11 @@ impl Stats {
         let answers = answers.map(|(digit, count)| (format!("{digit}xx"), count.get()));
         let refused = Refusal::ALL.iter().zip(&self.refused);
         let refused = refused.map(|(refusal, count)| (refusal.label().to_owned(), count.get()));
+        let codes = |counters: &[Counter; CODES.len()]| {
+            let named = CODES.iter().zip(counters);
+            let counts = named.map(|(name, count)| ((*name).to_owned(), count.get()));
+            counts.filter_map(nonzero).collect()
+        };
         Status {
             connections: self.connections.get(),
             open,
@@ -120,6 +164,10 @@ impl Stats {
             overloaded: self.overloaded.get(),
             answers: answers.filter_map(nonzero).collect(),
             refused: refused.filter_map(nonzero).collect(),
+            resets: codes(&self.resets),
+            sent_away: codes(&self.sent_away),
+            cancelled: self.cancelled.get(),
+            stalled: self.stalled.get(),
         }
     }
 }
@@ -178,6 +226,18 @@ pub struct Status {
     pub answers: BTreeMap<String, u64>,
     /// Requests that were refused, by reason.
     pub refused: BTreeMap<String, u64>,
+    /// Streams of HTTP/2 that the proxy reset, by the error that the client was told.
+    #[serde(default)]
+    pub resets: BTreeMap<String, u64>,
+    /// Connections of HTTP/2 that were ended with a `GOAWAY`, by the error that the client was told.
+    #[serde(default)]
+    pub sent_away: BTreeMap<String, u64>,
+    /// Streams of HTTP/2 that clients have reset.
+    #[serde(default)]
+    pub cancelled: u64,
+    /// Answers in HTTP/2 that were given up as the client did not take them.
+    #[serde(default)]
+    pub stalled: u64,
 }
 
 /// What `status` says of a backend in a service's proxy.

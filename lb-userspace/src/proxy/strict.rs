@@ -18,7 +18,7 @@ mod head;
 
 use chunks::Chunks;
 use head::Framing;
-pub(super) use head::HEAD_BYTES;
+pub(super) use head::{HEAD_BYTES, HEADERS, LINE_BYTES};
 
 /// Where in a client's bytes.
 #[derive(Debug)]

@@ -18,10 +18,10 @@ use super::{
 mod pipe;
 
 /// Hands bytes through until one side ends, or the service does.
-pub(super) fn spawn(route: Arc<Route>, client: OnUpgrade, lease: Lease, open: Arc<Open>) {
+pub(super) fn spawn(route: &Route, client: OnUpgrade, lease: Lease, open: Arc<Open>) {
     route.service.stats.tunnels.add();
     tokio::spawn(async move {
-        let mut phase = route.phase();
+        let mut phase = open.phase();
         let Lease { link, active, .. } = lease;
         tokio::select! {
             _ = phase.wait_for(|phase| *phase == Phase::Cut) => {}

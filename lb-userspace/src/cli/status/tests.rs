@@ -74,6 +74,8 @@ fn status() -> Status {
             same_config: Some(false),
             in_sync: true,
             holds: Some(false),
+            lingers_ms: 0,
+            leaves: false,
             services: Some(Fit { fit: 1, all: 2 }),
             backends: Some(Fit { fit: 3, all: 4 }),
             sent: 70,

@@ -1,7 +1,7 @@
 //! The floating addresses, as far as this node should hold them: always, if it is alone; if there are
 //! several nodes, while VRRP says so.
 
-use std::{future::pending, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, future::pending, net::IpAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::{
@@ -140,6 +140,11 @@ impl Addresses {
         }
         self.known = state.addresses;
         notes
+    }
+
+    /// The addresses that are held.
+    pub(super) fn held(&self) -> BTreeSet<IpAddr> {
+        self.known.iter().filter(|known| known.held).map(|known| known.address).collect()
     }
 
     /// Whether any address is held.

@@ -160,7 +160,7 @@ fn changes(
     notes
 }
 
-fn host_prefix(address: IpAddr) -> u8 {
+pub(super) fn host_prefix(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }
 

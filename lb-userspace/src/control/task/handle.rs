@@ -19,7 +19,7 @@ use crate::{
         hub::{BeginError, Hub, Trace},
         show::{Names, Unknown},
     },
-    vrrp::router::Released,
+    vrrp::{Holder, router::Released},
 };
 
 /// Connections that are handed over together.
@@ -242,11 +242,12 @@ impl Handle {
         Ok(released)
     }
 
-    /// Ends the task. Forwarding goes on with the tables as they are.
-    pub async fn stop(&self) {
+    /// Ends the task. Forwarding goes on with the tables as they are. Gives what keeps addresses here that
+    /// another node has, for connections of the proxy that go on: to be released when they have ended.
+    pub async fn stop(&self) -> Option<Holder> {
         self.traces.stop().await;
         // If it has ended already, that is as good.
-        let _ = self.ask(Command::Stop).await;
+        self.ask(Command::Stop).await.ok().flatten()
     }
 
     async fn ask<T>(

@@ -103,9 +103,9 @@ impl Task {
     }
 
     /// Whether this node may take the addresses from one that serves: not before it has that one's
-    /// connections. Without a key it never has any, and there is nothing to wait for.
+    /// connections, and knows where those of its proxy are. Without a key it never has any, and there is nothing to wait for.
     pub(super) fn may_preempt(&self) -> bool {
-        may_preempt(&self.config, || self.peers.board().in_sync)
+        may_preempt(&self.config, || self.peers.board().in_sync && self.knows_elder())
     }
 
     /// Tells the other nodes how this one is.
@@ -125,7 +125,9 @@ impl Task {
             backends.fit += serving as u32;
         }
         let holds = self.addresses.holds();
-        About { generation: self.peers.generation, services, backends, holds }
+        let (lingers_ms, leaves) = self.lingers();
+        let generation = self.peers.generation;
+        About { generation, services, backends, holds, lingers_ms, leaves }
     }
 }
 

@@ -47,6 +47,7 @@ impl Task {
         if !*self.settled.borrow() && self.is_settled(now) {
             self.settle().await;
         }
+        self.follow_elder().await;
         self.weigh(now).await;
         self.follow_anycast().await;
         let deadlines = [
@@ -88,7 +89,11 @@ impl Task {
         self.hops_wanted_of = Some(of);
         let configured = self.state.records().map(|(_, record)| record.config.address.ip());
         let retiring = self.planner.retiring().map(|retiring| retiring.address.ip());
-        let wanted: BTreeSet<IpAddr> = configured.chain(retiring).collect();
+        // What is of connections of another node's proxy goes there.
+        let has_proxy = self.state.proxied().next().is_some();
+        let nodes = self.config.nodes.iter().filter(|it| has_proxy && it.name != self.node);
+        let nodes = nodes.map(|node| node.address);
+        let wanted: BTreeSet<IpAddr> = configured.chain(retiring).chain(nodes).collect();
         self.wanted.send_if_modified(|current| {
             let new = *current != wanted;
             if new {

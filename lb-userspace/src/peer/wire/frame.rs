@@ -16,7 +16,7 @@ pub const MAX_PART: usize = MAX_BODY - 2 * HEAD - BEAT - ACK - HEAD - 8;
 /// Bytes of the longest name in a [`Frame::Fence`].
 pub const MAX_FENCE_NAME: usize = 256;
 
-const BEAT: usize = 8 + 8 + 4 + 4 + 8 + 16 + 16 + 1;
+const BEAT: usize = 8 + 8 + 4 + 4 + 8 + 16 + 16 + 1 + 4 + 1;
 const ACK: usize = 16;
 
 mod kind {
@@ -56,6 +56,11 @@ pub struct About {
     pub backends: Count,
     /// It holds floating addresses.
     pub holds: bool,
+    /// For how long it answers on connections of its proxy if another node gets the addresses, or since one
+    /// has them; milliseconds. 0: it has none. An older version says nothing of it.
+    pub lingers_ms: u32,
+    /// It is about to end, and is not dead when it falls silent.
+    pub leaves: bool,
 }
 
 /// Digest of a configuration: the same for those that say the same.
@@ -132,6 +137,8 @@ impl Frame<'_> {
                     body.extend_from_slice(&fit.to_be_bytes());
                 }
                 body.push(u8::from(beat.about.holds));
+                body.extend_from_slice(&beat.about.lingers_ms.to_be_bytes());
+                body.push(u8::from(beat.about.leaves));
             }
             Self::Ack(ack) => {
                 body.extend_from_slice(&ack.next.to_be_bytes());
@@ -197,7 +204,9 @@ fn read_beat(reader: &mut Reader<'_>) -> Option<Beat> {
     let mut count = || Some(Count { all: reader.u32()?, fit: reader.u32()? });
     let (services, backends) = (count()?, count()?);
     let holds = reader.byte()? != 0;
-    let about = About { generation, services, backends, holds };
+    let lingers_ms = reader.u32().unwrap_or(0);
+    let leaves = reader.byte().unwrap_or(0) != 0;
+    let about = About { generation, services, backends, holds, lingers_ms, leaves };
     Some(Beat { clock_us, echo_us, held_us, backlog, table_age_ms, about })
 }
 

@@ -157,7 +157,8 @@ proptest! {
         let [held_us, backlog, a, b, c, d] = counts;
         let services = Count { all: a, fit: b };
         let backends = Count { all: c, fit: d };
-        let about = About { generation, services, backends, holds };
+        let (lingers_ms, leaves) = (services.all / 2, !holds);
+        let about = About { generation, services, backends, holds, lingers_ms, leaves };
         let fence = Fence { name: name.into_iter().collect(), generation: next };
         let all = [
             Frame::Beat(Beat { clock_us, echo_us, held_us, backlog, table_age_ms: later, about }),

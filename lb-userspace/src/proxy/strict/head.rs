@@ -8,10 +8,10 @@ use crate::proxy::refuse::Refusal;
 pub(in crate::proxy) const HEAD_BYTES: usize = 64 << 10;
 
 /// Longest request line (nginx: 8 KiB).
-const LINE_BYTES: usize = 16 << 10;
+pub(in crate::proxy) const LINE_BYTES: usize = 16 << 10;
 
 /// Most header fields of a request. hyper has room for as many without an allocation.
-pub(super) const HEADERS: usize = 100;
+pub(in crate::proxy) const HEADERS: usize = 100;
 
 /// How the end of a request is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

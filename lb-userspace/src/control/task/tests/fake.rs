@@ -10,6 +10,7 @@ use std::{
 
 use lb_common::{
     backend::{self, Backend},
+    elder::Elder,
     event::Event,
     news::Node,
     reason::Reason,
@@ -218,6 +219,10 @@ impl Kernel for FakeKernel {
 
     fn set_node(&self, node: Node) -> anyhow::Result<()> {
         self.maps().node = Some(node);
+        Ok(())
+    }
+
+    fn set_elder(&self, _: Elder) -> anyhow::Result<()> {
         Ok(())
     }
 
