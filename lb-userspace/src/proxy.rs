@@ -52,6 +52,7 @@ mod kept;
 mod listener;
 mod multiplex;
 pub(crate) mod outbound;
+mod packets;
 mod pool;
 mod proof;
 mod queue;

@@ -131,6 +131,14 @@ impl Answer {
         Self::new(Content::Own(None), status, client, under, entry)
     }
 
+    /// Whether all of it has come, so that it is written in one go; as far as can be seen.
+    pub(super) fn is_at_hand(&self) -> bool {
+        match &self.content {
+            Content::Own(_) => true,
+            Content::Backend(relay) => relay.is_at_hand(),
+        }
+    }
+
     fn new(
         content: Content,
         status: StatusCode,
@@ -184,6 +192,15 @@ impl Relay {
         match &self.reply {
             Reply::Many(incoming) => incoming.is_end_stream(),
             Reply::One => self.lease.as_ref().is_none_or(|lease| lease.link.has_answered()),
+        }
+    }
+
+    /// See [`Answer::is_at_hand`].
+    fn is_at_hand(&self) -> bool {
+        match (&self.reply, &self.lease) {
+            (Reply::One, Some(lease)) => lease.link.is_at_hand(),
+            (Reply::One, None) => true,
+            (Reply::Many(_), _) => self.is_end_stream(),
         }
     }
 

@@ -195,6 +195,14 @@ impl Link {
         }
     }
 
+    /// Whether all of the answer has come, as far as can be seen, if the link has its body.
+    pub(super) fn is_at_hand(&self) -> bool {
+        match &self.sender {
+            Sender::One(wire) => wire.is_at_hand(),
+            Sender::Many(_) => false,
+        }
+    }
+
     /// How long the rest of the answer's body is, if the link has it.
     pub(super) fn left(&self) -> SizeHint {
         match &self.sender {

@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use super::{
+    packets::Packets,
     refuse::Refusal,
     strict::{Fed, Strict},
 };
@@ -56,6 +57,7 @@ pub(super) struct Edge {
     http2: AtomicBool,
     /// The client was told, in HTTP/2, that the connection ends for what it has done.
     sent_away: AtomicBool,
+    pub(super) packets: Packets,
 }
 
 impl Edge {
@@ -72,6 +74,7 @@ impl Edge {
             unflushed: AtomicBool::new(false),
             http2: AtomicBool::new(false),
             sent_away: AtomicBool::new(false),
+            packets: Packets::default(),
         }
     }
 
@@ -97,6 +100,7 @@ impl Edge {
     /// Counts a request; says why it is refused, if it is.
     pub(super) fn next(&self) -> (u32, Option<Refusal>) {
         self.rests_since.store(BUSY, Ordering::Relaxed);
+        self.packets.goes_on();
         let number = self.seen.fetch_add(1, Ordering::Relaxed) + 1;
         (number, self.refusal(number))
     }
@@ -150,6 +154,8 @@ pub(super) struct Strictly<S> {
     /// What comes after them is refused for this.
     refusal: Option<Refusal>,
     refused: bool,
+    /// It has been said that more of the request that has begun is waited for.
+    waits: bool,
     /// It says nothing at its end but that it is over, which closing it says too.
     plain: bool,
     /// Its first bytes may be those of HTTP/2. Over TLS that has been agreed on before.
@@ -159,7 +165,17 @@ pub(super) struct Strictly<S> {
 impl<S> Strictly<S> {
     pub(super) fn new(stream: S, edge: Arc<Edge>, plain: bool) -> Self {
         let strict = Strict::default();
-        Self { stream, strict, edge, ready: 0, refusal: None, refused: false, plain, new: plain }
+        Self {
+            stream,
+            strict,
+            edge,
+            ready: 0,
+            refusal: None,
+            refused: false,
+            waits: false,
+            plain,
+            new: plain,
+        }
     }
 
     /// The stream, and what was read of it and is not used: all that a client has sent that speaks
@@ -184,9 +200,11 @@ impl<S> Strictly<S> {
     }
 
     /// Says where in the client's bytes it is.
-    fn tell_place(&self) {
+    fn tell_place(&mut self) {
+        let between = self.strict.is_between();
+        self.waits &= !between;
         self.edge.amid_head.store(self.strict.is_amid_head(), Ordering::Relaxed);
-        self.edge.between.store(self.strict.is_between(), Ordering::Relaxed);
+        self.edge.between.store(between, Ordering::Relaxed);
     }
 
     /// Takes note of a refusal. A body that is refused ends with an error.
@@ -204,6 +222,18 @@ impl<S> Strictly<S> {
         held.extend_from_slice(STAND_IN);
         self.ready = STAND_IN.len();
         Ok(())
+    }
+}
+
+impl<S: AsyncRead + Unpin> Strictly<S> {
+    /// Reads from the stream.
+    fn read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if read.is_pending() && !self.strict.is_between() && !self.waits {
+            self.waits = true;
+            self.edge.packets.wait();
+        }
+        read
     }
 }
 
@@ -242,7 +272,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Strictly<S> {
             }
             if switched || this.strict.free() >= buf.remaining() as u64 {
                 let before = buf.filled().len();
-                ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+                ready!(this.read(cx, buf))?;
                 if !switched {
                     // All of it is a body's.
                     let _ = this.strict.feed(&buf.filled()[before..]);
@@ -252,7 +282,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Strictly<S> {
             }
             let before = buf.filled().len();
             let held = !this.strict.held().is_empty();
-            ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+            ready!(this.read(cx, buf))?;
             let new = &buf.filled()[before..];
             if new.is_empty() {
                 return Poll::Ready(Ok(()));
@@ -297,7 +327,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Strictly<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.plain && !self.refused && !self.edge.switched.load(Ordering::Relaxed) {
+        let switched = self.edge.switched.load(Ordering::Relaxed);
+        if self.plain && !self.refused && !switched && !self.edge.packets.holds() {
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut self.stream).poll_shutdown(cx)

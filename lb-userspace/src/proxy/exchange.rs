@@ -36,10 +36,15 @@ use crate::{clock, config};
 pub(super) async fn exchange(client: &Arc<Client>, request: Request<Incoming>) -> Response<Answer> {
     // HTTP/2 says it in another way.
     let can_close = request.version() < Version::HTTP_2;
+    let mut closes = can_close && headers::is_last(request.version(), request.headers());
     let mut response = answer(client, request).await;
     let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     if client.open.ends() && can_close && !switches {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        closes = true;
+    }
+    if closes && response.body().is_at_hand() {
+        client.edge.packets.ends();
     }
     response
 }

@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, net::IpAddr, sync::OnceLock};
 
 use hyper::{
-    HeaderMap,
+    HeaderMap, Version,
     body::Bytes,
     header::{
         CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, Entry, HOST, HeaderName, HeaderValue, TE,
@@ -69,6 +69,21 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
         }
     }
     protocol.filter(|_| upgrade)
+}
+
+/// Whether a client's connection ends with the answer to this request (RFC 9112, section 9.3).
+pub(super) fn is_last(version: Version, headers: &HeaderMap) -> bool {
+    let mut keeps = version != Version::HTTP_10;
+    // Most requests have few fields, and looking through them costs less than a look-up.
+    for (_, value) in headers.iter().filter(|(name, _)| **name == CONNECTION) {
+        for word in value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+            if word.eq_ignore_ascii_case(b"close") {
+                return true;
+            }
+            keeps |= word.eq_ignore_ascii_case(b"keep-alive");
+        }
+    }
+    !keeps
 }
 
 /// Whether a field is for one connection by definition. Looked at by its length first: it is asked of
@@ -372,6 +387,26 @@ mod tests {
             ("accept", "*/*"),
         ]);
         assert_eq!(given, left);
+    }
+
+    #[test]
+    fn the_last_request_says_so() {
+        for (version, connection, last) in [
+            (Version::HTTP_11, &[][..], false),
+            (Version::HTTP_11, &["keep-alive"], false),
+            (Version::HTTP_11, &["x-closed, Upgrade"], false),
+            (Version::HTTP_11, &["upgrade, Close"], true),
+            (Version::HTTP_11, &["keep-alive", "close"], true),
+            (Version::HTTP_10, &[], true),
+            (Version::HTTP_10, &["Keep-Alive"], false),
+            (Version::HTTP_10, &["keep-alive", "close"], true),
+        ] {
+            let mut given = headers(&[("host", "close")]);
+            for value in connection {
+                given.append(CONNECTION, HeaderValue::from_static(value));
+            }
+            assert_eq!(is_last(version, &given), last, "{version:?} {connection:?}");
+        }
     }
 
     #[test]

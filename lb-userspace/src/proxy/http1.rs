@@ -101,8 +101,11 @@ pub(super) async fn http1<S: Socket>(
             let tell = http1::UpgradeableConnection::graceful_shutdown;
             let pause = pin!(pause(&edge, timeout));
             let driven = Pin::new(&mut *connection);
-            // Found out by the poll of the connection before.
-            let other = poll_fn(|_| if edge.is_http2() { Poll::Ready(()) } else { Poll::Pending });
+            // Both show by the poll of the connection before.
+            let other = poll_fn(|_| {
+                edge.packets.settle(&tcp);
+                if edge.is_http2() { Poll::Ready(()) } else { Poll::Pending }
+            });
             tokio::select! {
                 biased;
                 // How it ended is the client's matter.

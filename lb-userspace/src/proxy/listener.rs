@@ -41,6 +41,8 @@ pub(super) fn bind(listen: SocketAddr) -> io::Result<std::net::TcpListener> {
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
     socket.bind(&listen.into())?;
     socket.listen(BACKLOG)?;
+    // After `listen`, which begins it anew; see `packets.rs`.
+    socket.set_tcp_quickack(false)?;
     Ok(socket.into())
 }
 

@@ -30,6 +30,7 @@ use super::{
     headers::Named,
     http1::http1,
     inbound::{self, Ends},
+    packets,
     pool::Pool,
     service::{LEAVE, Open, Phase, Service, View},
     stall::Answers,
@@ -143,14 +144,15 @@ pub(super) async fn connection(route: Arc<Route>, tcp: TcpStream, address: Socke
     let ends = if view.proxy.accept_proxy.is_empty() {
         Ends { client: address, target: route.service.listen }
     } else {
+        packets::acknowledge(&tcp);
         let identified = Box::pin(inbound::identify(&route.service, &view, &tcp, address));
         let Some(ends) = identified.await else { return };
         ends
     };
     let address = ends.client;
     let timeout = view.proxy.client_timeout;
-    let stream = Stream::new(Arc::clone(&tcp), timeout);
     let edge = Arc::new(Edge::new(clock::timer()));
+    let stream = Stream::of_client(Arc::clone(&tcp), timeout, Arc::clone(&edge));
     let scheme = if view.tls.is_some() { "https" } else { "http" };
     let client = Arc::new(Client {
         route: Arc::clone(&route),
@@ -166,10 +168,12 @@ pub(super) async fn connection(route: Arc<Route>, tcp: TcpStream, address: Socke
     let tls = view.tls.clone();
     drop(view);
     if let Some(tls) = tls {
+        packets::acknowledge(&tcp);
         Box::pin(secured(client, TlsAcceptor::from(tls), stream, timeout)).await;
     } else {
         let served = Box::pin(http1(Arc::clone(&client), stream, true, timeout)).await;
         if let Some(stream) = served {
+            packets::acknowledge(&tcp);
             Box::pin(http2(client, stream, timeout)).await;
         }
     }

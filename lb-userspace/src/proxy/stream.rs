@@ -21,6 +21,7 @@ use tokio::{
     time::Sleep,
 };
 
+use super::edge::Edge;
 use crate::clock;
 
 /// After so many retransmissions in a row of the same bytes the host counts as silent. The first comes
@@ -34,11 +35,18 @@ pub(super) struct Stream {
     tcp: Arc<TcpStream>,
     send_timeout: Duration,
     stuck: Option<Pin<Box<Sleep>>>,
+    /// What is known of a client's connection.
+    edge: Option<Arc<Edge>>,
 }
 
 impl Stream {
     pub(super) fn new(tcp: Arc<TcpStream>, send_timeout: Duration) -> Self {
-        Self { tcp, send_timeout, stuck: None }
+        Self { tcp, send_timeout, stuck: None, edge: None }
+    }
+
+    /// That of a client.
+    pub(super) fn of_client(tcp: Arc<TcpStream>, send_timeout: Duration, edge: Arc<Edge>) -> Self {
+        Self { tcp, send_timeout, stuck: None, edge: Some(edge) }
     }
 
     /// The socket.
@@ -62,11 +70,15 @@ impl Stream {
     fn write(
         &mut self,
         cx: &mut Context<'_>,
-        write: impl Fn(&TcpStream) -> io::Result<usize>,
+        bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.poll_room(cx))?;
-            match write(&self.tcp) {
+            let written = match &self.edge {
+                Some(edge) => edge.packets.write(&self.tcp, bytes),
+                None => self.tcp.try_write_vectored(bytes),
+            };
+            match written {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 written => {
                     self.stuck = None;
@@ -109,7 +121,7 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.write(cx, |tcp| tcp.try_write(bytes))
+        self.write(cx, &[io::IoSlice::new(bytes)])
     }
 
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -117,6 +129,9 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(edge) = &self.edge {
+            edge.packets.ended();
+        }
         Poll::Ready(SockRef::from(&*self.tcp).shutdown(Shutdown::Write))
     }
 
@@ -125,7 +140,7 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.write(cx, |tcp| tcp.try_write_vectored(bytes))
+        self.write(cx, bytes)
     }
 
     fn is_write_vectored(&self) -> bool {

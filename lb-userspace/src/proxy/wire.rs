@@ -225,6 +225,16 @@ impl<B: Body<Data = Bytes, Error = io::Error> + Unpin> Wire<B> {
         matches!(self.place, Place::Free | Place::Over)
     }
 
+    /// Whether all of the answer has come, as far as can be seen without reading it.
+    pub(super) fn is_at_hand(&self) -> bool {
+        match &self.place {
+            Place::Free | Place::Over => true,
+            Place::Head { .. } | Place::Body(Framing::UntilEnd) => false,
+            Place::Body(Framing::Length(left)) => *left <= self.input.len() as u64,
+            Place::Body(Framing::Chunked(_)) => self.input.ends_with(b"0\r\n\r\n"),
+        }
+    }
+
     /// How long what is left of the answer's body is.
     pub(super) fn left(&self) -> SizeHint {
         match &self.place {
