@@ -16,6 +16,7 @@ mod http2;
 mod identity;
 mod limits;
 mod log;
+mod packets;
 mod peers;
 mod prior;
 mod retries;

@@ -89,3 +89,69 @@ pub(super) fn acknowledge(tcp: &TcpStream) {
     // It only makes things slower if it cannot be done.
     let _ = SockRef::from(tcp).set_tcp_quickack(true);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{ErrorKind, IoSlice, Read as _},
+        time::{Duration, Instant},
+    };
+
+    use super::*;
+
+    /// Nothing here takes as long, unless it never ends.
+    const PATIENCE: Duration = Duration::from_mins(1);
+
+    /// By itself the kernel sends after 200 ms what was held back (tcp(7), `TCP_CORK`).
+    const BY_ITSELF: Duration = Duration::from_millis(150);
+
+    #[tokio::test]
+    async fn what_is_held_back_leaves_when_something_else_is_waited_for() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let begun = Instant::now();
+        // A slow machine may be slower than the kernel is.
+        loop {
+            assert!(begun.elapsed() < PATIENCE, "the kernel is not told to send it");
+            let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (mut peer, _) = listener.accept().unwrap();
+            peer.set_nonblocking(true).unwrap();
+            tcp.writable().await.unwrap();
+            let packets = Packets::default();
+            packets.ends();
+            let written = Instant::now();
+            assert_eq!(
+                packets.write(&tcp, &[IoSlice::new(b"la"), IoSlice::new(b"st")]).unwrap(),
+                4
+            );
+            assert!(packets.holds());
+            let mut bytes = [0; 8];
+            match peer.read(&mut bytes) {
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+                Ok(_) if written.elapsed() > BY_ITSELF => continue,
+                Ok(read) => panic!("{read} bytes are not held back"),
+            }
+            packets.settle(&tcp);
+            assert!(!packets.holds());
+            while let Err(error) = peer.read(&mut bytes) {
+                assert_eq!(error.kind(), ErrorKind::WouldBlock);
+                assert!(begun.elapsed() < PATIENCE, "it is never sent");
+            }
+            assert_eq!(&bytes[..4], b"last");
+            if written.elapsed() < BY_ITSELF {
+                return;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_goes_on_is_not_held_back() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        tcp.writable().await.unwrap();
+        let packets = Packets::default();
+        packets.ends();
+        packets.goes_on();
+        packets.write(&tcp, &[IoSlice::new(b"one")]).unwrap();
+        assert!(!packets.holds());
+    }
+}
