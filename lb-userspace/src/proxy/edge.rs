@@ -154,8 +154,6 @@ pub(super) struct Strictly<S> {
     /// What comes after them is refused for this.
     refusal: Option<Refusal>,
     refused: bool,
-    /// It has been said that more of the request that has begun is waited for.
-    waits: bool,
     /// It says nothing at its end but that it is over, which closing it says too.
     plain: bool,
     /// Its first bytes may be those of HTTP/2. Over TLS that has been agreed on before.
@@ -165,17 +163,7 @@ pub(super) struct Strictly<S> {
 impl<S> Strictly<S> {
     pub(super) fn new(stream: S, edge: Arc<Edge>, plain: bool) -> Self {
         let strict = Strict::default();
-        Self {
-            stream,
-            strict,
-            edge,
-            ready: 0,
-            refusal: None,
-            refused: false,
-            waits: false,
-            plain,
-            new: plain,
-        }
+        Self { stream, strict, edge, ready: 0, refusal: None, refused: false, plain, new: plain }
     }
 
     /// The stream, and what was read of it and is not used: all that a client has sent that speaks
@@ -200,11 +188,9 @@ impl<S> Strictly<S> {
     }
 
     /// Says where in the client's bytes it is.
-    fn tell_place(&mut self) {
-        let between = self.strict.is_between();
-        self.waits &= !between;
+    fn tell_place(&self) {
         self.edge.amid_head.store(self.strict.is_amid_head(), Ordering::Relaxed);
-        self.edge.between.store(between, Ordering::Relaxed);
+        self.edge.between.store(self.strict.is_between(), Ordering::Relaxed);
     }
 
     /// Takes note of a refusal. A body that is refused ends with an error.
@@ -229,8 +215,7 @@ impl<S: AsyncRead + Unpin> Strictly<S> {
     /// Reads from the stream.
     fn read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if read.is_pending() && !self.strict.is_between() && !self.waits {
-            self.waits = true;
+        if read.is_pending() && !self.strict.is_between() {
             self.edge.packets.wait();
         }
         read

@@ -28,6 +28,8 @@ pub(super) struct Packets {
     held: AtomicBool,
     /// More of a request is waited for.
     waits: AtomicBool,
+    /// Pieces of the request that has come last are acknowledged at once.
+    acknowledges: AtomicBool,
 }
 
 impl Packets {
@@ -39,6 +41,7 @@ impl Packets {
     /// Another request has come.
     pub(super) fn goes_on(&self) {
         self.last.store(false, Relaxed);
+        self.acknowledges.store(false, Relaxed);
     }
 
     /// More of a request is waited for.
@@ -79,7 +82,10 @@ impl Packets {
         }
         if self.waits.load(Relaxed) {
             self.waits.store(false, Relaxed);
-            acknowledge(tcp);
+            // Once is enough: the kernel goes on so until something is answered.
+            if !self.acknowledges.swap(true, Relaxed) {
+                acknowledge(tcp);
+            }
         }
     }
 }
