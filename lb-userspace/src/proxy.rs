@@ -245,6 +245,8 @@ impl Inner {
         let service = Service::new(state, proxy, self.resets.clone())?;
         let mut sockets = self.store.get_or_insert_with(Store::open).take(listen);
         let is_kept = !sockets.is_empty();
+        // An earlier version may have opened them.
+        sockets.iter().for_each(listener::answer_acknowledges);
         let mut new = Vec::new();
         while sockets.len() + new.len() < self.workers.len() {
             new.push(listener::bind(listen)?);

@@ -6,7 +6,7 @@ use nix::sys::{
     resource::{Resource, getrlimit, setrlimit},
     socket::{setsockopt, sockopt},
 };
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 /// Connections that wait until a worker takes them; the kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -41,9 +41,16 @@ pub(super) fn bind(listen: SocketAddr) -> io::Result<std::net::TcpListener> {
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
     socket.bind(&listen.into())?;
     socket.listen(BACKLOG)?;
-    // After `listen`, which begins it anew; see `packets.rs`.
-    socket.set_tcp_quickack(false)?;
-    Ok(socket.into())
+    let socket = socket.into();
+    answer_acknowledges(&socket);
+    Ok(socket)
+}
+
+/// Has the answers to requests acknowledge them; see `packets.rs`. To be called after `listen`, which
+/// begins that anew.
+pub(super) fn answer_acknowledges(listener: &std::net::TcpListener) {
+    // Connections have one packet more without it.
+    let _ = SockRef::from(listener).set_tcp_quickack(false);
 }
 
 #[cfg(test)]
