@@ -21,6 +21,7 @@ mod postgres;
 mod postgres_tls;
 mod protection;
 mod proxy;
+mod proxy_files;
 mod proxy_resets;
 mod proxy_restart;
 mod rejoin;
