@@ -24,6 +24,7 @@ mod proxy;
 mod proxy_files;
 mod proxy_resets;
 mod proxy_restart;
+mod proxy_speed;
 mod rejoin;
 mod reload;
 mod replay;

@@ -31,7 +31,7 @@ const WANTED: u64 = 1 << 20;
 const FEW: u64 = 16 << 10;
 
 /// The share that is kept from clients, and its bounds.
-const SHARE: u64 = 8;
+const SHARE: u64 = 32;
 const LEAST_KEPT: u64 = 32;
 const MOST_KEPT: u64 = 4096;
 
@@ -147,6 +147,12 @@ impl Files {
         let at_ms = self.short_at_ms.load(Ordering::Relaxed);
         at_ms != 0 && clock::monotonic() < Duration::from_millis(at_ms) + LATELY
     }
+}
+
+/// How many of so many files the clients of a daemon and their connections to backends may have.
+#[must_use]
+pub fn for_clients(limit: u64) -> u64 {
+    bounds(limit).0
 }
 
 /// Lets this process have as many files as it may: the hard limit; and with `CAP_SYS_RESOURCE` more than that,

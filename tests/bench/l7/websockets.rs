@@ -56,11 +56,10 @@ struct Requests {
 pub(super) fn run(ballast: PathBuf, count: usize, minutes: u32, check: bool) -> anyhow::Result<()> {
     // The daemon has two for each, and so has this process: it is client and app server.
     let files = files::raise().context("raise the limit of files")?;
-    let most = (files.saturating_sub(OTHER_FILES) / 2) as usize;
+    let most = (files::for_clients(files).saturating_sub(OTHER_FILES) / 2) as usize;
     ensure!(
         count <= most,
-        "{count} WebSockets need {} files in each process, and one may have {files} here: there is room for {most}",
-        2 * count as u64 + OTHER_FILES
+        "{count} WebSockets need two files each, and a process may have {files} here: there is room for {most}"
     );
     let lab = Lab::up(Options {
         name: test_name("bench-ws"),
