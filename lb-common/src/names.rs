@@ -68,7 +68,7 @@ pub const TRACE_FILTERS: &str = "TRACE_FILTERS";
 pub const TRACE_COUNTS: &str = "TRACE_COUNTS";
 /// What the program has to know of this node: one `Node`.
 pub const NODE: &str = "NODE";
-/// The node that had the addresses before: one `Elder`.
+/// Nodes that had the addresses before: two `Elder`s.
 pub const ELDER: &str = "ELDER";
 /// Ring buffer of connections that have begun and ended, see `news`.
 pub const NEWS: &str = "NEWS";

@@ -347,17 +347,25 @@ impl Macs {
         Self(to_low.to_le(), ((low >> 16) as u32).to_le())
     }
 
+    /// Whether the frame comes from that address.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_from(self, address: [u8; 6]) -> bool {
+        let [a, b, c, d, e, f] = address;
+        let (low, high) = (u64::from_le(self.0), u32::from_le(self.1));
+        low >> 48 | u64::from(high) << 16 == u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
+    }
+
     /// Those of a frame that goes on: from whom this one is for, to that address. `None`: it comes from there.
     #[inline(always)]
     #[must_use]
     pub fn onward(self, to: [u8; 6]) -> Option<Self> {
-        let [a, b, c, d, e, f] = to;
-        let to = u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
-        let (low, high) = (u64::from_le(self.0), u32::from_le(self.1));
-        let (own, from) = (low << 16 >> 16, low >> 48 | u64::from(high) << 16);
-        if from == to {
+        if self.is_from(to) {
             return None;
         }
+        let [a, b, c, d, e, f] = to;
+        let to = u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
+        let own = u64::from_le(self.0) << 16 >> 16;
         Some(Self((to | own << 48).to_le(), ((own >> 16) as u32).to_le()))
     }
 

@@ -18,7 +18,7 @@ use aya::{
 use aya_log::EbpfLogger;
 use lb_common::{
     backend::{self, Backend},
-    elder::Elder,
+    elder::{ELDERS, Elder},
     event::Event,
     limits, names,
     news::Node,
@@ -357,12 +357,15 @@ impl Dataplane {
         nodes.set(0, node, 0).context("write NODE")
     }
 
-    /// Tells the kernel program of the node that had the addresses before, as long as that one answers on its
-    /// proxy's connections.
-    pub fn set_elder(&mut self, elder: Elder) -> anyhow::Result<()> {
+    /// Tells the kernel program of the nodes that had the addresses before, as long as they answer on their
+    /// proxies' connections: by [`lb_common::elder::LAST`] and [`lb_common::elder::RELAY`].
+    pub fn set_elders(&mut self, new: [Elder; ELDERS as usize]) -> anyhow::Result<()> {
         let map = Map::Array(pinned(&self.options.pins, names::ELDER)?);
         let mut elders: Array<_, Elder> = map.try_into().context("open ELDER")?;
-        elders.set(0, elder, 0).context("write ELDER")
+        for (index, elder) in (0..).zip(new) {
+            elders.set(index, elder, 0).context("write ELDER")?;
+        }
+        Ok(())
     }
 
     /// Takes the records that the kernel program left in `EVENTS` since the last call.

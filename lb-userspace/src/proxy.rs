@@ -42,6 +42,7 @@ mod early;
 mod edge;
 mod era;
 mod exchange;
+pub mod files;
 mod frames;
 mod gate;
 mod head;
@@ -175,6 +176,18 @@ impl Proxy {
         Some(self.service(service)?.status())
     }
 
+    /// The files that this process may have open, if it has listened for a service.
+    pub fn files(&self) -> Option<files::Status> {
+        let begun = !self.lock().workers.is_empty();
+        begun.then(files::status).flatten()
+    }
+
+    /// What is wrong with them: clients wait for one.
+    pub fn lacks_files(&self) -> Option<String> {
+        let begun = !self.lock().workers.is_empty();
+        begun.then(files::wrong).flatten()
+    }
+
     /// The counts of a backend of a service.
     pub fn backend_status(&self, service: &str, backend: SocketAddr) -> Option<BackendStatus> {
         Some(self.service(service)?.backend(backend)?.status())
@@ -237,7 +250,7 @@ impl Inner {
     /// Begins to serve.
     fn begin(&mut self, state: &ServiceState, proxy: &Arc<config::Proxy>) -> io::Result<()> {
         if self.workers.is_empty() {
-            listener::take_descriptors();
+            files::take();
             let count = std::thread::available_parallelism().map_or(1, usize::from);
             self.workers = (0..count).map(Worker::start).collect::<io::Result<_>>()?;
         }

@@ -8,7 +8,7 @@
 use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, bail};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use ballast::proxy::files;
 use serde::Serialize;
 use xtask::{
     bench::Args,
@@ -129,7 +129,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     } else {
         Load { rounds: 7, seconds: 5, idle: 2000 }
     };
-    take_descriptors()?;
+    // Each connection needs one.
+    files::raise().context("raise the limit of files")?;
     if let Some(ballast) = &args.l7.train {
         return train::run(ballast);
     }
@@ -155,12 +156,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         bail!("{} of the figures are beyond their bounds", short.len());
     }
     Ok(())
-}
-
-/// As many file descriptors as there may be: each connection needs one.
-fn take_descriptors() -> anyhow::Result<()> {
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).context("ask for the limit of files")?;
-    setrlimit(Resource::RLIMIT_NOFILE, most, most).context("raise the limit of files")
 }
 
 /// The proxy's CPU, and those of everybody else.

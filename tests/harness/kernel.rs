@@ -15,7 +15,7 @@ use aya::{
 use ballast::dataplane::load::OBJECT;
 use lb_common::{
     backend::Backend,
-    elder::Elder,
+    elder::{Elder, LAST, RELAY},
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
     limits::{MAC_BYTES, PORTS_BYTES, VIP_BYTES},
@@ -201,13 +201,20 @@ impl Kernel {
         self.zero(names::SPENT, &services, 0_u64)?;
         self.take_events()?;
         self.set_elder(Elder::ZERO)?;
+        self.set_relay(Elder::ZERO)?;
         self.set_node(Node::ZERO)
     }
 
     /// Who had the addresses before this node, from now on.
     pub fn set_elder(&mut self, elder: Elder) -> Result<()> {
         let mut elders: Array<_, Elder> = self.array(names::ELDER)?;
-        Ok(elders.set(0, elder, 0)?)
+        Ok(elders.set(LAST, elder, 0)?)
+    }
+
+    /// To whom this node hands on what comes from who has the addresses, from now on.
+    pub fn set_relay(&mut self, elder: Elder) -> Result<()> {
+        let mut elders: Array<_, Elder> = self.array(names::ELDER)?;
+        Ok(elders.set(RELAY, elder, 0)?)
     }
 
     /// What this node is among the others, from now on.

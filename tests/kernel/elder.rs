@@ -27,6 +27,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
 const ELDER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
+const RELAY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x78];
 
 fn socket(bound: SocketAddr) -> Result<Socket> {
     let socket = Socket::new(Domain::for_address(bound), Type::STREAM, Some(Protocol::TCP))?;
@@ -85,7 +86,7 @@ fn what_this_node_does_not_know_goes_to_who_had_the_address_before() -> Result<(
             let syn = Frame::syn(net.other_client(2, 40_000), net.vip).build();
 
             // Without such a node all of it is this one's, as ever; nor when its time is over.
-            for elder in [Elder::ZERO, Elder { until_ns: 1, mac: ELDER_MAC, reserved: 0 }] {
+            for elder in [Elder::ZERO, Elder { until_ns: 1, mac: ELDER_MAC, ..Elder::ZERO }] {
                 kernel.set_elder(elder)?;
                 for frame in [&of_known, &strange(ACK), &syn] {
                     let outcome = kernel.run(frame)?;
@@ -94,7 +95,7 @@ fn what_this_node_does_not_know_goes_to_who_had_the_address_before() -> Result<(
             }
             ensure!(counted(&kernel, Reason::HandedOn)? == 0);
 
-            kernel.set_elder(Elder { until_ns: u64::MAX, mac: ELDER_MAC, reserved: 0 })?;
+            kernel.set_elder(Elder { until_ns: u64::MAX, mac: ELDER_MAC, ..Elder::ZERO })?;
             let passed = counted(&kernel, Reason::Proxied)?;
             for frame in [&of_known, &syn] {
                 let outcome = kernel.run(frame)?;
@@ -126,11 +127,32 @@ fn what_this_node_does_not_know_goes_to_who_had_the_address_before() -> Result<(
             let over = Lease { until_ns: 1, told_ns: 0 };
             kernel.insert(names::LEASES, [(LeaseKey { address }, over)])?;
             for mac in [ELDER_MAC, [0; 6]] {
-                kernel.set_elder(Elder { until_ns: u64::MAX, mac, reserved: 0 })?;
+                kernel.set_elder(Elder { until_ns: u64::MAX, mac, ..Elder::ZERO })?;
                 ensure!(kernel.run(&strange(ACK))?.xdp == Xdp::Drop);
                 ensure!(kernel.run(&of_known)?.xdp == Xdp::Pass);
             }
             ensure!(counted(&kernel, Reason::NoLease)? == 2);
+            // But what comes from who has the address goes to a third node that answers on as well.
+            let before = counted(&kernel, Reason::HandedOn)?;
+            let handed = |from| Frame::tcp(stranger, net.vip, ACK).link(from, OUR_MAC).build();
+            let relay = |until_ns, from| Elder { until_ns, mac: RELAY_MAC, from, ..Elder::ZERO };
+            kernel.set_relay(relay(u64::MAX, ELDER_MAC))?;
+            let outcome = kernel.run(&handed(ELDER_MAC))?;
+            let onward = Frame::tcp(stranger, net.vip, ACK).link(OUR_MAC, RELAY_MAC).build();
+            ensure!(outcome.xdp == Xdp::Transmit && outcome.frame == onward, "{outcome:?}");
+            ensure!(counted(&kernel, Reason::HandedOn)? == before + 1);
+            // From nobody else, nor when its time is over, nor back; and never what this node knows.
+            for from in [CLIENT_MAC, RELAY_MAC] {
+                ensure!(kernel.run(&handed(from))?.xdp == Xdp::Drop);
+            }
+            let known = Frame::tcp(net.client, net.vip, ACK).link(ELDER_MAC, OUR_MAC).build();
+            ensure!(kernel.run(&known)?.xdp == Xdp::Pass);
+            for over in [relay(1, ELDER_MAC), relay(u64::MAX, RELAY_MAC), Elder::ZERO] {
+                kernel.set_relay(over)?;
+                ensure!(kernel.run(&handed(ELDER_MAC))?.xdp == Xdp::Drop);
+                ensure!(kernel.run(&handed(RELAY_MAC))?.xdp == Xdp::Drop);
+            }
+            kernel.set_relay(relay(u64::MAX, ELDER_MAC))?;
             // With it, and nobody to hand to, it is as ever.
             kernel.insert(
                 names::LEASES,

@@ -6,7 +6,7 @@ use aya_obj::{Map, Object};
 use ballast::dataplane::load::OBJECT;
 use lb_common::{
     backend::Backend,
-    elder::Elder,
+    elder::{ELDERS, Elder},
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
     lease::{Lease, LeaseKey},
     limits::{
@@ -71,7 +71,7 @@ fn maps() -> Vec<Expected> {
         events,
         samples,
         expected::<u32, Node>(names::NODE, Array, 1),
-        expected::<u32, Elder>(names::ELDER, Array, 1),
+        expected::<u32, Elder>(names::ELDER, Array, ELDERS),
         news,
         expected::<u32, Meta>(names::META, Array, 1),
     ]

@@ -9,7 +9,10 @@ use aya_ebpf::{
     bindings::bpf_sock,
     helpers::{bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_check_syncookie},
 };
-use lb_common::reason::Reason;
+use lb_common::{
+    elder::{LAST, RELAY},
+    reason::Reason,
+};
 use lb_ebpf::{
     family::{Family, protocol},
     gate,
@@ -32,21 +35,24 @@ const NOBODY: [u8; 6] = [0; 6];
 /// Whether there is one that still answers.
 #[inline(always)]
 pub(crate) fn answers() -> bool {
-    maps::ELDER.get(0).is_some_and(|elder| elder.until_ns != 0 && clock::now_ns() < elder.until_ns)
+    maps::ELDER
+        .get(LAST)
+        .is_some_and(|elder| elder.until_ns != 0 && clock::now_ns() < elder.until_ns)
 }
 
 /// Makes the packet go there, if it is of a connection that this node does not have, and says what it counts
 /// as.
 ///
-/// Only while this node has the address, and never back to where it came from: so two nodes that both have
-/// it send no packet in a circle. A node that does not have the address, and may be who answers on, says
-/// nothing of what it does not know: whoever has it knows, and the client sends it again.
+/// Never back to where it came from: so two nodes that both have the address send no packet in a circle. A node
+/// that does not have it, and may be who answers on, hands on what comes from the node that has it, if a third
+/// one answers on too: that one's frames come from this node then, so it hands them on to nobody. Of all else that
+/// it does not know it says nothing: whoever has the address knows, and the client sends it again.
 #[inline(always)]
 pub(crate) fn hand_on<F: Family>(packet: &Packet) -> Reason
 where
     Maps: Flows<F>,
 {
-    let Some(elder) = maps::ELDER.get(0) else { return Reason::Proxied };
+    let Some(elder) = maps::ELDER.get(LAST) else { return Reason::Proxied };
     let Some(segment) = lb_ebpf::segment::<F, Maps>(packet, &Maps) else { return Reason::Proxied };
     // A socket that has just come about takes the place of its request, and is not found for a moment.
     if segment.protocol != protocol::TCP
@@ -56,7 +62,7 @@ where
         return Reason::Proxied;
     }
     if gate::destination(packet).is_none_or(maps::is_closed) {
-        return Reason::NoLease;
+        return relay(packet);
     }
     let Ok(ethernet) = packet.header::<EthernetHdr>(0) else { return Reason::Proxied };
     if elder.mac == NOBODY {
@@ -64,6 +70,23 @@ where
     }
     let Some(macs) = Macs::load(ethernet.macs()).onward(elder.mac) else { return Reason::Proxied };
     macs.store(ethernet.macs_mut());
+    Reason::HandedOn
+}
+
+/// The same at a node that does not have the address.
+#[inline(always)]
+fn relay(packet: &Packet) -> Reason {
+    let Some(elder) = maps::ELDER.get(RELAY) else { return Reason::NoLease };
+    if elder.until_ns == 0 || clock::now_ns() >= elder.until_ns {
+        return Reason::NoLease;
+    }
+    let Ok(ethernet) = packet.header::<EthernetHdr>(0) else { return Reason::NoLease };
+    let macs = Macs::load(ethernet.macs());
+    let Some(onward) = macs.onward(elder.mac) else { return Reason::NoLease };
+    if !macs.is_from(elder.from) {
+        return Reason::NoLease;
+    }
+    onward.store(ethernet.macs_mut());
     Reason::HandedOn
 }
 

@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     backend::Backend,
-    elder::Elder,
+    elder::{ELDERS, Elder},
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
     lease::{Lease, LeaseKey},
@@ -127,7 +127,7 @@ pub(crate) static SAMPLES: RingBuf<Sample, { SAMPLES_BYTES as usize }> = RingBuf
 pub(crate) static NODE: Array<Node, 1> = Array::new();
 
 #[btf_map]
-pub(crate) static ELDER: Array<Elder, 1> = Array::new();
+pub(crate) static ELDER: Array<Elder, { ELDERS as usize }> = Array::new();
 
 /// Of records of several kinds; this is one of them.
 #[btf_map]

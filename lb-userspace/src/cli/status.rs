@@ -163,6 +163,16 @@ fn dataplane(status: &Status) -> Vec<Vec<String>> {
     rows.push(vec!["connections".into(), status.flows.to_string()]);
     let total: u64 = info.maps.iter().map(|map| map.bytes).sum();
     rows.push(vec!["maps".into(), format!("{} in {}", bytes(total), info.maps.len())]);
+    if let Some(files) = status.files {
+        let open = files.open.map_or(String::new(), |open| format!("{open} of "));
+        let short = match files.shortages {
+            0 => String::new(),
+            1 => ", which were too few once".to_owned(),
+            times => format!(", which were too few {times} times"),
+        };
+        let row = format!("{open}{} that the daemon may have open{short}", files.limit);
+        rows.push(vec!["files".into(), row]);
+    }
     rows
 }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use lb_common::{
-    elder::Elder,
+    elder::{ELDERS, Elder},
     event::Event,
     news::Node,
     stats::BackendSignals,
@@ -65,8 +65,8 @@ pub trait Kernel: fmt::Debug + Send + Sync {
     fn take_traces(&self) -> anyhow::Result<Traced>;
     /// See [`Dataplane::set_node`].
     fn set_node(&self, node: Node) -> anyhow::Result<()>;
-    /// See [`Dataplane::set_elder`].
-    fn set_elder(&self, elder: Elder) -> anyhow::Result<()>;
+    /// See [`Dataplane::set_elders`].
+    fn set_elders(&self, elders: [Elder; ELDERS as usize]) -> anyhow::Result<()>;
     /// See [`Dataplane::set_macs`].
     fn set_macs(&self, macs: &BTreeSet<[u8; 6]>) -> anyhow::Result<()>;
     /// See [`Dataplane::flow_sync`]. `None`: there are no flow tables to keep alike.
@@ -193,8 +193,8 @@ impl Kernel for Shared {
         self.lock().set_node(node)
     }
 
-    fn set_elder(&self, elder: Elder) -> anyhow::Result<()> {
-        self.lock().set_elder(elder)
+    fn set_elders(&self, elders: [Elder; ELDERS as usize]) -> anyhow::Result<()> {
+        self.lock().set_elders(elders)
     }
 
     fn set_macs(&self, macs: &BTreeSet<[u8; 6]>) -> anyhow::Result<()> {

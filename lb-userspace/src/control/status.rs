@@ -63,6 +63,9 @@ pub struct Status {
     /// Alerts, if the configuration has any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alerts: Option<Alerts>,
+    /// Files that the daemon may have open, if a service has a proxy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<proxy::files::Status>,
     /// Packets not forwarded, by reason.
     pub reasons: BTreeMap<String, u64>,
     /// What a human should look at.

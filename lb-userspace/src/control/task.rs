@@ -343,6 +343,7 @@ impl Task {
                     self.tell_peers();
                     self.attachments.retry();
                     self.retry_listening();
+                    self.count_files();
                     self.detach_where_idle(clock::monotonic()).await;
                 }
                 _ = watchdog.tick() => {

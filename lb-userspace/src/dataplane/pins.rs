@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use aya::maps::{Array, Map, MapData, MapInfo, MapType, lpm_trie::Key as Prefixed};
 use lb_common::{
     backend::Backend,
-    elder::Elder,
+    elder::{ELDERS, Elder},
     event::Event,
     flow::{FlowEntry4, FlowEntry6, FlowKey4, FlowKey6, HalfOpen4, HalfOpen6},
     lease::{Lease, LeaseKey},
@@ -92,7 +92,7 @@ pub(super) fn layouts(options: &Options) -> Vec<Layout> {
             ..map::<(), Sample>(names::SAMPLES, MapType::RingBuf, SAMPLES_BYTES)
         },
         map::<u32, Node>(names::NODE, MapType::Array, 1),
-        map::<u32, Elder>(names::ELDER, MapType::Array, 1),
+        map::<u32, Elder>(names::ELDER, MapType::Array, ELDERS),
         Layout {
             key_size: 0,
             value_size: 0,

@@ -14,6 +14,7 @@ use hyper::{
     body::{Bytes, Frame, Incoming, SizeHint},
     client::conn::TrySendError,
 };
+use nix::errno::Errno;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::TcpStream,
@@ -23,6 +24,7 @@ use tokio::{
 use super::{
     backend::Backend,
     decide::Failure,
+    files::FILES,
     head::Head,
     inbound::Ends,
     kept::Sending,
@@ -275,6 +277,9 @@ pub(super) fn http1(stream: impl Io + 'static, tcp: Arc<TcpStream>) -> Link {
 
 async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
     let tcp = TcpStream::connect(address).await?;
+    if FILES.is_reserved(&tcp) {
+        return Err(Errno::EMFILE.into());
+    }
     tcp.set_nodelay(true)?;
     let keepalive =
         TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_INTERVAL).with_retries(3);
@@ -287,7 +292,10 @@ fn failure(error: &io::Error) -> Failure {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Failure::Refused,
         io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Failure::Unreachable,
         io::ErrorKind::TimedOut => Failure::ConnectTimeout,
-        _ => Failure::Local,
+        _ => {
+            FILES.is_shortage(error);
+            Failure::Local
+        }
     }
 }
 

@@ -2,10 +2,7 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use nix::sys::{
-    resource::{Resource, getrlimit, setrlimit},
-    socket::{setsockopt, sockopt},
-};
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 /// Connections that wait until a worker takes them; the kernel cuts it to `net.core.somaxconn`.
@@ -13,15 +10,6 @@ const BACKLOG: i32 = 4096;
 
 /// Silence after which the kernel asks a client whether it is still there.
 const KEEPALIVE: Duration = Duration::from_mins(2);
-
-/// Lets this process have as many file descriptors as it may: a connection through the proxy needs two.
-pub(super) fn take_descriptors() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
-    if let Err(error) = raised {
-        tracing::warn!(%error, "raise the limit of open files");
-    }
-}
 
 /// A socket that listens there, whether this node has the address or not: it may get it at any time.
 /// Several may listen at one place; the kernel spreads connections over them.

@@ -26,6 +26,7 @@ use super::{
     calm::Calm,
     edge::Edge,
     exchange,
+    files::FILES,
     gate::gated,
     headers::Named,
     http1::http1,
@@ -113,7 +114,10 @@ impl Route {
 
     /// A connection could not be taken.
     pub(super) fn count_accept_failure(&self, error: &io::Error) {
-        tracing::warn!(%error, service = self.service.name, "take a connection");
+        // That no file is left is told once, and not by each worker each time.
+        if !FILES.is_shortage(error) {
+            tracing::warn!(%error, service = self.service.name, "take a connection");
+        }
     }
 
     /// Closes connections to backends that are of no use any more, until the service ends.

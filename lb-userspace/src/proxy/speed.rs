@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 /// After so long without an answer half of what is known is forgotten: a backend that was slow is tried
 /// again.
-const HALF_LIFE: Duration = Duration::from_secs(10);
+const HALF_LIFE: Duration = Duration::from_secs(5);
 
 /// A moving average; each answer counts an eighth.
 #[derive(Debug, Default)]
@@ -28,8 +28,8 @@ impl Speed {
     pub(super) fn add(&self, time: Duration, now: Instant) {
         let begun = *self.begun.get_or_init(|| now);
         let sample = u32::try_from(time.as_micros()).unwrap_or(u32::MAX).max(1);
-        let (average, _) = self.parts();
-        let average = match average {
+        // What is forgotten stays so: else one that was slow would be asked once in a long while, and no more.
+        let average = match self.micros(now) {
             0 => sample,
             known => (known - known / 8).saturating_add(sample / 8).max(1),
         };
@@ -71,5 +71,16 @@ mod tests {
         assert!((1000..1100).contains(&speed.micros(now)), "{}", speed.micros(now));
         assert!((500..550).contains(&speed.micros(now + HALF_LIFE)));
         assert_eq!(speed.micros(now + HALF_LIFE * 40), 0);
+    }
+
+    #[test]
+    fn what_it_has_forgotten_does_not_come_back() {
+        let speed = Speed::default();
+        let now = Instant::now();
+        speed.add(Duration::from_millis(64), now);
+        let later = now + HALF_LIFE * 6;
+        assert_eq!(speed.micros(later), 1000);
+        speed.add(Duration::from_millis(1), later);
+        assert_eq!(speed.micros(later), 1000);
     }
 }

@@ -10,6 +10,7 @@ use tokio::{
 };
 
 use super::{
+    files::FILES,
     serve::{self, Route},
     service::{Phase, Service},
 };
@@ -81,7 +82,14 @@ async fn accept(listener: TcpListener, route: Arc<Route>) {
         };
         match taken {
             Ok((stream, client)) => {
+                let is_last = FILES.is_last(&stream);
                 tokio::spawn(serve::connection(Arc::clone(&route), stream, client));
+                if is_last {
+                    tokio::select! {
+                        () = FILES.room(&listener) => {}
+                        () = &mut ends => return,
+                    }
+                }
             }
             Err(error) => {
                 // A client that has gone away meanwhile is no failure of ours.

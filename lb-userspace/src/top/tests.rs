@@ -100,6 +100,7 @@ fn observation(second: u64) -> Observation {
     };
     let status = Status {
         alerts: None,
+        files: None,
         node: "lb-01".into(),
         cluster: "edge".into(),
         version: "0.1.0".into(),

@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
-use nix::sys::resource::{Resource, getrlimit};
+use ballast::proxy::files;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use xtask::{
     interrupt,
@@ -54,15 +54,13 @@ struct Requests {
 
 /// Opens them, waits, asks each whether it is still there, and prints what came of it.
 pub(super) fn run(ballast: PathBuf, count: usize, minutes: u32, check: bool) -> anyhow::Result<()> {
-    // The daemon has two for each, and so has this process.
-    let (files, _) = getrlimit(Resource::RLIMIT_NOFILE).context("ask for the limit of files")?;
-    let most = (files.saturating_sub(OTHER_FILES) / 2) as usize;
-    if count > most {
-        println!(
-            "{count} WebSockets need more than the {files} files that a process may have here"
-        );
-    }
-    let count = count.min(most);
+    // The daemon has two for each, and so has this process: it is client and app server.
+    let files = files::raise().context("raise the limit of files")?;
+    let most = (files::for_clients(files).saturating_sub(OTHER_FILES) / 2) as usize;
+    ensure!(
+        count <= most,
+        "{count} WebSockets need two files each, and a process may have {files} here: there is room for {most}"
+    );
     let lab = Lab::up(Options {
         name: test_name("bench-ws"),
         balancers: Balancers::None,

@@ -2,14 +2,19 @@
 //! nothing had happened.
 
 use std::{
+    fs::File,
     io::{BufRead as _, BufReader, Write as _},
     net::{SocketAddr, TcpStream},
+    process::{Child, Stdio},
     thread,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
-use xtask::lab::HostName::{self, Client, Lb01, Lb02};
+use xtask::lab::{
+    Balancers,
+    HostName::{self, Client, Lb01, Lb02, Witness},
+};
 
 use super::pair::{FLOATING, Pair};
 use crate::{
@@ -167,5 +172,104 @@ fn an_orderly_stop_breaks_no_request_of_the_proxy() -> Result<()> {
     let report = load.stop();
     println!("stop and return: {} of {} requests failed", report.failed(), report.total());
     report.ensure_none_failed()?;
+    pair.finish()
+}
+
+#[test]
+fn addresses_that_come_back_at_once_break_no_request_of_the_proxy() -> Result<()> {
+    let pair = Pair::up("proxied-back", &EDITS)?;
+    let load = Load::http(pair.host(Client), 2, web());
+    until_known(&pair, Lb02)?;
+    // Each node's connections are still there when the next one has the addresses.
+    let mut under_way = Vec::new();
+    for (from, to, name) in [(Lb01, Lb02, "first"), (Lb02, Lb01, "second"), (Lb01, Lb02, "third")] {
+        under_way.push((name, UnderWay::begin(&pair, name)?));
+        pair.obeys(from, "release")?;
+        pair.until_active(to)?;
+        load.more(20)?;
+    }
+    let before = [handed_on(&pair, Lb01)?, handed_on(&pair, Lb02)?];
+    ensure!(before[0] > 0, "lb-01 has handed on nothing of lb-02's");
+    for (name, requests) in under_way {
+        requests.end(&pair, name)?;
+    }
+    ensure!(handed_on(&pair, Lb02)? > before[1], "lb-02 has handed on nothing of lb-01's");
+    let report = load.stop();
+    println!("there and back: {} of {} requests failed", report.failed(), report.total());
+    report.ensure_none_failed()?;
+    pair.finish()
+}
+
+/// A third node, on a host that is no balancer otherwise; ended with this.
+struct Third(Child);
+
+impl Third {
+    fn start(pair: &Pair) -> Result<Self> {
+        let log = File::create(pair.lab().log(Witness, "ballast"))?;
+        let mut command = pair.lab().daemon_command(Witness.as_str());
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let child = command.spawn().context("start a third node")?;
+        eventually("it to serve", || Ok(pair.status(Witness).ok()))?;
+        Ok(Self(child))
+    }
+}
+
+impl Drop for Third {
+    fn drop(&mut self) {
+        // It is ours alone, and nothing waits for it.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Waits until a node hears both others, and all agree on who has the addresses.
+fn until_all_known(pair: &Pair, of: HostName) -> Result<()> {
+    eventually("the other nodes to be known", || {
+        let peers = pair.status(of)?["peers"].clone();
+        let peers = peers.as_array().context("list the nodes")?.clone();
+        let up = peers.iter().filter(|peer| peer["in_sync"] == true).count();
+        let holds = peers.iter().any(|peer| peer["lingers_ms"].as_u64().unwrap_or(0) > 0);
+        Ok((up == 2 && holds).then_some(()))
+    })
+}
+
+#[test]
+fn addresses_that_go_on_to_a_third_node_break_no_request_of_the_proxy() -> Result<()> {
+    let third = (
+        "[[floating]]\n",
+        "[[node]]\nname = \"witness\"\naddress = \"192.0.2.41\"\ninterface = \"eth0\"\n\
+         priority = 80\n\n[[floating]]\n",
+    );
+    let edits = [&EDITS[..], &[third]].concat();
+    let pair = Pair::with("proxied-third", &edits, Balancers::None)?;
+    let third = Third::start(&pair)?;
+    pair.until_active(Witness)?;
+    for host in ["lb-01", "lb-02"] {
+        pair.lab().daemon(host).start()?;
+    }
+    for host in [Lb01, Lb02] {
+        until_all_known(&pair, host)?;
+    }
+    let load = Load::http(pair.host(Client), 2, web());
+    load.more(20)?;
+    // By their priority: first to lb-01, and from there to lb-02.
+    let first = UnderWay::begin(&pair, "of-the-first")?;
+    pair.obeys(Witness, "release")?;
+    pair.until_active(Lb01)?;
+    load.more(20)?;
+    let second = UnderWay::begin(&pair, "of-the-second")?;
+    pair.obeys(Lb01, "release")?;
+    pair.until_active(Lb02)?;
+    load.more(20)?;
+    ensure!(has_aside(&pair, Witness)? && has_aside(&pair, Lb01)?, "one of them is done");
+    let relayed = handed_on(&pair, Lb01)?;
+    first.end(&pair, "of the first node")?;
+    ensure!(handed_on(&pair, Lb01)? > relayed, "lb-01 hands nothing on that comes from lb-02");
+    second.end(&pair, "of the second node")?;
+    ensure!(handed_on(&pair, Lb02)? > 0, "lb-02 has handed nothing on");
+    let report = load.stop();
+    println!("three nodes: {} of {} requests failed", report.failed(), report.total());
+    report.ensure_none_failed()?;
+    drop(third);
     pair.finish()
 }

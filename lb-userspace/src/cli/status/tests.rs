@@ -49,6 +49,7 @@ fn status() -> Status {
     };
     Status {
         alerts: None,
+        files: None,
         node: "lb-01".into(),
         cluster: "edge".into(),
         version: "0.1.0".into(),

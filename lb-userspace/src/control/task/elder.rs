@@ -6,13 +6,20 @@
 //! hands on what is of connections that it does not know: the program sends those packets there, in the frames
 //! that they came in, since both nodes are on one segment.
 //!
+//! Several nodes may answer on, if the addresses go on to a third one soon. Who has the addresses hands to who had
+//! them last, and what that one does not know it hands to another that answers on. Further than that nothing goes: so
+//! no frame goes in a circle. With three nodes that is all there can be.
+//!
 //! Each node says all the time for how long it would answer on. So whoever takes an address knows it already,
 //! and no packet comes in between.
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use lb_common::{elder::Elder, reason::Reason};
+use lb_common::{
+    elder::{ELDERS, Elder},
+    reason::Reason,
+};
 
 use super::{Task, anycast};
 use crate::{
@@ -34,8 +41,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 pub(super) struct Elders {
     /// The node that had the addresses last.
     last: Option<Last>,
-    /// What the kernel program knows of it.
-    written: Option<Elder>,
+    /// A third node that answers on, while neither that one nor this has the addresses.
+    relay: Option<Relay>,
+    /// What the kernel program knows of them.
+    written: Option<[Elder; ELDERS as usize]>,
     /// Since when it is not known by which MAC address to reach it.
     unreached: Option<Duration>,
     /// Addresses that this node holds.
@@ -61,6 +70,16 @@ struct Last {
     since: Option<(Duration, u64)>,
 }
 
+/// A node that answers on beside this one: what comes from who has the addresses goes there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Relay {
+    name: String,
+    address: IpAddr,
+    until: Duration,
+    /// It has said that it ends: its silence means nothing.
+    leaves: bool,
+}
+
 /// What becomes of [`Last`] with what is known now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Next {
@@ -72,16 +91,49 @@ enum Next {
     Over(&'static str),
 }
 
+/// Of nodes that do not have the addresses, the one that answers on for longest.
+fn lingering(peers: &[Peer]) -> Option<&Peer> {
+    let lingering = peers.iter().filter(|it| it.up && it.holds == Some(false) && it.lingers_ms > 0);
+    lingering.max_by_key(|peer| peer.lingers_ms)
+}
+
+impl Relay {
+    /// The one that there is still, or else another.
+    fn follow(known: Option<Self>, peers: &[Peer], now: Duration) -> Option<Self> {
+        let stays = known.and_then(|mut known| {
+            let peer = peers.iter().find(|peer| peer.name == known.name && peer.up);
+            known.leaves |= peer.is_some_and(|peer| peer.leaves);
+            let answers = match peer {
+                Some(peer) => peer.holds == Some(false) && peer.lingers_ms > 0,
+                None => known.leaves,
+            };
+            (answers && now < known.until).then_some(known)
+        });
+        stays.or_else(|| {
+            lingering(peers).map(|peer| Self {
+                name: peer.name.clone(),
+                address: peer.address.ip(),
+                until: now + Duration::from_millis(peer.lingers_ms.into()),
+                leaves: peer.leaves,
+            })
+        })
+    }
+}
+
 impl Last {
+    /// The node that has the addresses.
     fn of(peer: &Peer) -> Option<Self> {
-        let lingers = Duration::from_millis(peer.lingers_ms.into());
-        (peer.up && peer.holds == Some(true) && !lingers.is_zero()).then(|| Self {
+        (peer.up && peer.holds == Some(true) && peer.lingers_ms > 0).then(|| Self::new(peer))
+    }
+
+    fn new(peer: &Peer) -> Self {
+        Self {
             name: peer.name.clone(),
             address: peer.address.ip(),
-            lingers,
-            leaves: false,
+            lingers: Duration::from_millis(peer.lingers_ms.into()),
+            leaves: peer.leaves,
             since: None,
-        })
+        }
     }
 
     /// Looks at what it says of itself. `holds` is whether this node has the addresses.
@@ -154,7 +206,11 @@ impl Task {
             );
             self.note(Kind::Address, message);
         }
-        self.elders.held = held;
+        if held != self.elders.held {
+            // Whoever takes them next must know it before: that may be at once.
+            self.elders.held = held;
+            self.tell_peers();
+        }
         let Some((addresses, until)) = &mut self.elders.lingering else { return };
         // What is here again needs nothing.
         let before = addresses.len();
@@ -211,13 +267,17 @@ impl Task {
             // It may still be about to end when it is heard of again.
             self.elders.last = Some(last);
         }
+        if holds && self.elders.last.is_none() {
+            // Who had the addresses last answers no more, but one that had them before still does.
+            self.elders.last = lingering(&board.peers).map(Last::new);
+        }
         let Some(mut last) = self.elders.last.clone() else {
             // This node answers on itself, and says nothing of what it does not know.
             let until = self.elders.lingers_until().filter(|_| !holds).unwrap_or_default();
             let elder = Elder { until_ns: until.as_nanos() as u64, ..Elder::ZERO };
-            return self.write_elder(elder).await;
+            return self.write_elders(elder, Elder::ZERO).await;
         };
-        let handed_on = if holds && self.elders.written.is_some_and(|it| it.until_ns != 0) {
+        let handed_on = if holds && self.elders.written.is_some_and(|[it, _]| it.until_ns != 0) {
             self.handed_on().await?
         } else {
             0
@@ -243,7 +303,7 @@ impl Task {
                 );
                 self.timeline.add(Note::new(Kind::Address, message).because(why));
                 self.elders.last = None;
-                return self.write_elder(Elder::ZERO).await;
+                return self.write_elders(Elder::ZERO, Elder::ZERO).await;
             }
         }
         let mac = self.state.next_hops().get(&last.address).and_then(|hop| hop.mac);
@@ -253,20 +313,35 @@ impl Task {
             // The program asks for the lease too, so that it hands on nothing before.
             let until = last.since.map(|(since, _)| since + last.lingers);
             let until_ns = until.map_or(u64::MAX, |until| until.as_nanos() as u64);
-            Elder { until_ns, mac, reserved: 0 }
+            Elder { until_ns, mac, ..Elder::ZERO }
         });
+        let has_them = peer.is_some_and(|peer| peer.up && peer.holds == Some(true));
         self.elders.last = Some(last);
-        self.write_elder(elder).await
+        let relay = match mac {
+            Some(from) if !holds && has_them => self.relay(&board.peers, from, now),
+            _ => None,
+        };
+        self.write_elders(elder, relay.unwrap_or(Elder::ZERO)).await
     }
 
-    async fn write_elder(&mut self, elder: Elder) -> anyhow::Result<()> {
-        if self.elders.written == Some(elder) {
+    /// Where frames go that come from this address, of who has the addresses, and are of no connection that is
+    /// known here.
+    fn relay(&mut self, peers: &[Peer], from: [u8; 6], now: Duration) -> Option<Elder> {
+        self.elders.relay = Relay::follow(self.elders.relay.take(), peers, now);
+        let relay = self.elders.relay.as_ref()?;
+        let mac = self.state.next_hops().get(&relay.address).and_then(|hop| hop.mac)?;
+        Some(Elder { until_ns: relay.until.as_nanos() as u64, mac, from, reserved: 0 })
+    }
+
+    async fn write_elders(&mut self, last: Elder, relay: Elder) -> anyhow::Result<()> {
+        let elders = [last, relay];
+        if self.elders.written == Some(elders) {
             return Ok(());
         }
         let kernel = Arc::clone(&self.kernel);
-        let written = tokio::task::spawn_blocking(move || kernel.set_elder(elder)).await?;
-        written.context("tell the kernel program of the node that had the addresses")?;
-        self.elders.written = Some(elder);
+        let written = tokio::task::spawn_blocking(move || kernel.set_elders(elders)).await?;
+        written.context("tell the kernel program of the nodes that had the addresses")?;
+        self.elders.written = Some(elders);
         Ok(())
     }
 
@@ -275,7 +350,7 @@ impl Task {
     pub(super) fn knows_elder(&self) -> bool {
         let has_proxy = self.peers.board().peers.iter().any(|peer| Last::of(peer).is_some());
         !has_proxy
-            || self.elders.written.is_some_and(|elder| elder.until_ns != 0)
+            || self.elders.written.is_some_and(|[last, _]| last.until_ns != 0)
             || self.elders.unreached.is_some_and(|since| clock::monotonic() >= since + FIND)
     }
 
@@ -367,6 +442,32 @@ mod tests {
         let ended = peer(true, false, 0, false);
         assert!(matches!(other.look(Some(&ended), true, S(13), 9), Next::Over(_)));
         assert!(matches!(last.look(Some(&lingers), true, S(41), 9), Next::Over(_)));
+    }
+
+    #[test]
+    fn a_third_node_that_answers_on_is_handed_to_as_long_as_it_does() {
+        let named = |name: &str, peer: Peer| Peer { name: name.into(), ..peer };
+        let holder = named("lb-03", peer(true, true, 30_000, false));
+        let lingers = |ms| named("lb-01", peer(true, false, ms, false));
+        assert_eq!(Relay::follow(None, &[holder.clone(), lingers(0)], S(1)), None);
+        let other = named("lb-04", peer(true, false, 4000, false));
+        let relay = Relay::follow(None, &[holder.clone(), other, lingers(9000)], S(1)).unwrap();
+        assert_eq!((relay.name.as_str(), relay.until), ("lb-01", S(10)));
+        let next = |peer: Peer, now| {
+            Relay::follow(Some(relay.clone()), &[holder.clone(), peer], S(now)).map(|it| it.until)
+        };
+        // Its time does not begin anew with each beat.
+        assert_eq!(next(lingers(8000), 2), Some(S(10)));
+        assert_eq!(next(lingers(0), 2), None);
+        // It has the addresses again, or is not heard.
+        assert_eq!(next(named("lb-01", peer(true, true, 30_000, false)), 2), None);
+        let silent = named("lb-01", peer(false, false, 0, false));
+        assert_eq!(next(silent.clone(), 2), None);
+        let told = named("lb-01", peer(true, false, 8000, true));
+        let leaves = Relay::follow(Some(relay.clone()), &[told], S(2));
+        let silent = [silent];
+        assert_eq!(Relay::follow(leaves.clone(), &silent, S(9)), leaves);
+        assert_eq!(Relay::follow(leaves, &silent, S(10)), None);
     }
 
     #[test]

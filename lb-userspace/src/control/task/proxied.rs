@@ -36,6 +36,12 @@ impl Task {
         }
     }
 
+    /// Tells if clients wait because no file is left for them.
+    pub(super) fn count_files(&mut self) {
+        let wrong = self.proxy.lacks_files();
+        self.fault("open files", wrong);
+    }
+
     /// Tells the proxy the verdicts.
     pub(super) fn tell_proxy(&self) {
         for service in self.state.proxied() {

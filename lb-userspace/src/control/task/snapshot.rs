@@ -89,6 +89,7 @@ impl Task {
             retiring: retiring.take(if listed { usize::MAX } else { MANY_BACKENDS }).collect(),
             postgres: Vec::new(),
             alerts: None,
+            files: self.proxy.files(),
             reasons: BTreeMap::new(),
             warnings: problems.into_iter().chain(self.current_warnings()).collect(),
         };

@@ -10,7 +10,7 @@ use std::{
 
 use lb_common::{
     backend::{self, Backend},
-    elder::Elder,
+    elder::{ELDERS, Elder},
     event::Event,
     news::Node,
     reason::Reason,
@@ -222,7 +222,7 @@ impl Kernel for FakeKernel {
         Ok(())
     }
 
-    fn set_elder(&self, _: Elder) -> anyhow::Result<()> {
+    fn set_elders(&self, _: [Elder; ELDERS as usize]) -> anyhow::Result<()> {
         Ok(())
     }
 
