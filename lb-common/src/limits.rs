@@ -2,7 +2,7 @@
 
 /// Version of everything in this crate that lies in a pinned map. A daemon adopts pinned maps only
 /// of its own version.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;
 
 /// Default number of entries in `SERVICES` (floating address + port + protocol), and in every map
 /// that has one entry for each service.
