@@ -7,7 +7,7 @@
 //! |---|---|---|---|
 //! | `strict` | slow, out of order | processes stopped and killed, power lost | never two serve |
 //! | `planned` | the same | the same, preemption, hand-over, changed priorities | two serve only while the one that must let go is stopped, and not longer than its lease |
-//! | `handed` | the same | one hands over, is killed before another has them, and is started at once, again and again | the same |
+//! | `handed` | the same | the Active hands over, and nodes are killed and started again meanwhile; no preemption | the same |
 //! | `shared` | slow, out of order | all processes stopped at once, as where they share a machine | never two serve, and the addresses move nowhere |
 //! | `chaos` | loses, cut in one direction, delays of an interval | all of these | somebody serves soon; when it is over, exactly one serves and nothing moves any more |
 //!
@@ -283,7 +283,9 @@ impl Watch {
             return Ok(());
         }
         let since = *self.overlap_since.get_or_insert(now);
-        let lasts = now.saturating_sub(since);
+        // What began in the chaos counts from its end.
+        let from = if self.kind == Kind::Chaos { since.max(self.calm) } else { since };
+        let lasts = now.saturating_sub(from);
         let awake = serving.iter().all(|&at| nodes[at].awake_since.is_some_and(|it| it < since));
         let allowed = match self.kind {
             Kind::Strict | Kind::Shared => None,
@@ -372,7 +374,7 @@ fn play(kind: Kind, seed: u64, trace: bool, sabotage: Option<Sabotage>) -> Resul
     let version = if old { Version::V2 } else { Version::V3 };
     let millis = if old { 1_000 } else { [10, 20, 100, 500, 1_000][rng.usize(..5)] };
     let interval = Duration::from_millis(millis);
-    let preempt = matches!(kind, Kind::Planned | Kind::Handed) || kind == Kind::Chaos && rng.bool();
+    let preempt = kind == Kind::Planned || kind == Kind::Chaos && rng.bool();
     let preempt_delay =
         if rng.u8(..4) == 0 { up_to(&mut rng, interval * 5) } else { Duration::ZERO };
     let address = |node: usize| IpAddr::from([192, 0, 2, 11 + node as u8]);

@@ -17,9 +17,10 @@
 //!   begin at the same time one yields before it has taken anything. Who hears an Active of a lower priority
 //!   meanwhile tells it once more, and waits once more.
 //! - **Letting go.** Who yields says so, by two adverts of priority 0.
-//! - **Leaving.** Who hands over says so (priority 0), says it again when it hears the next Active, and serves until then: nobody may
-//!   answer, and then it has not left. So one such advert alone is no sign that the addresses are free. The lease says so too: killed and started again meanwhile, it does not know
-//!   whether another has claimed the addresses, and listens as at any start.
+//! - **Leaving.** Who hands over says so (priority 0), serves until it hears the next Active, and then says it again:
+//!   nobody may answer, and then it has not left. So one such advert is no sign that the addresses are free, and a
+//!   claim waits for two. The lease says so too: killed and started again meanwhile, it does not know whether
+//!   another has claimed the addresses, and listens as at any start.
 //! - **The lease.** With every advert the machine says until when this node may answer for the
 //!   addresses: a little less than the time after which a Backup takes them. Whoever is later than
 //!   that (a process that was stopped) lets go. If no advert has come meanwhile, nobody has taken over:
