@@ -22,7 +22,7 @@ listen = "192.0.2.100:5440"
   name = "second"
   address = "192.0.2.32:5432"
   [[service.backend]]
-  name = "wrong port"
+  name = "wrong-port"
   address = "192.0.2.31:5433"
   [service.health]
   probe = "postgres"
@@ -48,7 +48,7 @@ fn a_server_is_asked_without_an_account() -> Result<()> {
     // Neither the user nor a password for it is known there.
     until(&site, "first", "up", "PostgreSQL")?;
     until(&site, "second", "up", "PostgreSQL")?;
-    until(&site, "wrong port", "down", "connection refused")?;
+    until(&site, "wrong-port", "down", "connection refused")?;
 
     // No answer.
     lab.cut("pg-02")?;

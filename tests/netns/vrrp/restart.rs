@@ -72,7 +72,10 @@ fn who_was_killed_while_it_left_does_not_go_on() -> Result<()> {
     ensure!(pair.has_address(Lb01)?, "a killed daemon leaves the address");
 
     daemon.spawn()?;
-    pair.until("lb-01 to listen", Lb01, |vrrp| vrrp["role"] == "backup")?;
+    eventually("lb-01 to listen", || {
+        // It does not answer until it runs.
+        Ok(pair.vrrp(Lb01).ok().filter(|vrrp| vrrp["role"] == "backup"))
+    })?;
     ensure!(!pair.has_address(Lb01)?, "it listens, and has the address");
     pair.until_active(Lb01)?;
     let events = pair.events(Lb01)?;
