@@ -280,7 +280,7 @@ async fn https_without_a_handshake() {
     );
 }
 
-/// What the probe of PostgreSQL says of a server without TLS that answers a startup packet with this.
+/// What the probe of Postgres says of a server without TLS that answers a startup packet with this.
 async fn postgres_says(answer: &'static [u8]) -> Observation {
     let (listener, address) = listener().await;
     let server = tokio::spawn(async move {

@@ -1,4 +1,4 @@
-//! The probe of PostgreSQL: whether the server lets clients in.
+//! The probe of Postgres: whether the server lets clients in.
 //!
 //! It begins a connection, as every client does, and needs no account for that, like `pg_isready`: a server that
 //! asks for a password, or that knows no such user, runs and accepts connections. One that starts, ends, recovers
@@ -6,7 +6,7 @@
 //! a standby is, is the business of `[[postgres]]`.
 //!
 //! TLS is used where the server offers it, so that one which wants it does not log a refusal each time. Its certificate
-//! is not verified: nothing secret is sent. The connection is closed in order; PostgreSQL would log a reset.
+//! is not verified: nothing secret is sent. The connection is closed in order; Postgres would log a reset.
 
 use std::{
     error::Error as _,

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::*;
-use crate::config::Replay;
+use crate::config::{Probe, Replay};
 
 #[test]
 fn health_keys_of_another_probe() {
