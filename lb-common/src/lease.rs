@@ -47,6 +47,9 @@ map_type! {
         /// `CLOCK_MONOTONIC`, nanoseconds. Until then, the node that had the address before may still tell
         /// of connections that are not known here.
         pub told_ns: u64,
+        /// Not 0: the daemon has said that it lets the address go, and answers until another node has it. One that
+        /// starts meanwhile cannot know whether that has happened. The kernel program does not look at it.
+        pub given_away: u64,
     }
 }
 

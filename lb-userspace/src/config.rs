@@ -468,6 +468,8 @@ pub enum Probe {
         /// Packets go to it only until the end of a lease, as another node may put another server in its place.
         leased: bool,
     },
+    /// A connection to Postgres is begun: it lets clients in.
+    Postgres,
     /// A command with its arguments; exit code 0 means healthy. It is given `BALLAST_SERVICE`,
     /// `BALLAST_BACKEND`, `BALLAST_ADDRESS` and `BALLAST_PORT` in its environment.
     Command(Vec<String>),

@@ -22,6 +22,7 @@ pub mod command;
 mod deadline;
 pub mod http;
 pub mod passive;
+pub mod postgres;
 pub mod tcp;
 pub mod threshold;
 
@@ -204,6 +205,7 @@ async fn probe(target: &Target, trust: &http::Trust) -> Observation {
         config::Probe::Https(probe) => {
             http::probe_tls(target.address, probe, trust, deadline).await
         }
+        config::Probe::Postgres => postgres::probe(target.address, deadline).await,
         config::Probe::Command(command) => command::probe(command, target, deadline).await,
     }
 }

@@ -14,6 +14,8 @@ pub mod choose;
 pub mod databases;
 pub mod etcd;
 pub mod failover;
+#[cfg(test)]
+mod fixture;
 pub mod handover;
 pub mod losses;
 pub mod lsn;

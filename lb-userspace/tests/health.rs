@@ -13,7 +13,7 @@ use ballast::{
     health::{
         self, Deadline, Health, Observation, Report, Target, command,
         http::{self, Trust},
-        tcp,
+        postgres, tcp,
     },
 };
 use tokio::{
@@ -278,6 +278,64 @@ async fn https_without_a_handshake() {
         http::probe_tls(address, &get("/", None), &Trust::default(), &Deadline::after(SHORT)).await,
         fail("TLS: no handshake within 200 ms")
     );
+}
+
+/// What the probe of Postgres says of a server without TLS that answers a startup packet with this.
+async fn postgres_says(answer: &'static [u8]) -> Observation {
+    let (listener, address) = listener().await;
+    let server = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        // Whether TLS is spoken here.
+        stream.read_exact(&mut [0; 8]).await.unwrap();
+        stream.write_all(b"N").await.unwrap();
+        let length = stream.read_u32().await.unwrap() as usize;
+        let mut startup = vec![0; length - 4];
+        stream.read_exact(&mut startup).await.unwrap();
+        stream.write_all(answer).await.unwrap();
+        startup
+    });
+    let observation = postgres::probe(address, &Deadline::after(PATIENCE)).await;
+    let startup = server.await.unwrap();
+    assert!(startup.starts_with(&[0, 3, 0, 0]), "protocol 3.0: {startup:?}");
+    observation
+}
+
+#[tokio::test]
+async fn postgres_answers_and_what_they_mean() {
+    // Asks for a password, in the clear and by SCRAM, and for what no client here has (GSS).
+    for asks in [
+        b"R\0\0\0\x08\0\0\0\x03".as_slice(),
+        b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0",
+        b"R\0\0\0\x08\0\0\0\x07",
+    ] {
+        assert_eq!(postgres_says(asks).await, pass("PostgreSQL asks who we are"));
+    }
+    assert_eq!(
+        postgres_says(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").await,
+        pass("PostgreSQL lets clients in")
+    );
+    let error = b"E\0\0\0\x26SFATAL\0C57P03\0Mit is starting up\0\0";
+    assert_eq!(
+        postgres_says(error).await,
+        fail("PostgreSQL lets nobody in: it is starting up (57P03)")
+    );
+    let error = b"E\0\0\0\x25SFATAL\0C53300\0Mtoo many clients\0\0";
+    let full = "PostgreSQL has as many clients as it may (too many clients)";
+    assert_eq!(postgres_says(error).await, fail(full));
+    assert_eq!(postgres_says(b"").await, fail("connection closed without an answer of PostgreSQL"));
+    assert_eq!(postgres_says(b"hello\0\0\0").await, fail("the answer is not PostgreSQL's"));
+}
+
+#[tokio::test]
+async fn postgres_without_an_answer() {
+    let (_socket, address) = closed_port();
+    let refused = postgres::probe(address, &Deadline::after(PATIENCE)).await;
+    assert_eq!(refused, fail("connection refused"));
+    // It takes the connection, and says nothing.
+    let (_listener, address) = listener().await;
+    let silent = postgres::probe(address, &Deadline::after(SHORT)).await;
+    let Observation::Fail(reason) = silent else { panic!("{silent:?}") };
+    assert!(reason.starts_with("connected, but PostgreSQL does not answer"), "{reason}");
 }
 
 fn target(probe: config::Probe, address: SocketAddr) -> Target {

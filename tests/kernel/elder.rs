@@ -124,7 +124,7 @@ fn what_this_node_does_not_know_goes_to_who_had_the_address_before() -> Result<(
                 IpAddr::V4(address) => mapped(address.octets()),
                 IpAddr::V6(address) => address.octets(),
             };
-            let over = Lease { until_ns: 1, told_ns: 0 };
+            let over = Lease { until_ns: 1, ..Lease::ZERO };
             kernel.insert(names::LEASES, [(LeaseKey { address }, over)])?;
             for mac in [ELDER_MAC, [0; 6]] {
                 kernel.set_elder(Elder { until_ns: u64::MAX, mac, ..Elder::ZERO })?;
@@ -156,7 +156,7 @@ fn what_this_node_does_not_know_goes_to_who_had_the_address_before() -> Result<(
             // With it, and nobody to hand to, it is as ever.
             kernel.insert(
                 names::LEASES,
-                [(LeaseKey { address }, Lease { until_ns: u64::MAX, told_ns: 0 })],
+                [(LeaseKey { address }, Lease { until_ns: u64::MAX, ..Lease::ZERO })],
             )?;
             ensure!(kernel.run(&strange(ACK))?.xdp == Xdp::Pass);
             Ok(())

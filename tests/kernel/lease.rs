@@ -49,8 +49,8 @@ fn a_question_is_answered_only_within_the_lease() -> anyhow::Result<()> {
     let mut kernel = Kernel::load(FLOWS)?;
     kernel.reset(&Net::v6().single())?;
     let keys = [mapped(VIP), VIP6].map(|address| LeaseKey { address });
-    let far = Lease { until_ns: u64::MAX, told_ns: 0 };
-    let over = Lease { until_ns: 1, told_ns: 0 };
+    let far = Lease { until_ns: u64::MAX, told_ns: 0, given_away: 0 };
+    let over = Lease { until_ns: 1, told_ns: 0, given_away: 0 };
     let refused = |kernel: &Kernel| -> anyhow::Result<u64> {
         Ok(kernel.counters()?.reasons[Reason::NoLease as usize])
     };
@@ -107,7 +107,8 @@ fn what_is_not_known_yet_is_not_refused() -> anyhow::Result<()> {
                 (1, 1, Reason::NoLease),
                 (1, far, Reason::NoLease),
             ] {
-                kernel.insert(names::LEASES, [(key, Lease { until_ns, told_ns })])?;
+                kernel
+                    .insert(names::LEASES, [(key, Lease { until_ns, told_ns, given_away: 0 })])?;
                 let before = counted(&kernel, reason)?;
                 let xdp = kernel.run(&frame)?.xdp;
                 assert_eq!(xdp == Xdp::Drop, reason != later, "{reason:?}: {xdp:?}");
@@ -115,7 +116,10 @@ fn what_is_not_known_yet_is_not_refused() -> anyhow::Result<()> {
             }
         }
         // A new connection has nobody to be told by.
-        kernel.insert(names::LEASES, [(key, Lease { until_ns: u64::MAX, told_ns: u64::MAX })])?;
+        kernel.insert(
+            names::LEASES,
+            [(key, Lease { until_ns: u64::MAX, told_ns: u64::MAX, given_away: 0 })],
+        )?;
         assert_eq!(kernel.run(&Frame::syn(net.client, net.vip).build())?.xdp, Xdp::Transmit);
     }
     Ok(())
@@ -135,7 +139,10 @@ fn a_backend_gets_packets_only_within_its_lease() -> anyhow::Result<()> {
         };
         assert_eq!(kernel.run(&syn)?.xdp, Xdp::Drop, "there is none");
         assert_eq!(refused(&kernel)?, 1);
-        kernel.insert(names::LEASES, [(key, Lease { until_ns: u64::MAX, told_ns: 0 })])?;
+        kernel.insert(
+            names::LEASES,
+            [(key, Lease { until_ns: u64::MAX, told_ns: 0, given_away: 0 })],
+        )?;
         let sent = kernel.run(&syn)?;
         assert_eq!(sent.xdp, Xdp::Transmit, "within it");
         let l4 = if net.vip.is_ipv4() { 34 } else { 54 };
@@ -146,7 +153,7 @@ fn a_backend_gets_packets_only_within_its_lease() -> anyhow::Result<()> {
         for _ in 0..2 {
             assert_eq!(kernel.run(&data)?.xdp, Xdp::Transmit, "of a connection");
         }
-        kernel.insert(names::LEASES, [(key, Lease { until_ns: 1, told_ns: 0 })])?;
+        kernel.insert(names::LEASES, [(key, Lease { until_ns: 1, told_ns: 0, given_away: 0 })])?;
         assert_eq!(kernel.run(&data)?.xdp, Xdp::Drop, "after it");
         assert_eq!(refused(&kernel)?, 2);
     }

@@ -18,6 +18,7 @@ mod peers;
 mod ping;
 mod ports;
 mod postgres;
+mod postgres_probe;
 mod postgres_tls;
 mod protection;
 mod proxy;

@@ -157,6 +157,20 @@ pub(crate) struct Client {
     held: Vec<u8>,
 }
 
+/// What a client of HTTP/2 over TLS needs to know of the server `a.example`, whose certificate is in this folder.
+pub(crate) fn tls_client(folder: &Folder) -> Result<(Arc<ClientConfig>, ServerName<'static>)> {
+    let mut roots = RootCertStore::empty();
+    let chain = folder.chain("a.example");
+    roots.add(CertificateDer::from_pem_file(chain).context("read a certificate")?)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok((Arc::new(config), ServerName::try_from("a.example")?))
+}
+
 impl Client {
     /// Opens one; over TLS if there is a folder with a certificate of `a.example`. Nothing is sent yet but
     /// what TLS needs.
@@ -167,17 +181,8 @@ impl Client {
         let socket: Box<dyn Socket> = match folder {
             None => Box::new(tcp),
             Some(folder) => {
-                let mut roots = RootCertStore::empty();
-                let chain = folder.chain("a.example");
-                roots.add(CertificateDer::from_pem_file(chain).context("read a certificate")?)?;
-                let provider = Arc::new(rustls::crypto::ring::default_provider());
-                let mut config = ClientConfig::builder_with_provider(provider)
-                    .with_safe_default_protocol_versions()?
-                    .with_root_certificates(roots)
-                    .with_no_client_auth();
-                config.alpn_protocols = vec![b"h2".to_vec()];
-                let name = ServerName::try_from("a.example")?;
-                let tls = ClientConnection::new(Arc::new(config), name)?;
+                let (config, name) = tls_client(folder)?;
+                let tls = ClientConnection::new(config, name)?;
                 Box::new(StreamOwned::new(tls, tcp))
             }
         };

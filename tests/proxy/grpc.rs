@@ -17,10 +17,6 @@ use hyper::{
     body::Bytes,
     http::{HeaderName, HeaderValue},
 };
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
-};
 use tokio::{runtime, time::timeout};
 use tokio_rustls::TlsConnector;
 
@@ -202,17 +198,9 @@ fn refuse(mut stream: TcpStream, manner: Manner, requests: &Arc<AtomicUsize>) ->
 
 /// A client of HTTP/2 over TLS.
 async fn open(target: SocketAddr, folder: &Folder) -> Result<SendRequest<Bytes>> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(folder.chain("a.example"))?)?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    let (config, name) = crate::frames::tls_client(folder)?;
     let tcp = tokio::net::TcpStream::connect(target).await.context("connect")?;
-    let name = ServerName::try_from("a.example")?;
-    let stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
+    let stream = TlsConnector::from(config).connect(name, tcp).await?;
     let (sender, connection) = h2::client::handshake(stream).await?;
     tokio::spawn(connection);
     Ok(sender.ready().await?)

@@ -44,6 +44,16 @@ impl KernelLeases {
         Self::open(&options.pins).map(Some)
     }
 
+    /// Writes what follows the lease of each address.
+    fn change(&self, addresses: &[IpAddr], next: impl Fn(Lease) -> Lease) -> anyhow::Result<()> {
+        let mut map = self.lock();
+        for &address in addresses {
+            let before = map.get(&key(address), 0).unwrap_or(Lease::ZERO);
+            map.insert(key(address), next(before), 0).context("write LEASES")?;
+        }
+        Ok(())
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<MapData, LeaseKey, Lease>> {
         // Each call is whole or has not happened.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -56,7 +66,7 @@ impl Gates for KernelLeases {
         let mut map = self.lock();
         for server in servers {
             let key = LeaseKey::backend(&key(server.ip()).address, server.port());
-            map.insert(key, Lease { until_ns, told_ns: 0 }, 0).context("write LEASES")?;
+            map.insert(key, Lease { until_ns, ..Lease::ZERO }, 0).context("write LEASES")?;
         }
         Ok(())
     }
@@ -65,17 +75,29 @@ impl Gates for KernelLeases {
 impl Leases for KernelLeases {
     fn set(&self, addresses: &[IpAddr], until: Option<Duration>) -> anyhow::Result<()> {
         let now = clock::monotonic();
+        self.change(addresses, |before| next(before, until, now))
+    }
+
+    fn give_away(&self, addresses: &[IpAddr], until: Duration) -> anyhow::Result<()> {
+        let now = clock::monotonic();
+        self.change(addresses, |before| Lease { given_away: 1, ..next(before, Some(until), now) })
+    }
+
+    fn end_given_away(&self, addresses: &[IpAddr]) -> anyhow::Result<()> {
         let mut map = self.lock();
-        for &address in addresses {
-            let before = map.get(&key(address), 0).unwrap_or(Lease::ZERO);
-            map.insert(key(address), next(before, until, now), 0).context("write LEASES")?;
+        for key in addresses.iter().copied().map(key) {
+            if let Ok(left) = map.get(&key, 0)
+                && left.given_away != 0
+            {
+                map.insert(key, Lease { until_ns: 0, ..left }, 0).context("write LEASES")?;
+            }
         }
         Ok(())
     }
 
     fn get(&self, addresses: &[IpAddr]) -> Option<Duration> {
         let map = self.lock();
-        let until = |address: &IpAddr| map.get(&key(*address), 0).ok().map(|lease| lease.until_ns);
+        let until = |address: &IpAddr| goes_on(map.get(&key(*address), 0).ok()?);
         let until: Option<Vec<u64>> = addresses.iter().map(until).collect();
         until?.into_iter().min().map(Duration::from_nanos)
     }
@@ -92,6 +114,11 @@ impl Leases for KernelLeases {
     }
 }
 
+/// Until when a lease lasts with which a daemon that is started may go on.
+fn goes_on(left: Lease) -> Option<u64> {
+    (left.given_away == 0).then_some(left.until_ns)
+}
+
 /// The lease that follows `before`.
 fn next(before: Lease, until: Option<Duration>, now: Duration) -> Lease {
     let was_closed = before.until_ns <= now.as_nanos() as u64;
@@ -99,7 +126,7 @@ fn next(before: Lease, until: Option<Duration>, now: Duration) -> Lease {
         Some(_) if was_closed => (now + TOLD_WITHIN).as_nanos() as u64,
         _ => before.told_ns,
     };
-    Lease { until_ns: until.map_or(0, |until| until.as_nanos() as u64), told_ns }
+    Lease { until_ns: until.map_or(0, |until| until.as_nanos() as u64), told_ns, given_away: 0 }
 }
 
 fn key(address: IpAddr) -> LeaseKey {
@@ -119,12 +146,24 @@ mod tests {
     #[test]
     fn only_who_takes_an_address_waits_to_be_told() {
         let taken = next(Lease::ZERO, Some(11 * S), 10 * S);
-        assert_eq!(taken, Lease { until_ns: 11_000_000_000, told_ns: 12_000_000_000 });
+        let (until_ns, told_ns) = (11_000_000_000, 12_000_000_000);
+        assert_eq!(taken, Lease { until_ns, told_ns, given_away: 0 });
         let renewed = next(taken, Some(12 * S), 10 * S + S / 2);
         assert_eq!(renewed, Lease { until_ns: 12_000_000_000, ..taken });
         let given_up = next(renewed, None, 11 * S);
         assert_eq!(given_up.until_ns, 0);
         let taken_again = next(given_up, Some(14 * S), 13 * S);
         assert_eq!(taken_again.told_ns, 15_000_000_000);
+    }
+
+    #[test]
+    fn nobody_goes_on_with_what_is_being_given_away() {
+        let held = next(Lease::ZERO, Some(11 * S), 10 * S);
+        assert_eq!(goes_on(held), Some(held.until_ns));
+        let given_away = Lease { given_away: 1, ..held };
+        assert_eq!(goes_on(given_away), None);
+        // Nobody took it.
+        let kept = next(given_away, Some(12 * S), 10 * S);
+        assert_eq!(goes_on(kept), Some(kept.until_ns));
     }
 }

@@ -351,7 +351,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::config::{Durability, Postgres, Promotion, Server};
+    use crate::postgres::fixture::one_server;
 
     /// A server that lets us in with the connection of this number, and whose others hang.
     fn server(serves: usize) -> SocketAddr {
@@ -376,26 +376,7 @@ mod tests {
     }
 
     fn link(address: SocketAddr) -> Link {
-        let server = Server { name: "pg-01".into(), address, host: None };
-        let database = Postgres {
-            name: "appdb".into(),
-            read_write: None,
-            read_only: None,
-            read_from_primary: true,
-            user: "ballast".into(),
-            password_file: None,
-            database: "postgres".into(),
-            ca_file: None,
-            interval: Duration::from_secs(1),
-            timeout: Duration::from_millis(200),
-            promotion: Promotion::Manual,
-            max_loss: 0,
-            durability: Durability::Strict,
-            max_lag: 0,
-            max_retained: 0,
-            servers: vec![server.clone()],
-            consensus: None,
-        };
+        let (database, server) = one_server(address, Duration::from_millis(200));
         Link::new(&database, &server)
     }
 

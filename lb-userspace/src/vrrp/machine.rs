@@ -16,9 +16,11 @@
 //!   [`Settings::claim`]. Of two that
 //!   begin at the same time one yields before it has taken anything. Who hears an Active of a lower priority
 //!   meanwhile tells it once more, and waits once more.
-//! - **Letting go.** Who yields says so, by an advert of priority 0.
-//! - **Leaving.** Who hands over says so (priority 0) and serves until it hears the next Active: nobody may
-//!   answer, and then it has not left.
+//! - **Letting go.** Who yields says so, by two adverts of priority 0.
+//! - **Leaving.** Who hands over says so (priority 0), serves until it hears the next Active, and then says it again:
+//!   nobody may answer, and then it has not left. So one such advert is no sign that the addresses are free, and a
+//!   claim waits for two. The lease says so too: killed and started again meanwhile, it does not know whether
+//!   another has claimed the addresses, and listens as at any start.
 //! - **The lease.** With every advert the machine says until when this node may answer for the
 //!   addresses: a little less than the time after which a Backup takes them. Whoever is later than
 //!   that (a process that was stopped) lets go. If no advert has come meanwhile, nobody has taken over:
@@ -167,7 +169,14 @@ impl Step<'_> {
     fn announce_claim(&mut self, active: Option<IpAddr>, cause: Cause) -> Claiming {
         self.act(&[Action::Send(self.settings.priority)]);
         let until = self.now + self.settings.claim();
-        Claiming { until, sent_at: self.now, active, insisted: false, cause }
+        Claiming {
+            until,
+            sent_at: self.now,
+            active,
+            insisted: false,
+            leaves: cause == Cause::ActiveLeft,
+            cause,
+        }
     }
 
     fn take(&mut self, claim: Claiming) -> State {
@@ -206,7 +215,10 @@ impl Step<'_> {
             if backup.active.is_some_and(|active| active != advert.source) {
                 return State::Backup(backup);
             }
-            let down_at = advert.at + settings.skew(backup.interval);
+            // Who has just begun to listen may have missed that advert: the next comes within an interval.
+            let missed = settings.many && backup.active.is_none();
+            let next = if missed { backup.interval } else { Duration::ZERO };
+            let down_at = advert.at + next + settings.skew(backup.interval);
             return State::Backup(Backup { down_at, heard: Heard::Leaves, ..backup });
         }
         let lower = advert.priority < settings.priority;
@@ -273,6 +285,9 @@ impl Step<'_> {
             if claim.active != Some(advert.source) || self.settings.many {
                 return State::Claiming(claim);
             }
+            if !claim.leaves {
+                return State::Claiming(Claiming { leaves: true, ..claim });
+            }
             // Who had the addresses has let go.
             let state = self.take(claim);
             self.act(&[Action::Send(self.settings.priority)]);
@@ -287,7 +302,7 @@ impl Step<'_> {
         }
         // An Active of a lower priority that has not heard the claim: it may just be back within its lease.
         let again = self.announce_claim(active, claim.cause);
-        State::Claiming(Claiming { insisted: true, ..again })
+        State::Claiming(Claiming { insisted: true, leaves: claim.leaves, ..again })
     }
 
     fn active_heard(&mut self, active: Active, advert: &Advert) -> State {
@@ -295,7 +310,9 @@ impl Step<'_> {
             return self.advertise(active);
         }
         if self.is_preferred(advert) {
-            self.act(&[Action::Lease(None), Action::Drop, Action::Send(LEAVES)]);
+            // Twice, as from who hands over: once when it leaves, and once when it has let go.
+            let leaves = Action::Send(LEAVES);
+            self.act(&[Action::Lease(None), Action::Drop, leaves, leaves]);
             return State::Backup(self.follow(advert));
         }
         let (by, priority) = (advert.source, advert.priority);
@@ -312,7 +329,7 @@ impl Step<'_> {
 
     fn leave(&mut self, stops: bool) -> State {
         let until = self.now + self.settings.patience();
-        self.act(&[Action::Send(LEAVES), Action::Lease(Some(until))]);
+        self.act(&[Action::Send(LEAVES), Action::LastLease(until)]);
         State::Leaving(Leaving { until, stops })
     }
 

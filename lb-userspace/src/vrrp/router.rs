@@ -33,10 +33,16 @@ pub trait Leases: Send + Sync + std::fmt::Debug {
     /// not any more. It must not block.
     fn set(&self, addresses: &[IpAddr], until: Option<Duration>) -> anyhow::Result<()>;
 
+    /// As [`Leases::set`], for a node that has said that it lets the addresses go.
+    fn give_away(&self, addresses: &[IpAddr], until: Duration) -> anyhow::Result<()>;
+
+    /// Ends those leases of `addresses` that an earlier life was giving away.
+    fn end_given_away(&self, addresses: &[IpAddr]) -> anyhow::Result<()>;
+
     /// Forgets the leases of all addresses but these. Who has no lease needs none: it is alone.
     fn keep(&self, addresses: &[IpAddr]) -> anyhow::Result<()>;
 
-    /// The earliest end of the leases of `addresses`; none if one of them has no lease.
+    /// The earliest end of the leases of `addresses`; none if one of them has no lease, or is being given away.
     fn get(&self, addresses: &[IpAddr]) -> Option<Duration>;
 }
 
@@ -46,6 +52,14 @@ pub struct NoLeases;
 
 impl Leases for NoLeases {
     fn set(&self, _: &[IpAddr], _: Option<Duration>) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn give_away(&self, _: &[IpAddr], _: Duration) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn end_given_away(&self, _: &[IpAddr]) -> anyhow::Result<()> {
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! What a daemon does for the addresses before it can serve: its start takes longer than fast adverts wait.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::names;
@@ -53,5 +53,32 @@ fn a_start_that_fails_hands_over_what_it_went_on_with() -> Result<()> {
     ensure!(vrrp["role"] == "active" && number(&vrrp["takeovers"]) == 1, "{vrrp}");
     load.more(100)?;
     load.stop().ensure_none_failed()?;
+    pair.finish()
+}
+
+#[test]
+fn who_was_killed_while_it_left_does_not_go_on() -> Result<()> {
+    // Adverts of two seconds: it leaves for eight, in which it is killed and back.
+    let pair = Pair::up("leaving", &[("interval = \"100ms\"", "interval = \"2s\"")])?;
+    // Nobody takes the addresses, and nobody says whether somebody has.
+    pair.lab().daemon("lb-02").kill()?;
+    let mut release = pair.lab().ballast_command("lb-01", "release");
+    let mut release =
+        release.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    pair.until_role(Lb01, "leaving")?;
+    let mut daemon = pair.lab().daemon("lb-01");
+    daemon.kill()?;
+    release.wait()?;
+    ensure!(pair.has_address(Lb01)?, "a killed daemon leaves the address");
+
+    daemon.spawn()?;
+    eventually("lb-01 to listen", || {
+        // It does not answer until it runs.
+        Ok(pair.vrrp(Lb01).ok().filter(|vrrp| vrrp["role"] == "backup"))
+    })?;
+    ensure!(!pair.has_address(Lb01)?, "it listens, and has the address");
+    pair.until_active(Lb01)?;
+    let events = pair.events(Lb01)?;
+    ensure!(!events.contains("it was Active a moment ago"), "it went on: {events}");
     pair.finish()
 }

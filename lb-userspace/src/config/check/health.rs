@@ -48,8 +48,8 @@ pub(super) fn health(
     };
     Health {
         probe: match word {
-            // A probe that this version cannot make has been reported.
-            Word::None | Word::Postgres => Probe::None,
+            Word::None => Probe::None,
+            Word::Postgres => Probe::Postgres,
             Word::Tcp => Probe::Tcp,
             Word::Http => Probe::Http(http()),
             Word::Https => Probe::Https(http()),
@@ -83,13 +83,13 @@ fn warn_of_udp(
                  `probe = \"none\"` says that this is meant",
             );
     }
-    if word == Word::Tcp
+    if matches!(word, Word::Tcp | Word::Postgres)
         && let Some(span) = raw.probe.span()
     {
         findings
             .warning(
                 span,
-                "a tcp probe of a udp service connects to the same port, and says nothing of udp",
+                "a probe by tcp of a udp service connects to the same port, and says nothing of udp",
             )
             .help("make sure that the backends listen there with tcp too, or use a `command`");
     }
@@ -98,14 +98,6 @@ fn warn_of_udp(
 /// Keys that belong to another probe.
 fn check_keys(raw: &raw::Health, word: Word, findings: &mut Findings) {
     let probe = raw.probe.span();
-    if word == Word::Postgres {
-        if let Some(span) = probe {
-            findings
-                .error(span, "`probe = \"postgres\"` is not in this version yet")
-                .help("write `probe = \"tcp\"`, or \"command\" with a script that asks the server");
-        }
-        return;
-    }
     let mut misplaced = |span: Option<Range<usize>>, key: &str, wanted: &str| {
         if let Some(span) = span {
             let finding = findings.error(span, format!("`{key}` needs {wanted}"));

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::*;
-use crate::config::Replay;
+use crate::config::{Probe, Replay};
 
 #[test]
 fn health_keys_of_another_probe() {
@@ -82,10 +82,18 @@ fn health_values() {
         "write `command = [",
     );
     mistake(
-        &health("probe = ▶\"postgres\""),
-        "`probe = \"postgres\"` is not in this version yet",
-        "write `probe = \"tcp\"`",
+        &health("probe = \"postgres\"\npath = ▶\"/\""),
+        "`path` needs `probe = \"http\"` or `\"https\"`",
+        "or remove `path`",
     );
+}
+
+#[test]
+fn the_probe_of_postgres_needs_nothing_more() {
+    let text = good_and("[service.health]\nprobe = \"postgres\"\n");
+    let loaded = parse("test.toml", &text).expect("no mistake");
+    assert_eq!(loaded.config.services[0].health.probe, Probe::Postgres);
+    assert_eq!(loaded.warnings, []);
 }
 
 #[test]
@@ -132,7 +140,7 @@ fn udp_without_a_true_probe() {
     );
     warning(
         &udp("[service.health]\nprobe = ▶\"tcp\"\n"),
-        "a tcp probe of a udp service connects to the same port, and says nothing of udp",
+        "a probe by tcp of a udp service connects to the same port, and says nothing of udp",
         "tcp too",
     );
     for probe in ["none", "http"] {

@@ -107,13 +107,13 @@ word! {
 
 word! {
     /// `probe` of a service.
-    Probe, 1 later {
+    Probe, 0 later {
         Tcp = "tcp",
         Http = "http",
         Https = "https",
+        Postgres = "postgres",
         Command = "command",
         None = "none",
-        Postgres = "postgres",
     }
 }
 

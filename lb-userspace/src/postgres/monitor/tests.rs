@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{super::sample::FailureKind, *};
-use crate::config::{Durability, Postgres, Promotion, Server};
+use crate::postgres::fixture::one_server;
 
 /// An error: its code, its text, and the file and the function of the server that it comes from.
 type Refusal = (&'static str, &'static str, &'static str);
@@ -101,26 +101,7 @@ impl Made {
 
     /// What is found of it.
     async fn found(self) -> Failure {
-        let server = Server { name: "pg-01".into(), address: self.start(), host: None };
-        let database = Postgres {
-            name: "appdb".into(),
-            read_write: None,
-            read_only: None,
-            read_from_primary: true,
-            user: "ballast".into(),
-            password_file: None,
-            database: "postgres".into(),
-            ca_file: None,
-            interval: Duration::from_secs(1),
-            timeout: Duration::from_secs(30),
-            promotion: Promotion::Manual,
-            max_loss: 0,
-            durability: Durability::Strict,
-            max_lag: 0,
-            max_retained: 0,
-            servers: vec![server.clone()],
-            consensus: None,
-        };
+        let (database, server) = one_server(self.start(), Duration::from_secs(30));
         let session = match Link::new(&database, &server).connect().await {
             Ok(session) => session,
             Err(failure) => return failure,

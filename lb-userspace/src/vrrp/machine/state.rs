@@ -98,6 +98,9 @@ pub struct Claiming {
     pub active: Option<IpAddr>,
     /// Whether somebody who is to let go was heard meanwhile, and was told again.
     pub insisted: bool,
+    /// Whether it has said that it leaves. That may have been before it heard of the claim; if it says so again, it
+    /// has let go.
+    pub leaves: bool,
     /// Why it does.
     pub cause: Cause,
 }
@@ -157,7 +160,7 @@ pub enum Sender {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The interface is there, and this node can serve. `lease` is that of an earlier life that
-    /// answered for the addresses.
+    /// answered for the addresses, and was not about to give them away ([`Action::LastLease`]).
     Start {
         /// Until when it lasts.
         lease: Option<Duration>,
@@ -183,6 +186,9 @@ pub enum Action {
     Send(u8),
     /// This node may answer for the addresses until then; `None`: not any more.
     Lease(Option<Duration>),
+    /// This node may answer for them until then, and has said that it lets them go: whoever is started meanwhile does
+    /// not go on with this lease, since another may have claimed the addresses while nobody listened here.
+    LastLease(Duration),
     /// Put the addresses on the interface and announce them.
     Take,
     /// Take the addresses off.

@@ -47,7 +47,7 @@ const STATES: [&str; 11] = [
     "backup",          // armed
     "backup released", // armed, will not preempt
     "claiming",
-    "claiming again", // has told a lower one twice
+    "claiming again", // has told a lower one twice, which leaves
     "claiming asleep",
     "active",        // next advert not due
     "active asleep", // its lease is over
@@ -81,6 +81,7 @@ fn state(name: &str) -> State {
                 sent_at,
                 active: Some(ip(12)),
                 insisted: name == "claiming again",
+                leaves: name == "claiming again",
                 cause: ActiveSilent,
             })
         }
@@ -141,12 +142,12 @@ fn event(name: &str, state: &State) -> (Event, Duration) {
 /// kind of state.
 #[expect(clippy::match_same_arms, reason = "a row stands beside those of its state")]
 fn row(state: &str, event: &str) -> (&'static str, Vec<Action>) {
-    use Action::{Announce, Drop, Lease, Send, Take, Tell};
+    use Action::{Announce, Drop, LastLease, Lease, Send, Take, Tell};
     let lease_at = |at: Duration| Lease(Some(at + Duration::from_micros(287_500)));
     let lease = lease_at(NOW);
     let closed = Lease(None);
     let yields = |last, priority| Tell(Yields { to: ip(last), priority });
-    let lets_go = |more| vec![closed, Drop, Send(0), more];
+    let lets_go = |more| vec![closed, Drop, Send(0), Send(0), more];
     let contested = |last, priority| {
         vec![Tell(Contested { by: ip(last), priority }), Send(100), lease, Announce]
     };
@@ -155,7 +156,7 @@ fn row(state: &str, event: &str) -> (&'static str, Vec<Action>) {
         all.append(&mut more);
         all
     };
-    let handed = |last| lets_go(Tell(HandedOver { to: ip(last) }));
+    let handed = |last| vec![closed, Drop, Send(0), Tell(HandedOver { to: ip(last) })];
     let stalled = Tell(Stalled { by: ms(300) });
     let fault = || vec![Tell(Cause::Fault)];
     match (state, event) {
@@ -184,7 +185,8 @@ fn row(state: &str, event: &str) -> (&'static str, Vec<Action>) {
         ("backup" | "backup released", "stop") => ("initialize", vec![]),
         ("backup" | "backup released", "fault") => ("initialize", fault()),
 
-        ("claiming" | "claiming again", "zero") => {
+        ("claiming", "zero") => ("+", vec![]),
+        ("claiming again", "zero") => {
             ("active", vec![lease_at(ago(4)), Take, Tell(ActiveSilent), Send(100)])
         }
         ("claiming" | "claiming again", "equal, higher address") => {
@@ -212,8 +214,7 @@ fn row(state: &str, event: &str) -> (&'static str, Vec<Action>) {
         ("active", "higher") => ("backup", lets_go(yields(10, 101))),
         ("active", "tick") => ("=", vec![]),
         ("active", "tick when due") => ("+", vec![Send(100), lease_at(NOW + ms(40))]),
-        ("active", "release") => ("leaving", vec![Send(0), Lease(Some(NOW + ms(400)))]),
-        ("active", "stop") => ("leaving", vec![Send(0), Lease(Some(NOW + ms(400)))]),
+        ("active", "release" | "stop") => ("leaving", vec![Send(0), LastLease(NOW + ms(400))]),
         ("active", "fault") => ("initialize", vec![closed, Drop, Tell(Cause::Fault)]),
 
         ("leaving" | "stopping", "zero" | "tick" | "changed" | "release") => ("=", vec![]),
@@ -414,11 +415,35 @@ fn who_was_stopped_with_all_others_goes_on() {
 fn of_two_that_claim_when_the_active_lets_go_neither_takes_before_its_time() {
     for (many, name) in [(false, "active"), (true, "claiming")] {
         let settings = Settings { many, ..settings() };
-        let claim = state("claiming");
+        let claim = state("claiming again");
         let State::Claiming(Claiming { active: Some(active), .. }) = claim else { panic!() };
         let lets_go = Advert { source: active, ..advert(0, 12) };
         let (after, _) = step(&settings, claim, Event::Heard(lets_go), NOW);
         assert_eq!(after.name(), name);
+    }
+}
+
+#[test]
+fn that_the_active_leaves_is_no_sign_that_it_has_let_go() {
+    let heard = |state, event| step(&settings(), state, event, NOW).0;
+    let zero = Event::Heard(advert(0, 12));
+    // It was asked to hand over as the claim was on its way, and serves until it hears that.
+    let crossed = heard(state("claiming"), zero);
+    assert_eq!(crossed.name(), "claiming");
+    assert_eq!(heard(crossed, zero).name(), "active");
+    // The claim came since it leaves, so that what comes now is its answer.
+    let armed = heard(state("backup"), zero);
+    let (claim, _) = step(&settings(), armed, Event::Tick, armed.deadline().unwrap());
+    assert_eq!(heard(claim, zero).name(), "active");
+}
+
+#[test]
+fn who_has_just_begun_to_listen_waits_for_an_active_that_it_has_not_heard() {
+    for (many, waits) in [(false, Duration::ZERO), (true, ms(100))] {
+        let settings = Settings { many, ..settings() };
+        let (fresh, _) = step(&settings, State::Initialize, Event::Start { lease: None }, NOW);
+        let (armed, _) = step(&settings, fresh, Event::Heard(advert(0, 12)), NOW);
+        assert_eq!(armed.deadline(), Some(NOW + settings.skew(ms(100)) + waits), "many: {many}");
     }
 }
 

@@ -168,12 +168,13 @@ impl Run {
 
     /// Takes off what an earlier daemon left, but for what this one goes on to hold.
     async fn forget_stale(&mut self) {
-        let keep: Vec<_> = self
-            .instances
-            .iter()
-            .filter(|instance| instance.state.serves())
-            .flat_map(|instance| instance.floating.addresses.clone())
-            .collect();
+        let (goes_on, stale): (Vec<&Instance>, Vec<&Instance>) =
+            self.instances.iter().partition(|instance| instance.state.serves());
+        let keep: Vec<_> = goes_on.iter().flat_map(|it| it.floating.addresses.clone()).collect();
+        let ended: Vec<IpAddr> = stale.iter().flat_map(|it| it.addresses()).collect();
+        if let Err(error) = self.leases.end_given_away(&ended) {
+            self.unleased = Some(format!("the leases: {error:#}"));
+        }
         match address::remove_stale(&self.setup.interface, &keep).await {
             Ok(removed) => {
                 for (address, prefix) in removed {
@@ -310,6 +311,10 @@ impl Run {
             Action::Send(priority) => self.send(at, priority),
             Action::Lease(until) => {
                 let result = self.leases.set(&instance.addresses(), until);
+                self.unleased = result.err().map(|error| format!("the lease: {error:#}"));
+            }
+            Action::LastLease(until) => {
+                let result = self.leases.give_away(&instance.addresses(), until);
                 self.unleased = result.err().map(|error| format!("the lease: {error:#}"));
             }
             Action::Take => {
