@@ -127,6 +127,7 @@ enum Wish {
 
 /// A node: the machine, and its kernel.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Router {
     settings: Settings,
     /// The configured priority of each node.

@@ -114,7 +114,7 @@ fn wrong_words() {
     mistake(
         &good_and("[service.health]\nprobe = ▶\"htttp\"\n"),
         "`probe` cannot be \"htttp\"",
-        "did you mean \"http\"? it may be \"tcp\", \"http\", \"https\", \"command\" or \"none\"",
+        "did you mean \"http\"? it may be \"tcp\", \"http\", \"https\", \"postgres\", \"command\" or \"none\"",
     );
     let text = changed("name = \"web\"", "name = \"web\"\nprotocol = ▶\"sctp\"");
     mistake(&text, "`protocol` cannot be \"sctp\"", "it may be \"tcp\" or \"udp\"");
