@@ -147,6 +147,23 @@ pub(crate) fn median(samples: &[f64]) -> f64 {
     }
 }
 
+/// Least probability of what is taken for chance.
+const CHANCE: f64 = 0.05;
+
+/// Whether so many of the samples are above a bound that it is not by chance: the sign test. If their
+/// median were the bound, each would be above it with probability 1/2.
+pub(crate) fn is_above(samples: &[f64], bound: f64) -> bool {
+    let below = samples.iter().filter(|sample| **sample <= bound).count();
+    let count = samples.len();
+    // Of all ways in which they can fall, those with no more below it than these.
+    let (mut ways, mut rare) = (1.0, 0.0);
+    for at in 0..=below {
+        rare += ways;
+        ways *= (count - at) as f64 / (at + 1) as f64;
+    }
+    rare / 2_f64.powi(count as i32) < CHANCE
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,5 +173,19 @@ mod tests {
         assert!((median(&[3.0, 1.0, 2.0]) - 2.0).abs() < f64::EPSILON);
         assert!((median(&[4.0, 1.0, 3.0, 2.0]) - 2.5).abs() < f64::EPSILON);
         assert!(median(&[]).is_nan());
+    }
+
+    /// By the table of the binomial distribution: of 11, two or fewer by chance is 67/2048.
+    #[test]
+    fn what_is_above_by_chance_is_not_above() {
+        let of = |above: usize, count: usize| {
+            let samples: Vec<_> = (0..count).map(|at| if at < above { 1.1 } else { 0.9 }).collect();
+            is_above(&samples, 1.0)
+        };
+        assert!(of(9, 11) && !of(8, 11), "67 and 232 of 2048");
+        assert!(of(7, 7) && !of(6, 7), "1 and 8 of 128");
+        assert!(of(5, 5) && !of(4, 4), "1 of 32, 1 of 16");
+        assert!(!of(2, 2) && !of(0, 11) && !is_above(&[], 1.0));
+        assert!(!is_above(&[1.0; 11], 1.0), "at the bound is not above it");
     }
 }

@@ -140,7 +140,7 @@ pub(crate) fn measure(load: Load) -> anyhow::Result<Requests> {
 }
 
 /// One turn.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Turn {
     pub(crate) requests: f64,
     pub(crate) seconds: f64,

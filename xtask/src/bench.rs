@@ -19,10 +19,11 @@ pub struct Args {
     #[arg(long)]
     pub quick: bool,
     /// Measures single packets only, without a lab: neither frames over wires nor requests.
-    #[arg(long)]
+    #[arg(long, group = "part")]
     pub no_requests: bool,
-    /// Measures only packets whose line in the table contains this, with their floors. May be repeated
-    #[arg(long, value_name = "WORDS", requires = "no_requests")]
+    /// Measures only what has this in its line of the table: packets, with their floors, or requests
+    /// with `--l7`. May be repeated
+    #[arg(long, value_name = "WORDS", requires = "part")]
     pub only: Vec<String>,
     /// Measures only with so many flows: 1, 10000 or 1000000. May be repeated
     #[arg(long, value_name = "NUMBER", requires = "no_requests")]
@@ -62,7 +63,7 @@ pub struct Scale {
 #[derive(Clone, Debug, clap::Args)]
 pub struct L7 {
     /// Measures, in place of packets, what requests cost the proxy, nginx and `HAProxy`
-    #[arg(long = "l7", conflicts_with = "wanted")]
+    #[arg(long = "l7", conflicts_with = "wanted", group = "part")]
     pub requests: bool,
     /// With `--l7`: in place of that, so many silent `WebSocket`s beside 2,000 requests a second, and
     /// what becomes of the daemon's memory
